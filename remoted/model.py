@@ -10,26 +10,13 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NewType
 
+from remoted_client.wire import Status as Status
+
 JobId = NewType("JobId", str)
 WorkerId = NewType("WorkerId", str)
 AttemptToken = NewType("AttemptToken", str)
 Uid = NewType("Uid", int)
 DeviceUuid = NewType("DeviceUuid", str)
-
-
-class Status(str, Enum):
-    """What a job is, in the Flash document's six words. Terminal statuses never change."""
-
-    IN_QUEUE = "IN_QUEUE"
-    IN_PROGRESS = "IN_PROGRESS"
-    COMPLETED = "COMPLETED"
-    FAILED = "FAILED"
-    CANCELLED = "CANCELLED"
-    TIMED_OUT = "TIMED_OUT"
-
-    @property
-    def is_terminal(self) -> bool:
-        return self not in (Status.IN_QUEUE, Status.IN_PROGRESS)
 
 
 class Reason(str, Enum):

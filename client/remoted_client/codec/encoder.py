@@ -1,0 +1,109 @@
+"""The caller's side: a function, its arguments, and what comes back.
+
+Called by the client for every call, so the common case, the same function with nothing changed, costs a look at
+each global that its code refers to. It never asks what a worker has: ``Code`` is complete, equal code has an
+equal digest, and whoever carries it may leave out what is there already.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from .code import Code
+from .modules import collect_modules
+
+if TYPE_CHECKING:
+    import pickle
+
+    from .engine import Engine, Target
+
+
+class Encoder:
+    """Sends the code and values of this process. One per process; safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._pid = 0
+        self._made: Engine | None = None
+        self._targets: weakref.WeakKeyDictionary[Any, Target] = weakref.WeakKeyDictionary()
+
+    @property
+    def run_id(self) -> str:
+        """The name of this run of the script."""
+        return self._engine().origin.run
+
+    def encode_call_target(self, function: Callable[..., Any]) -> Code:
+        """The code of a function or class, with the globals that it refers to.
+
+        The same ``Code`` object is returned for as long as nothing has changed.
+        """
+        with self._lock:
+            engine, modules = self._engine(), collect_modules()
+            target = self._known_target(function)
+            if target is None or not target.is_current():
+                target = engine.target(function, modules)
+                self._keep_target(function, target)
+            return target.with_modules(modules)
+
+    def encode_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any], code: Code | None = None) -> bytes:
+        """The arguments as bytes. With ``code``, what its payload brings is not sent again."""
+        file = io.BytesIO()
+        self.encode_arguments_into(file, args, kwargs, code)
+        return file.getvalue()
+
+    def encode_arguments_into(
+        self,
+        file: BinaryIO,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        code: Code | None = None,
+        buffer_callback: Callable[[pickle.PickleBuffer], Any] | None = None,
+    ) -> None:
+        """The arguments, written to ``file``; large bytes are written from where they are."""
+        with self._lock:
+            self._engine().write(
+                file,
+                (args, kwargs),
+                lambda: _parts(args, kwargs, code),
+                None if code is None else code.known,
+                buffer_callback=buffer_callback,
+            )
+
+    def decode_result(self, payload: Any, buffers: Iterable[Any] | None = None) -> Any:
+        """A result, from bytes or a file. Classes and functions of this process are the ones it has."""
+        with self._lock:
+            return self._engine().read(payload, buffers=buffers)
+
+    def _engine(self) -> Engine:
+        """A forked child goes its own way, so it is a run of its own."""
+        if self._made is None or self._pid != os.getpid():
+            from .engine import Engine
+
+            self._made, self._pid = Engine(), os.getpid()
+            self._targets.clear()
+        return self._made
+
+    def _known_target(self, function: object) -> Target | None:
+        try:
+            return self._targets.get(function)
+        except TypeError:
+            return None  # neither hashable nor weakly referable: built anew each time
+
+    def _keep_target(self, function: object, target: Target) -> None:
+        try:
+            self._targets[function] = target
+        except TypeError:
+            return
+
+
+def _parts(args: tuple[Any, ...], kwargs: dict[str, Any], code: Code | None) -> Iterator[tuple[str, Any]]:
+    names = () if code is None else code.parameters
+    for index, value in enumerate(args):
+        yield f"argument {names[index]!r}" if index < len(names) else f"argument {index}", value
+    for name, value in kwargs.items():
+        yield f"argument {name!r}", value

@@ -1,0 +1,72 @@
+"""The globals that code refers to, found without pickling anything.
+
+Pickling follows references depth first, and a script of a few hundred functions that call each other would
+exhaust the recursion limit. So the globals below the root are listed first, callees before callers, and each is
+pickled on its own. What this misses (functions inside containers) is pickled where it is met.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from typing import Any
+
+from cloudpickle import cloudpickle as cp  # type: ignore[import-untyped, unused-ignore]
+
+from .identity import functions_in, methods
+from .origin import RESERVED, Scope, contents
+from .reference import by_reference
+
+Name = tuple[Scope, str]
+
+
+def names_of(function: types.FunctionType) -> list[str]:
+    """The global names in a function's code, nested code included."""
+    return [name for name in cp._extract_code_globals(function.__code__) if name not in RESERVED]
+
+
+def reachable(root: object) -> list[Name]:
+    """Every global below ``root`` that has a value, callees first."""
+    seen: set[tuple[int, str]] = set()
+    order: list[Name] = []
+    pending: list[tuple[Name | None, Iterator[Name]]] = [(None, _names_below(root))]
+    while pending:
+        name, below = pending[-1]
+        following = next((each for each in below if (id(each[0]), each[1]) not in seen), None)
+        if following is not None:
+            scope, key = following
+            seen.add((id(scope), key))
+            pending.append((following, _names_below(scope[key])))
+        else:
+            pending.pop()
+            if name is not None:
+                order.append(name)
+    return order
+
+
+def _names_below(value: object) -> Iterator[Name]:
+    visited: set[int] = set()
+    pending = list(_functions(value))
+    while pending:
+        function = pending.pop()
+        if id(function) in visited or by_reference(function):
+            continue
+        visited.add(id(function))
+        scope = function.__globals__
+        for name in names_of(function):
+            if name in scope:
+                yield scope, name
+        for cell in function.__closure__ or ():
+            pending.extend(_functions(contents(cell)))
+
+
+def _functions(value: Any) -> Iterator[types.FunctionType]:
+    if isinstance(value, type):
+        for cls in value.__mro__:
+            if not by_reference(cls):
+                yield from (function for _, function in methods(cls))
+        return
+    yield from functions_in(value)
+    attributes = getattr(value, "__dict__", None) if not isinstance(value, types.ModuleType) else None
+    if type(attributes) is dict:
+        yield from functions_in(attributes.get("__wrapped__"))

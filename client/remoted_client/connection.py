@@ -1,0 +1,396 @@
+"""This process's line to the daemon: one socket, one thread that reads it, any thread that writes.
+
+A call never blocks its caller here: what the socket does not take at once waits for the thread, which also finds
+or starts the daemon. When the daemon goes away and comes back, the thread reconnects, sends again what was not
+acknowledged (under the same submission key, so that nothing runs twice) and asks for the rest by id. A forked
+child forgets everything: it is another caller.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import selectors
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from remoted_client import context, wire
+from remoted_client.daemon import connect, connect_or_start
+from remoted_client.errors import DaemonUnreachable, RemotedError, WorkerLost, for_code
+from remoted_client.payload import Payload
+from remoted_client.surroundings import Surroundings
+
+if TYPE_CHECKING:
+    from remoted_client.codec import Encoder
+    from remoted_client.handle import CallState
+
+_READ_BYTES = 256 * 1024
+_RECONNECT_SECONDS = 60.0
+_EXIT_SECONDS = 10.0
+
+
+class Upload(NamedTuple):
+    """Content that a call refers to by digest."""
+
+    digest: str
+    role: str
+    data: bytes | Payload
+
+
+class Outgoing(NamedTuple):
+    """A call as it is sent, again if need be."""
+
+    key: str
+    header: dict[str, Any]
+    body: bytes
+    uploads: tuple[Upload, ...]
+
+
+class Connection:
+    """Made by ``current``; one per process."""
+
+    def __init__(self) -> None:
+        from remoted_client.codec import Encoder
+
+        self.pid = os.getpid()
+        self.encoder: Encoder = Encoder()
+        self.surroundings = Surroundings()
+        self._lock = threading.RLock()
+        self._outbox: deque[tuple[bytes, tuple[int, ...]]] = deque()
+        self._states: dict[str, CallState] = {}
+        self._unsent: list[CallState] = []
+        self._sent_digests: set[str] = set()
+        self._waiting: dict[str, int] = {}
+        self._sock: socket.socket | None = None
+        self._ready = False
+        self._reader = wire.FrameReader()
+        self._thread: threading.Thread | None = None
+        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.daemon: dict[str, Any] = {}
+        atexit.register(self._at_exit)
+
+    # -- calls ---------------------------------------------------------------------------------------------
+
+    def start(self, state: CallState) -> None:
+        """Send a call, or leave it to the thread. Errors arrive in ``state``."""
+        with self._lock:
+            self._states[state.key] = state
+            if self._ready:
+                self._transmit(state)
+            else:
+                self._unsent.append(state)
+                self._ensure_thread()
+
+    def attach(self, state: CallState) -> None:
+        """Watch a job by its id."""
+        with self._lock:
+            self._states[state.id] = state
+            if self._ready:
+                self._send_watch(state)
+            else:
+                self._unsent.append(state)
+                self._ensure_thread()
+
+    def send(self, header: dict[str, Any]) -> None:
+        """A small order about a call (cancel, credit); dropped when there is no connection."""
+        with self._lock:
+            if self._ready:
+                self._write(wire.encode(header))
+
+    def waiting(self, call_id: str, delta: int) -> None:
+        """A thread or task of this body begins (+1) or ends (-1) to wait for a nested call."""
+        with self._lock:
+            count = self._waiting.get(call_id, 0) + delta
+            self._waiting[call_id] = count
+            if count == (1 if delta > 0 else 0):
+                self.send({"op": "waiting", "id": call_id, "waiting": count > 0})
+
+    def _transmit(self, state: CallState) -> None:
+        if state.outgoing is None:
+            self._send_watch(state)
+            return
+        for upload in state.outgoing.uploads:
+            if upload.digest not in self._sent_digests:
+                self._sent_digests.add(upload.digest)
+                self._send_upload(upload)
+        self._write(wire.encode(state.outgoing.header, state.outgoing.body))
+
+    def _send_upload(self, upload: Upload) -> None:
+        header = {"op": "put", "digest": upload.digest, "role": upload.role}
+        data = upload.data
+        if isinstance(data, bytes) and len(data) <= wire.INLINE_BYTES:
+            self._write(wire.encode(header, data))
+            return
+        fd = wire.memfd("remoted-content", data) if isinstance(data, bytes) else os.dup(data.fd)
+        self._write(wire.encode(header, fd_count=1), (fd,))
+
+    def _send_watch(self, state: CallState) -> None:
+        header = {"op": "watch", "id": state.id, "mine": state.is_mine, "offset": state.log_offset, "items": state.items_received}
+        self._write(wire.encode(header))
+
+    # -- the socket ----------------------------------------------------------------------------------------
+
+    def _write(self, data: bytes, fds: tuple[int, ...] = ()) -> None:
+        """At once as far as the socket takes it; never blocks. The descriptors are closed when sent."""
+        if not self._outbox and self._sock is not None:
+            try:
+                sent = wire.send(self._sock, data, fds, socket.MSG_DONTWAIT)
+            except (BlockingIOError, InterruptedError):
+                sent = -1
+            except OSError:
+                wire.close_all(fds)  # the thread sees the end of the connection and sends again
+                return
+            if sent >= 0:
+                wire.close_all(fds)
+                data, fds = data[sent:], ()
+        if data:
+            self._outbox.append((data, fds))
+            self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._wake_write, b"x")
+
+    def _ensure_thread(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="remoted-io", daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        """The thread: connect, talk until the connection ends, connect again while somebody waits."""
+        first = True
+        while True:
+            try:
+                self._sock = connect_or_start() if first else self._reconnect()
+                self._introduce()
+                self._talk()
+            except RemotedError as error:
+                self._fail_all(error)
+            first = False
+            if not self._rest():
+                return
+
+    def _rest(self) -> bool:
+        """The connection is gone. True if somebody still waits for a call; else this thread ends until the next one."""
+        with self._lock:
+            self._disconnect()
+            self._unsent = []
+            for state in list(dict.fromkeys(self._states.values())):
+                if state.is_durable or not state.accepted:
+                    self._unsent.append(state)
+                else:
+                    state.fail(WorkerLost("the daemon went away while it ran a load-balanced call; such calls are never sent twice", reason="LOST"))
+                    self._forget(state)
+            if not self._unsent:
+                self._thread = None
+                return False
+            return True
+
+    def _disconnect(self) -> None:
+        self._ready = False
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+        for _, fds in self._outbox:
+            wire.close_all(fds)
+        self._outbox.clear()
+        self._sent_digests.clear()
+        self._reader.close()
+        self._reader = wire.FrameReader()
+
+    def _reconnect(self) -> socket.socket:
+        """The daemon went away while somebody waits: it is restarted by somebody, or by us."""
+        deadline = time.monotonic() + _RECONNECT_SECONDS
+        pause = 0.05
+        while time.monotonic() < deadline:
+            try:
+                return connect()
+            except OSError:
+                time.sleep(pause)
+                pause = min(1.0, pause * 2)
+                if pause == 1.0 and not context.in_worker:
+                    return connect_or_start()
+        raise DaemonUnreachable(f"the daemon went away and did not come back within {_RECONNECT_SECONDS:g} s")
+
+    def _introduce(self) -> None:
+        """hello, welcome, then everything that waits. Raises VersionMismatch, DaemonUnreachable."""
+        assert self._sock is not None
+        hello = {"op": "hello", "protocol": wire.PROTOCOL, "python": list(sys.version_info[:3]), "started": _start_ticks()}
+        self._sock.sendall(wire.encode(hello))
+        self._sock.settimeout(10.0)
+        frames: list[wire.Frame] = []
+        try:
+            while not frames:
+                data, fds = wire.receive(self._sock, _READ_BYTES)
+                if not data:
+                    raise DaemonUnreachable("the daemon closed the connection")
+                frames = self._reader.feed(data, fds)
+        except wire.WireError as error:
+            raise for_code("VERSION_MISMATCH", str(error)) from error
+        except OSError as error:
+            raise DaemonUnreachable(f"the daemon does not answer: {error}") from error
+        if frames[0].op == "refused":
+            raise for_code(frames[0].header["code"], frames[0].header["message"])
+        self.daemon = frames[0].header
+        with self._lock:
+            self._sock.setblocking(False)
+            self._ready = True
+            unsent, self._unsent = self._unsent, []
+            for state in unsent:
+                if state.id and state.is_durable:
+                    self._send_watch(state)
+                else:
+                    self._transmit(state)
+
+    def _talk(self) -> None:
+        assert self._sock is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._sock, selectors.EVENT_READ)
+            selector.register(self._wake_read, selectors.EVENT_READ)
+            while True:
+                for key, events in selector.select():
+                    if key.fd == self._wake_read:
+                        os.read(self._wake_read, 65536)
+                    elif events & selectors.EVENT_READ and not self._receive():
+                        return
+                with self._lock:
+                    self._flush()
+                    wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outbox else 0)
+                selector.modify(self._sock, wanted)
+
+    def _flush(self) -> None:
+        while self._outbox and self._sock is not None:
+            data, fds = self._outbox[0]
+            try:
+                sent = wire.send(self._sock, data, fds, socket.MSG_DONTWAIT)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                return  # the reader sees the end
+            wire.close_all(fds)
+            if sent == len(data):
+                self._outbox.popleft()
+            else:
+                self._outbox[0] = (data[sent:], ())
+
+    def _receive(self) -> bool:
+        """Handle what has arrived. False at the end of the connection."""
+        assert self._sock is not None
+        try:
+            data, fds = wire.receive(self._sock, _READ_BYTES)
+            frames = self._reader.feed(data, fds) if data else []
+        except (BlockingIOError, InterruptedError):
+            return True
+        except (OSError, wire.WireError):
+            return False
+        for frame in frames:
+            self._dispatch(frame)
+        return bool(data)
+
+    # -- what the daemon says ------------------------------------------------------------------------------
+
+    def _dispatch(self, frame: wire.Frame) -> None:
+        header = frame.header
+        state = self._states.get(header.get("key", "")) or self._states.get(header.get("id", ""))
+        if state is None:
+            if frame.op == "refused" and header.get("about") == "put":
+                self._refused_upload(header)
+            frame.close()
+        elif frame.op == "accepted":
+            self._states[header["id"]] = state
+            state.on_accepted(header["id"])
+        elif frame.op == "refused":
+            self._on_refused(state, header)
+        elif frame.op == "done":
+            with self._lock:
+                self._forget(state)
+            state.on_done(frame)
+        else:
+            state.on_event(frame)
+
+    def _on_refused(self, state: CallState, header: dict[str, Any]) -> None:
+        with self._lock:
+            if header["code"] == "MISSING_CONTENT" and state.outgoing is not None and not state.resent:
+                state.resent = True
+                for upload in state.outgoing.uploads:
+                    self._sent_digests.discard(upload.digest)
+                self._transmit(state)
+                return
+            if header.get("about") in ("submit", "call", "watch"):
+                self._forget(state)
+                state.fail(for_code(header["code"], header["message"]))
+
+    def _refused_upload(self, header: dict[str, Any]) -> None:
+        """Content was not taken (disk full, over a limit): every call that needs it fails with that reason."""
+        with self._lock:
+            self._sent_digests.discard(header.get("digest", ""))
+            for state in list(dict.fromkeys(self._states.values())):
+                if state.outgoing is not None and any(upload.digest == header.get("digest") for upload in state.outgoing.uploads):
+                    self._forget(state)
+                    state.fail(for_code(header["code"], header["message"]))
+
+    def _forget(self, state: CallState) -> None:
+        self._states.pop(state.key, None)
+        self._states.pop(state.id, None)
+
+    def _fail_all(self, error: RemotedError) -> None:
+        with self._lock:
+            states, self._states, self._unsent = list(dict.fromkeys(self._states.values())), {}, []
+        for state in states:
+            state.fail(error)
+
+    # -- the end of the script -----------------------------------------------------------------------------
+
+    def _at_exit(self) -> None:
+        """Detached calls are handed over; others that nobody awaited are cancelled, and that is said (MECHANISMS 13)."""
+        if self.pid != os.getpid():
+            return
+        with self._lock:
+            states = list(dict.fromkeys(self._states.values()))
+        for state in states:
+            if state.is_detached:
+                state.wait_accepted(_EXIT_SECONDS)
+        left = [state for state in states if state.is_mine and not state.is_over and not state.was_awaited]
+        if left:
+            names = ", ".join(sorted({state.name for state in left})[:3])
+            plural = "calls were" if len(left) > 1 else "call was"
+            sys.stderr.write(f"remoted: {len(left)} {plural} not awaited and ended with this script ({names}); .options(detach=True) lets a call run on\n")
+
+
+_current: Connection | None = None
+_current_lock = threading.Lock()
+
+
+def current() -> Connection:
+    """This process's connection; made at the first call, made anew in a forked child."""
+    global _current
+    found = _current
+    if found is None or found.pid != os.getpid():
+        with _current_lock:
+            if _current is None or _current.pid != os.getpid():
+                _current = Connection()
+            found = _current
+    return found
+
+
+def _forget_in_child() -> None:
+    """A fork copies the descriptor but must not speak on it, nor keep its parent's end alive."""
+    global _current, _current_lock
+    _current_lock = threading.Lock()
+    inherited, _current = _current, None
+    if inherited is not None and inherited._sock is not None:
+        inherited._sock.close()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def _start_ticks() -> int:
+    """When this process began, in clock ticks since boot (proc(5) field 22): with the pid it is unmistakable."""
+    with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
+        return int(file.read().rsplit(")", 1)[1].split()[19])

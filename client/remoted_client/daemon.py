@@ -1,0 +1,99 @@
+"""Finding the daemon, and in user mode starting it (MECHANISMS 7)."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+
+from remoted_client import context
+from remoted_client.errors import DaemonUnreachable
+
+_START_SECONDS = 30.0
+
+
+def socket_directory() -> str:
+    """REMOTED_SOCKET names the directory of the two sockets; else the runtime directory; else a private one."""
+    if named := os.environ.get("REMOTED_SOCKET"):
+        return named
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        return os.path.join(runtime, "remoted")
+    return os.path.join(tempfile.gettempdir(), f"remoted-{os.geteuid()}")
+
+
+def connect(name: str = "data.sock") -> socket.socket:
+    """A connection to a daemon that is root's or ours. Raises OSError, or DaemonUnreachable for a stranger's (T08)."""
+    path = os.path.join(socket_directory(), name)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.connect(path)
+        _, uid, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if uid not in (0, os.geteuid()):
+            raise DaemonUnreachable(f"cannot trust the daemon at {path}: it runs as uid {uid}; check REMOTED_SOCKET")
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def connect_or_start() -> socket.socket:
+    """As ``connect``, after starting the user's own daemon if none answers. Raises DaemonUnreachable."""
+    try:
+        return connect()
+    except (FileNotFoundError, ConnectionRefusedError):
+        pass
+    except OSError as error:
+        raise DaemonUnreachable(f"cannot reach the daemon in {socket_directory()}: {error}") from error
+    if context.in_worker:
+        return _wait_for(None)
+    return _wait_for(_start())
+
+
+def _start() -> subprocess.Popen[bytes]:
+    """The daemon, in a session of its own, so that it outlives this script."""
+    if importlib.util.find_spec("remoted") is None or importlib.util.find_spec("aiohttp") is None:
+        raise DaemonUnreachable(
+            f"no daemon answers in {socket_directory()}, and none can be started: {sys.executable} lacks its packages; run: {sys.executable} -m pip install 'remoted[daemon]'"
+        )
+    state = os.environ.get("XDG_STATE_HOME", "")
+    base = state if state.startswith("/") else os.path.join(os.environ.get("HOME", "/"), ".local", "state")
+    folder = os.path.join(base, "remoted")
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    with open(os.path.join(folder, "daemon.log"), "ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "remoted", "--user", "--idle-exit"] if sys.version_info >= (3, 11) else [sys.executable, "-m", "remoted", "--user", "--idle-exit"],
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            close_fds=True,
+        )
+
+
+def _wait_for(process: subprocess.Popen[bytes] | None) -> socket.socket:
+    deadline = time.monotonic() + _START_SECONDS
+    pause = 0.01
+    while time.monotonic() < deadline:
+        try:
+            sock = connect()
+        except (FileNotFoundError, ConnectionRefusedError):
+            if process is not None and process.poll() not in (None, 1):
+                break
+            time.sleep(pause)
+            pause = min(0.1, pause * 1.5)
+            continue
+        if process is not None and process.poll() is None:
+            sys.stderr.write(f"remoted: started your own daemon (pid {process.pid}); `remotectl status` shows it\n")
+            process.returncode = 0  # it is not ours to wait for
+        return sock
+    raise DaemonUnreachable(f"cannot reach a daemon in {socket_directory()}: it did not start within {_START_SECONDS:g} s; see {_log_path()}")
+
+
+def _log_path() -> str:
+    return os.path.join(os.environ.get("XDG_STATE_HOME") or "~/.local/state", "remoted", "daemon.log")

@@ -1,0 +1,192 @@
+"""``@remote``: checks what it is told when it is told, and wraps a function or a class."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, overload
+
+from remoted_client.config import (
+    CpuLiveLoadBalancer,
+    CpuLiveServerless,
+    CpuLoadBalancerSlsResource,
+    CpuServerlessEndpoint,
+    LiveLoadBalancer,
+    LiveServerless,
+    LoadBalancerSlsResource,
+    ResourceConfig,
+    ServerlessEndpoint,
+)
+from remoted_client.function import RemoteFunction, Settings
+from remoted_client.handle import Handle, StreamHandle
+from remoted_client.output import JobOutput
+from remoted_client.suggest import check_amount, check_bool, check_env, check_int, check_list, unknown_field, wrong_type
+
+if TYPE_CHECKING:
+    from remoted_client.remote_class import RemoteClass
+
+P = ParamSpec("P")
+R = TypeVar("R")
+C = TypeVar("C")
+
+QueueConfig = LiveServerless | CpuLiveServerless | ServerlessEndpoint | CpuServerlessEndpoint
+LoadBalancedConfig = LiveLoadBalancer | CpuLiveLoadBalancer | LoadBalancerSlsResource | CpuLoadBalancerSlsResource
+
+_METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH")
+_KNOWN = ("resource_config", "dependencies", "system_dependencies", "accelerate_downloads", "env", "max_retries", "timeout", "local", "method", "path")
+#: Words of the SDK's other versions that mean nothing here.
+_IGNORED = frozenset({"sync", "hf_models_to_cache"})
+
+
+class QueueDecorator(Protocol):
+    """What ``remote(queue config)`` gives: the calls' results are ``JobOutput``."""
+
+    @overload
+    def __call__(self, target: type[C], /) -> RemoteClass[C]: ...
+    @overload
+    def __call__(self, target: Callable[P, AsyncIterator[R]], /) -> RemoteFunction[P, StreamHandle[JobOutput[list[R]]]]: ...
+    @overload
+    def __call__(self, target: Callable[P, Iterator[R]], /) -> RemoteFunction[P, StreamHandle[JobOutput[list[R]]]]: ...
+    @overload
+    def __call__(self, target: Callable[P, Coroutine[Any, Any, R]], /) -> RemoteFunction[P, Handle[JobOutput[R]]]: ...
+    @overload
+    def __call__(self, target: Callable[P, R], /) -> RemoteFunction[P, Handle[JobOutput[R]]]: ...
+
+
+class LoadBalancedDecorator(Protocol):
+    """What ``remote(load-balanced config)`` gives: the calls' results are the values themselves."""
+
+    @overload
+    def __call__(self, target: type[C], /) -> RemoteClass[C]: ...
+    @overload
+    def __call__(self, target: Callable[P, AsyncIterator[R]], /) -> RemoteFunction[P, StreamHandle[list[R]]]: ...
+    @overload
+    def __call__(self, target: Callable[P, Iterator[R]], /) -> RemoteFunction[P, StreamHandle[list[R]]]: ...
+    @overload
+    def __call__(self, target: Callable[P, Coroutine[Any, Any, R]], /) -> RemoteFunction[P, Handle[R]]: ...
+    @overload
+    def __call__(self, target: Callable[P, R], /) -> RemoteFunction[P, Handle[R]]: ...
+
+
+@overload
+def remote(
+    resource_config: QueueConfig,
+    dependencies: list[str] | None = None,
+    system_dependencies: list[str] | None = None,
+    accelerate_downloads: bool = False,
+    env: dict[str, str] | dict[str, None] | dict[str, str | None] | None = None,
+    max_retries: int = 1,
+    timeout: float = 3600,
+    local: bool = False,
+    method: str | None = None,
+    path: str | None = None,
+) -> QueueDecorator: ...
+@overload
+def remote(
+    resource_config: LoadBalancedConfig,
+    dependencies: list[str] | None = None,
+    system_dependencies: list[str] | None = None,
+    accelerate_downloads: bool = False,
+    env: dict[str, str] | dict[str, None] | dict[str, str | None] | None = None,
+    max_retries: int = 1,
+    timeout: float = 3600,
+    local: bool = False,
+    method: str | None = None,
+    path: str | None = None,
+) -> LoadBalancedDecorator: ...
+def remote(
+    resource_config: ResourceConfig | None = None,
+    dependencies: list[str] | None = None,
+    system_dependencies: list[str] | None = None,
+    accelerate_downloads: bool = False,
+    env: Any = None,
+    max_retries: int = 1,
+    timeout: float = 3600,
+    local: bool = False,
+    method: str | None = None,
+    path: str | None = None,
+    **unknown: Any,
+) -> Any:
+    """Mark a function (or class) for execution in a worker of ``resource_config``.
+
+    Args:
+        resource_config: one of the eight config classes; it says what the workers are.
+        dependencies: Python requirements, e.g. ``["numpy==2.*"]``; built once as an environment.
+        system_dependencies: system packages that must be on the host.
+        accelerate_downloads: let the installer download in parallel.
+        env: variables of the workers; None as a value means the caller's own value at call time.
+        max_retries: further attempts of a queue call after an exception or a lost worker.
+        timeout: seconds per attempt in which it runs.
+        local: run the calls here instead, with the same types.
+        method, path: the HTTP route of a load-balanced function.
+
+    Raises:
+        TypeError: a wrong type, an unknown keyword (with a suggestion), no config.
+        ValueError: a value that is not allowed, by name.
+
+    Example:
+        >>> @remote(resource_config=LiveServerless(name="train", gpus=[GpuGroup.AMPERE_24]), dependencies=["torch"])
+        ... async def train(data): ...
+        >>> job = await train(data)
+    """
+    for word in unknown:
+        if word not in _IGNORED:
+            raise unknown_field("remote", word, _KNOWN)
+    if not isinstance(resource_config, ResourceConfig):
+        hint = "; write @remote(LiveServerless(name=...)), with parentheses" if inspect.isfunction(resource_config) else ""
+        raise TypeError(str(wrong_type("resource_config", resource_config, "one of the resource config classes, e.g. LiveServerless(name=...)")) + hint)
+    settings = Settings(
+        resource_config,
+        dependencies=_check_strings("dependencies", dependencies),
+        system_dependencies=_check_strings("system_dependencies", system_dependencies),
+        accelerate_downloads=check_bool("accelerate_downloads", accelerate_downloads),
+        env=check_env("env", env) if env is not None else None,
+        max_retries=check_int("max_retries", max_retries, 0, 1000),
+        timeout=check_amount("timeout", timeout),
+        local=check_bool("local", local),
+        method=method,
+        path=path,
+    )
+    _check_route(settings)
+    return _Decorator(settings)
+
+
+def _check_strings(field: str, value: object) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    items = check_list(field, value, "a list of strings")
+    for item in items:
+        if not isinstance(item, str) or not item.strip():
+            raise wrong_type(f"{field}: each entry", item, "a string such as 'numpy==2.*'")
+    return tuple(str(item) for item in items)
+
+
+def _check_route(settings: Settings) -> None:
+    if settings.method is None and settings.path is None:
+        return
+    if not settings.config.is_load_balanced:
+        warnings.warn("method= and path= have no effect on queue classes; use a load-balanced class", stacklevel=4)
+        return
+    if settings.method not in (None, *_METHODS):
+        raise ValueError(f"cannot use method={settings.method!r}: allowed are {', '.join(_METHODS)}")
+    if settings.path is not None and not settings.path.startswith("/"):
+        raise ValueError(f"cannot use path={settings.path!r}: it must begin with /")
+
+
+class _Decorator(Generic[R]):
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def __call__(self, target: Any) -> Any:
+        if inspect.isclass(target):
+            from remoted_client.remote_class import RemoteClass
+
+            return RemoteClass(target, self._settings)
+        if isinstance(target, RemoteFunction):
+            raise TypeError(f"cannot decorate {target!r} again: it is remote already")
+        if isinstance(target, (staticmethod, classmethod)) or not callable(target):
+            raise TypeError(f"cannot decorate a {type(target).__name__}: @remote takes a function or a class")
+        return RemoteFunction(target, self._settings)
+
+

@@ -1,0 +1,130 @@
+"""Exceptions that come home as themselves: type, attributes, cause, context, notes and the remote traceback.
+
+Pickle alone loses ``__cause__`` and breaks on every class whose ``__init__`` takes other arguments than its
+``args``. So an exception travels as a flat description of its whole chain, and each link is tried three ways:
+as pickle would, rebuilt without calling ``__init__``, and at last as ``RemoteExecutionError`` that says why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from remoted_client.errors import RemoteExecutionError, RemoteTraceback
+
+#: A cause's cause's cause ... is cut here.
+CHAIN_LENGTH = 32
+
+
+def describe(error: BaseException, pickles: Callable[[Any], bool]) -> dict[str, Any]:
+    """A picklable description of ``error`` and its chain. ``pickles`` says whether a value survives the way home."""
+    text = "".join(traceback.format_exception(type(error), error, _without_runtime(error)))
+    return {"links": _links(error, pickles), "traceback": text}
+
+
+def _without_runtime(error: BaseException) -> Any:
+    """The traceback from the user's first frame on: our own frames above it help nobody."""
+    entry = error.__traceback__
+    while entry is not None and entry.tb_frame.f_globals.get("__name__", "").startswith(("remoted_worker", "remoted.worker", "asyncio.")):
+        entry = entry.tb_next
+    return entry if entry is not None else error.__traceback__
+
+
+def _links(error: BaseException, pickles: Callable[[Any], bool]) -> list[dict[str, Any]]:
+    """The chain as a list; a link names its cause and context by position."""
+    order: list[BaseException] = []
+    pending: list[BaseException] = [error]
+    while pending and len(order) < CHAIN_LENGTH:
+        link = pending.pop(0)
+        if any(link is known for known in order):
+            continue
+        order.append(link)
+        pending += [other for other in (link.__cause__, link.__context__) if other is not None]
+    return [{**_describe_one(link, pickles), **_relations(link, order)} for link in order]
+
+
+def _relations(link: BaseException, order: list[BaseException]) -> dict[str, Any]:
+    places = {id(known): place for place, known in enumerate(order)}
+    return {
+        "cause": places.get(id(link.__cause__)),
+        "context": places.get(id(link.__context__)),
+        "suppress": link.__suppress_context__,
+    }
+
+
+def _describe_one(error: BaseException, pickles: Callable[[Any], bool]) -> dict[str, Any]:
+    kind = type(error)
+    plain = {"type_name": f"{kind.__module__}.{kind.__qualname__}", "message": _message(error)}
+    # BaseException.__reduce__ gives (type, args, __dict__); a class of the user's may say otherwise.
+    if pickles(error):
+        return {**plain, "how": "whole", "value": error}
+    attributes = {name: value for name, value in vars(error).items() if pickles(value)}
+    bare = {"how": "rebuilt", "kind": kind, "args": error.args, "attributes": attributes}
+    if pickles(bare) and _can_rebuild(bare):
+        return {**plain, **bare}
+    return {**plain, "how": "described", "why": _why_not(error, pickles)}
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as problem:
+        return f"<str() of it raised {type(problem).__name__}>"
+
+
+def _can_rebuild(bare: dict[str, Any]) -> bool:
+    try:
+        return type(_rebuild(bare)) is bare["kind"]
+    except Exception:
+        return False
+
+
+def _rebuild(link: dict[str, Any]) -> BaseException:
+    kind: type[BaseException] = link["kind"]
+    error = kind.__new__(kind, *link["args"])
+    error.args = link["args"]
+    error.__dict__.update(link["attributes"])
+    return error
+
+
+def _why_not(error: BaseException, pickles: Callable[[Any], bool]) -> str:
+    if not pickles(type(error)):
+        return f"its class {type(error).__qualname__} cannot be sent"
+    for place, value in enumerate(error.args):
+        if not pickles(value):
+            return f"its argument {place}, a {type(value).__qualname__}, cannot be sent"
+    return "it cannot be rebuilt from its arguments"
+
+
+def restore(description: dict[str, Any]) -> BaseException:
+    """The exception that ``describe`` described, with its chain and ``remote_traceback`` attribute."""
+    errors = [_restore_one(link) for link in description["links"]]
+    for error, link in zip(errors, description["links"], strict=True):
+        error.__cause__ = errors[link["cause"]] if link["cause"] is not None else None
+        error.__context__ = errors[link["context"]] if link["context"] is not None else None
+        error.__suppress_context__ = link["suppress"]
+    return attach_traceback(errors[0], description["traceback"])
+
+
+def attach_traceback(error: BaseException, text: str) -> BaseException:
+    """Show the remote traceback where Python prints causes: at the far end of the chain of causes."""
+    last, seen = error, {id(error)}
+    while last.__cause__ is not None and id(last.__cause__) not in seen:
+        last = last.__cause__
+        seen.add(id(last))
+    if last.__cause__ is None:
+        last.__cause__ = RemoteTraceback(text)
+    with contextlib.suppress(AttributeError):  # an exception without a __dict__
+        error.remote_traceback = text  # type: ignore[attr-defined]
+    return error
+
+
+def _restore_one(link: dict[str, Any]) -> BaseException:
+    if link["how"] == "whole":
+        value: BaseException = link["value"]
+        return value
+    if link["how"] == "rebuilt":
+        return _rebuild(link)
+    return RemoteExecutionError(link["message"], exception_type=link["type_name"], why=link["why"])

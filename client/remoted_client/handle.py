@@ -1,0 +1,333 @@
+"""The object that a call gives: awaitable, and just as usable without asyncio.
+
+It is a ``collections.abc.Coroutine``, so ``asyncio.run``, ``create_task`` and ``TaskGroup`` take it. Awaiting it
+twice gives the same result; never awaiting it gives no warning. The call has begun when the handle exists.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
+from typing import Any, Generic, TypeVar
+
+from remoted_client import connection, context, failure
+from remoted_client.call_state import CallState, payload_of
+from remoted_client.errors import RemoteExecutionError, for_code, for_outcome
+from remoted_client.output import from_done
+from remoted_client.wire import Frame, Status
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Handle(Coroutine[Any, Any, T_co], Generic[T_co]):
+    """One call that was started.
+
+    Example:
+        >>> h = train(data)            # started
+        >>> h.id, h.status(), h.done()
+        >>> result = h.result()        # or: await h
+    """
+
+    def __init__(self, state: CallState) -> None:
+        self._state = state
+        self._lock = threading.Lock()
+        self._value: Any = None
+        self._failure: BaseException | None = None
+        self._read = False
+        self._steps: dict[Any, Generator[Any, Any, T_co]] = {}
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._state.name} {self._state.id or '(not sent yet)'} {self._state.status}>"
+
+    # -- without asyncio -----------------------------------------------------------------------------------
+
+    @property
+    def id(self) -> str:
+        """The job's id; waits until the daemon has acknowledged the call. Raises what refused it."""
+        self._state.wait(lambda: self._state.accepted or self._state.is_over, None)
+        if not self._state.id and self._state.error is not None:
+            raise self._state.error
+        return self._state.id
+
+    def result(self, timeout: float | None = None) -> T_co:
+        """Wait for the end: a ``JobOutput`` on queue classes, the value (or its exception) on load-balanced ones.
+
+        Raises TimeoutError after ``timeout`` seconds; the call goes on. Ctrl-C cancels the call.
+        """
+        self._state.was_awaited = True
+        try:
+            with _waiting_in_body(self._state):
+                if not self._state.wait(self._is_over, timeout):
+                    raise TimeoutError(f"{self._state.name} is not over after {timeout:g} s; it goes on")
+        except KeyboardInterrupt:
+            self.cancel()
+            raise
+        return self._outcome()
+
+    def done(self) -> bool:
+        """Is it over?"""
+        return self._state.is_over
+
+    def status(self) -> Status:
+        """The newest known status. Raises what refused the call."""
+        if self._state.outgoing is None:
+            self._state.wait(lambda: self._state.known or self._state.is_over, None)
+        if self._state.error is not None:
+            raise self._state.error
+        return self._state.status
+
+    def state_reason(self) -> str:
+        """Why it waits, e.g. ``WAITING_GPU``; "" while it runs."""
+        return self._state.reason
+
+    def cancel(self) -> bool:
+        """Ask for the end of it (interrupt, then TERM, then KILL within 10 s). False if it is over already."""
+        if self._state.is_over:
+            return False
+        _when_accepted(self._state, lambda: connection.current().send({"op": "cancel", "id": self._state.id}))
+        return True
+
+    def logs(self) -> str:
+        """What it has printed so far, stdout before stderr."""
+        if self._state.outgoing is None:
+            self._state.wait(lambda: self._state.known or self._state.is_over, None)
+        return self._state.text(1) + self._state.text(2)
+
+    def add_done_callback(self, callback: Callable[[Handle[T_co]], object]) -> None:
+        """Call ``callback(handle)`` when it is over, from another thread; at once if it is over."""
+        self._state.add_done_callback(lambda: callback(self) and None)
+
+    # -- with asyncio --------------------------------------------------------------------------------------
+
+    def __await__(self) -> Generator[Any, Any, T_co]:
+        return self._wait().__await__()
+
+    async def _wait(self) -> T_co:
+        self._state.was_awaited = True
+        try:
+            with _waiting_in_body(self._state):
+                await self._state.wait_async(self._is_over)
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+        return self._outcome()
+
+    def send(self, value: Any) -> Any:
+        """One step, as the event loop asks for it; every task that runs this handle has its own steps."""
+        return self._step().send(value)
+
+    def throw(self, *args: Any) -> Any:
+        return self._step().throw(*args)
+
+    def close(self) -> None:
+        steps = self._steps.pop(_current_task(), None)
+        if steps is not None:
+            steps.close()
+
+    def _step(self) -> Generator[Any, Any, T_co]:
+        task = _current_task()
+        if task not in self._steps:
+            self._steps[task] = self.__await__()
+        return self._steps[task]
+
+    # -- the end -------------------------------------------------------------------------------------------
+
+    def _is_over(self) -> bool:
+        return self._state.is_over
+
+    def _outcome(self) -> T_co:
+        """Read once, in the thread that asks; afterwards the same object again."""
+        with self._lock:
+            if not self._read:
+                self._value, self._failure = self._read_outcome()
+                self._read = True
+        if self._failure is not None:
+            raise self._failure
+        value: T_co = self._value
+        return value
+
+    def _read_outcome(self) -> tuple[Any, BaseException | None]:
+        state = self._state
+        if state.error is not None:
+            return None, state.error
+        assert state.done_frame is not None
+        output, exception = _decode_done(state.done_frame)
+        if self._state.is_stream and exception is None:
+            output = [_decode(frame) for frame in iter(state.take_item, None)]
+        if state.is_durable:
+            return from_done(state.done_frame.header, output, exception, state.text(1), state.text(2)), None
+        return _direct_outcome(state.done_frame.header, output, exception)
+
+
+class StreamHandle(Handle[T_co], Generic[T_co]):
+    """A call of a generator function: iterate over it for its items, or await it for all of them.
+
+    At most 64 items are on their way; leaving the loop stops the remote side at its next ``yield``.
+    """
+
+    def __iter__(self) -> Iterator[Any]:
+        self._state.was_awaited = True
+        try:
+            while True:
+                with _waiting_in_body(self._state):
+                    self._state.wait(self._has_news, None)
+                frame = self._state.take_item()
+                if frame is None:
+                    self._raise_failure()
+                    return
+                yield self._accept(frame)
+        finally:
+            self._leave()
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        self._state.was_awaited = True
+        try:
+            while True:
+                with _waiting_in_body(self._state):
+                    await self._state.wait_async(self._has_news)
+                frame = self._state.take_item()
+                if frame is None:
+                    self._raise_failure()
+                    return
+                yield self._accept(frame)
+        finally:
+            self._leave()
+
+    def _is_over(self) -> bool:
+        """Waiting for all of it means reading along: items are taken as read when they arrive."""
+        arrived = self._state.items_received
+        if arrived > self._credited:
+            connection.current().send({"op": "credit", "id": self._state.id, "items": arrived - self._credited})
+            self._credited = arrived
+        return self._state.is_over
+
+    def __init__(self, state: CallState) -> None:
+        super().__init__(state)
+        self._credited = 0
+
+    def _has_news(self) -> bool:
+        return bool(self._state.items) or self._state.is_over
+
+    def _accept(self, frame: Frame) -> Any:
+        self._credited += 1
+        connection.current().send({"op": "credit", "id": self._state.id, "items": 1})
+        return _decode(frame)
+
+    def _leave(self) -> None:
+        if not self._state.is_over:
+            connection.current().send({"op": "close_stream", "id": self._state.id})
+
+    def _raise_failure(self) -> None:
+        state = self._state
+        if state.error is not None:
+            raise state.error
+        assert state.done_frame is not None
+        header = state.done_frame.header
+        if header["status"] != Status.COMPLETED:
+            _, exception = _decode_done(state.done_frame)
+            raise exception or for_outcome(header["status"], header["reason"], header["error"])
+
+
+class Job(Handle[Any]):
+    """A job that another process may have submitted."""
+
+    @classmethod
+    def from_id(cls, job_id: str) -> Handle[Any]:
+        """The handle of one of your jobs, live or over, until it expires (7 days, or 10 GiB of results).
+
+        ``.result()`` gives its ``JobOutput``. Unknown ids raise SubmissionRefused there, with code NOT_FOUND.
+        """
+        state = CallState("job " + job_id[:8], None, durable=True, detached=True, stream=False, echo=False, call_id=job_id)
+        connection.current().attach(state)
+        return _FoundJob(state)
+
+
+class _FoundJob(Job):
+    """``Job.from_id``: whether it streams is known only from its items."""
+
+    def _read_outcome(self) -> tuple[Any, BaseException | None]:
+        done = self._state.done_frame
+        if done is not None and done.header["items"]:
+            self._state.is_stream = True
+        return super()._read_outcome()
+
+
+def _decode(frame: Frame) -> Any:
+    """The frame's payload as an object; its descriptors are closed."""
+    try:
+        source = payload_of(frame)
+        return connection.current().encoder.decode_result(source)
+    finally:
+        frame.close()
+
+
+def _decode_done(frame: Frame) -> tuple[Any, BaseException | None]:
+    """(return value, exception) of a finished call; an undecodable payload is an exception that says so."""
+    kind = frame.header["kind"]
+    if "lost" in frame.header:
+        return None, RemoteExecutionError(frame.header["lost"])
+    if kind not in ("returned", "raised", "exited", "cancelled", "unsendable") or not (frame.body or frame.fds):
+        frame.close()
+        return None, None
+    try:
+        value = _decode(frame)
+        if kind == "returned":
+            return value, None
+        return None, failure.restore(value)
+    except Exception as error:
+        what = "result" if kind == "returned" else f"{frame.header['error_type'] or 'exception'}"
+        problem = RemoteExecutionError(f"the {what} of the call cannot be read here: {type(error).__name__}: {error}", exception_type=frame.header["error_type"])
+        problem.__cause__ = error
+        frame.header["error"] = frame.header["error"] or str(problem)
+        frame.header["status"] = Status.FAILED.value if kind == "returned" else frame.header["status"]
+        frame.header["reason"] = frame.header["reason"] or "RESULT_LOST"
+        return None, problem
+
+
+def _direct_outcome(header: dict[str, Any], output: Any, exception: BaseException | None) -> tuple[Any, BaseException | None]:
+    """Load-balanced: the value, or the exception itself."""
+    if header["status"] == Status.COMPLETED:
+        return output, None
+    if header["error_type"] == "POOL_BUSY":
+        return None, for_code("POOL_BUSY", header["error"])
+    if header["status"] == Status.FAILED and exception is not None and not isinstance(exception, SystemExit):
+        return None, exception
+    return None, for_outcome(header["status"], header["reason"], header["error"])
+
+
+def _when_accepted(state: CallState, action: Callable[[], None]) -> None:
+    """Now, or as soon as the daemon has given the call an id."""
+    if state.accepted:
+        action()
+        return
+
+    def wait() -> None:
+        state.wait(lambda: state.accepted or state.is_over, 60.0)
+        if state.accepted and not state.is_over:
+            action()
+
+    threading.Thread(target=wait, name="remoted-cancel", daemon=True).start()
+
+
+@contextlib.contextmanager
+def _waiting_in_body(state: CallState) -> Iterator[None]:
+    """Inside a worker: tell the daemon that this body only waits, so that its place can be used."""
+    parent = context.running_call()
+    if parent is None or state.is_over:
+        yield
+        return
+    line = connection.current()
+    line.waiting(parent.id, 1)
+    try:
+        yield
+    finally:
+        line.waiting(parent.id, -1)
+
+
+def _current_task() -> Any:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None

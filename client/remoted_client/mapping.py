@@ -1,0 +1,162 @@
+"""Many calls at once: ``map``, ``starmap`` and ``as_completed``."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+#: Calls on their way at once. The daemon queues them; this bounds what an endless iterable costs.
+IN_FLIGHT = 1000
+
+
+class MapResult(Generic[T]):
+    """The results of a map in input order, for ``for`` and ``async for``; consumed once, lazily."""
+
+    def __init__(self, call: Callable[..., Any], arguments: Iterable[tuple[Any, ...]], name: str, *, return_exceptions: bool, progress: bool) -> None:
+        self._call = call
+        self._arguments = iter(arguments)
+        self._total = _length(arguments)
+        self._return_exceptions = return_exceptions
+        self._flying: deque[Any] = deque()
+        self._progress = _Progress(name, self._total) if progress else None
+        self._fill()
+
+    def _fill(self) -> None:
+        while len(self._flying) < IN_FLIGHT:
+            try:
+                arguments = next(self._arguments)
+            except StopIteration:
+                return
+            self._flying.append(self._call(*arguments))
+
+    def __iter__(self) -> Iterator[T]:
+        try:
+            while self._flying:
+                handle = self._flying[0]
+                value = self._settle(handle.result)
+                self._advance()
+                yield value
+        finally:
+            self._stop()
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        try:
+            while self._flying:
+                handle = self._flying[0]
+                try:
+                    value = await handle
+                except Exception as error:
+                    value = self._keep(error)
+                self._advance()
+                yield value
+        finally:
+            self._stop()
+
+    def _settle(self, wait: Callable[[], Any]) -> Any:
+        try:
+            return wait()
+        except Exception as error:
+            return self._keep(error)
+
+    def _keep(self, error: Exception) -> Any:
+        if not self._return_exceptions:
+            raise error
+        return error
+
+    def _advance(self) -> None:
+        handle = self._flying.popleft()
+        self._fill()
+        if self._progress is not None:
+            self._progress.step(getattr(getattr(handle, "_state", None), "status", ""))
+
+    def _stop(self) -> None:
+        """Whoever leaves the loop early does not want the rest."""
+        for handle in self._flying:
+            handle.cancel()
+        self._flying.clear()
+        if self._progress is not None:
+            self._progress.finish()
+
+
+class _Progress:
+    """One line on stderr: how many are done, how fast, how long still."""
+
+    def __init__(self, name: str, total: int | None) -> None:
+        self._name, self._total = name, total
+        self._done = self._failed = 0
+        self._began = time.monotonic()
+        self._shown = 0.0
+        self._live = sys.stderr.isatty()
+
+    def step(self, status: str) -> None:
+        self._done += 1
+        self._failed += str(status) not in ("COMPLETED", "")
+        if self._live and time.monotonic() - self._shown > 0.1:
+            self._show("\r")
+
+    def finish(self) -> None:
+        self._show("\r" if self._live else "")
+        sys.stderr.write("\n")
+
+    def _show(self, start: str) -> None:
+        self._shown = time.monotonic()
+        seconds = self._shown - self._began
+        of = f"/{self._total}" if self._total is not None else ""
+        failed = f", {self._failed} failed" if self._failed else ""
+        left = ""
+        if self._total and 0 < self._done < self._total:
+            left = f", {seconds / self._done * (self._total - self._done):.0f} s left"
+        sys.stderr.write(f"{start}{self._name}: {self._done}{of} in {seconds:.1f} s{failed}{left}   ")
+        sys.stderr.flush()
+
+
+def _length(arguments: Iterable[Any]) -> int | None:
+    try:
+        return len(arguments)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+class as_completed(Generic[T]):  # noqa: N801 - named as in concurrent.futures and asyncio
+    """The handles in the order in which they end, for ``for`` and ``async for``.
+
+    Example:
+        >>> for handle in as_completed([f(1), f(2)]): print(handle.result())
+    """
+
+    def __init__(self, handles: Iterable[T], timeout: float | None = None) -> None:
+        self._handles: list[Any] = list(handles)
+        self._timeout = timeout
+
+    def __iter__(self) -> Iterator[T]:
+        ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        deadline = None if self._timeout is None else time.monotonic() + self._timeout
+        for handle in self._handles:
+            _watch(handle, ended.put)
+        for number in range(len(self._handles)):
+            try:
+                yield ended.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                raise TimeoutError(f"{len(self._handles) - number} of {len(self._handles)} calls are not over after {self._timeout:g} s; they go on") from None
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Queue[Any] = asyncio.Queue()
+        for handle in self._handles:
+            _watch(handle, lambda found: loop.call_soon_threadsafe(ended.put_nowait, found))
+        for _ in self._handles:
+            yield await asyncio.wait_for(ended.get(), self._timeout)
+
+
+def _watch(handle: Any, ended: Callable[[Any], None]) -> None:
+    add = getattr(handle, "add_done_callback", None)
+    if add is None:
+        ended(handle)  # a local call has run already, or runs when it is awaited
+    else:
+        add(ended)

@@ -1,0 +1,85 @@
+"""``JobOutput``: what a queue call gives, in the Flash document's words, and more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from remoted_client.errors import for_outcome
+from remoted_client.wire import Status
+
+R = TypeVar("R")
+
+
+@dataclass
+class JobOutput(Generic[R]):
+    """The end of a job. A failed job does not raise; it says so in ``error``.
+
+    Example:
+        >>> job = await train(data)
+        >>> if job.error: print(job.status, job.error)
+        >>> model = job.unwrap()          # or raise what the function raised
+
+    Attributes:
+        id: the job's id, for ``Job.from_id`` and ``remotectl``.
+        status: ``COMPLETED``, ``FAILED``, ``CANCELLED`` or ``TIMED_OUT``.
+        output: the function's return value; None unless completed.
+        error: what went wrong, in one line; None on success.
+        started_at, ended_at: Unix seconds; ``started_at`` is None if no attempt began.
+        attempts: how many tries there were.
+        worker_id: the worker of the last try.
+        exception: the exception itself, with its attributes, cause and ``remote_traceback``; None on success.
+        stdout, stderr: what the function printed.
+        queue_seconds, run_seconds: time before the first attempt, and in attempts.
+        gpu: UUIDs of the devices of the last try.
+        state_reason: why it died (``OOM_RAM``, ``WORKER_DIED``, ...); "" on success.
+        reconstructed: a remote class's instance had to be constructed again.
+    """
+
+    id: str
+    status: Status
+    output: R | None
+    error: str | None
+    started_at: int | None
+    ended_at: int | None
+    attempts: int = 1
+    worker_id: str = ""
+    exception: BaseException | None = field(default=None, repr=False)
+    stdout: str = field(default="", repr=False)
+    stderr: str = field(default="", repr=False)
+    queue_seconds: float = 0.0
+    run_seconds: float = 0.0
+    gpu: tuple[str, ...] = ()
+    state_reason: str = ""
+    reconstructed: bool = False
+
+    def unwrap(self) -> R:
+        """The return value. Raises the function's own exception, or the one that says how the job ended."""
+        if self.status is Status.COMPLETED:
+            return self.output  # type: ignore[return-value]
+        if self.exception is not None:
+            raise self.exception
+        raise for_outcome(self.status.value, self.state_reason, self.error or "the job failed")
+
+
+def from_done(header: dict[str, Any], output: Any, exception: BaseException | None, stdout: str, stderr: str) -> JobOutput[Any]:
+    """From the daemon's last word about a job."""
+    started, submitted = header["started_at"], header["submitted_at"]
+    return JobOutput(
+        id=header["id"],
+        status=Status(header["status"]),
+        output=output,
+        error=header["error"] or None,
+        started_at=int(started) if started else None,
+        ended_at=int(header["ended_at"]) if header["ended_at"] else None,
+        attempts=header["attempts"],
+        worker_id=header["worker"],
+        exception=exception,
+        stdout=stdout,
+        stderr=stderr,
+        queue_seconds=max(0.0, (started or header["ended_at"] or submitted) - submitted),
+        run_seconds=header["run_seconds"],
+        gpu=tuple(header["gpus"]),
+        state_reason=header["reason"],
+        reconstructed=header["reconstructed"],
+    )

@@ -1,0 +1,81 @@
+"""What goes with every call: the caller's environment, directory, umask and import path, as one JSON document.
+
+It is built anew only when something changed; the common case is a comparison.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import warnings
+
+#: Of this process only: a worker must not believe that it is a shell's child or another worker.
+_DROPPED = frozenset({"_", "REMOTED_WORKER_ID", "REMOTED_LOCAL", "PYTEST_CURRENT_TEST", "COLUMNS", "LINES", "OLDPWD", "SHLVL", "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID"})
+
+
+class Surroundings:
+    """The newest document, by what it was made from."""
+
+    def __init__(self) -> None:
+        self._made_from: dict[tuple[tuple[str, str], ...], tuple[object, bytes, str]] = {}
+        self._warned: set[str] = set()
+
+    def document(self, declared: dict[str, str | None]) -> tuple[bytes, str]:
+        """(JSON, its digest) for a call with these ``env=`` values; None means the caller's own value (F16)."""
+        values = self._resolve(declared) if declared else {}
+        facts = (dict(os.environ), _cwd(), _umask(), list(sys.path), list(sys.argv))
+        key = tuple(sorted(values.items()))
+        known = self._made_from.get(key)
+        if known is not None and known[0] == facts:
+            return known[1], known[2]
+        data = _encode(facts, values)
+        digest = hashlib.sha256(data).hexdigest()
+        self._made_from[key] = (facts, data, digest)
+        return data, digest
+
+    def _resolve(self, declared: dict[str, str | None]) -> dict[str, str]:
+        values: dict[str, str] = {}
+        for name, value in declared.items():
+            found = os.environ.get(name) if value is None else value
+            if found is None:
+                self._warn_once(name)
+            else:
+                values[name] = found
+        return values
+
+    def _warn_once(self, name: str) -> None:
+        if name not in self._warned:
+            self._warned.add(name)
+            warnings.warn(f"env={{{name!r}: None}} takes the value of your environment, where {name} is not set: it is unset in the worker too", stacklevel=6)
+
+
+def _cwd() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return "/"
+
+
+def _umask() -> int:
+    """Read without changing it: ``os.umask`` would, for a moment, for every thread."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        for line in file:
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    return 0o077
+
+
+def _encode(facts: tuple[dict[str, str], str, int, list[str], list[str]], declared: dict[str, str]) -> bytes:
+    environ, cwd, umask, path, argv = facts
+    document = {
+        "environ": {name: value for name, value in environ.items() if name not in _DROPPED},
+        "declared": declared,
+        "cwd": cwd,
+        "umask": umask,
+        # "" means the directory of an interactive caller; a relative entry means something here only.
+        "sys_path": [os.path.join(cwd, entry) for entry in path],
+        "argv": argv,
+    }
+    return json.dumps(document, sort_keys=True).encode("utf-8", "surrogateescape")

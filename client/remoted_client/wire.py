@@ -1,0 +1,220 @@
+"""The frames that client, daemon and worker exchange: the one truth of three programs.
+
+A frame is a fixed prefix, a JSON header and an opaque body; descriptors may travel beside it. Bodies of more
+than ``INLINE_BYTES`` never travel inline: they go as the descriptor of a memfd or file. Nothing here opens a
+socket, starts a thread or unpickles. Standard library only, Python 3.10 or newer.
+
+    prefix:  b"RM" | version u8 | descriptors u8 | header length u32 | body length u32   (big endian)
+
+The two caps are checked on the prefix, before any allocation (threat T15: a frame length of 0xFFFFFFFF).
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import socket
+import struct
+from collections import deque
+from enum import Enum
+from typing import Any, NamedTuple
+
+#: Raised when a message changes its meaning; both sides refuse another number in one sentence.
+PROTOCOL = 1
+#: A body up to this size travels in its frame and is stored in the database; a larger one is a file.
+INLINE_BYTES = 64 * 1024
+HEADER_BYTES = 64 * 1024
+#: Descriptors that one frame may carry.
+FRAME_FDS = 4
+#: SCM_MAX_FD of the kernel (include/net/scm.h) is 253 descriptors a message.
+KERNEL_FDS = 253
+
+_PREFIX = struct.Struct("!2sBBII")
+PREFIX_BYTES = _PREFIX.size
+MESSAGE_BYTES = PREFIX_BYTES + HEADER_BYTES + INLINE_BYTES
+_MAGIC = b"RM"
+_encode_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+
+
+class Status(str, Enum):
+    """What a job is, in the Flash document's six words. Terminal statuses never change."""
+
+    IN_QUEUE = "IN_QUEUE"
+    IN_PROGRESS = "IN_PROGRESS"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    TIMED_OUT = "TIMED_OUT"
+
+    # Scripts print it: "COMPLETED", in every version of Python.
+    __str__ = str.__str__
+    __format__ = str.__format__
+
+    @property
+    def is_terminal(self) -> bool:
+        return self not in (Status.IN_QUEUE, Status.IN_PROGRESS)
+
+
+class WireError(Exception):
+    """The peer broke the protocol; the connection is of no further use.
+
+    ``code`` is stable and may be shown to the peer: BAD_MAGIC, BAD_VERSION, TOO_LARGE, BAD_HEADER, BAD_FDS.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Frame(NamedTuple):
+    """One message. ``fds`` belong to whoever received the frame, who must close them."""
+
+    header: dict[str, Any]
+    body: bytes
+    fds: tuple[int, ...] = ()
+
+    @property
+    def op(self) -> str:
+        return str(self.header.get("op", ""))
+
+    def close(self) -> None:
+        close_all(self.fds)
+
+
+def close_all(fds: Any) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def encode(header: dict[str, Any], body: bytes = b"", fd_count: int = 0) -> bytes:
+    """The bytes of one frame. Raises WireError TOO_LARGE when header or body exceed their caps."""
+    head = _encode_json(header).encode("utf-8", "surrogatepass")
+    if len(head) > HEADER_BYTES or len(body) > INLINE_BYTES or fd_count > FRAME_FDS:
+        raise WireError("TOO_LARGE", f"cannot send a frame of {len(head)}+{len(body)} bytes: the cap is {HEADER_BYTES}+{INLINE_BYTES}")
+    return b"".join((_PREFIX.pack(_MAGIC, PROTOCOL, fd_count, len(head), len(body)), head, body))
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def parse_header(data: bytes) -> dict[str, Any]:
+    """Strict JSON object. Raises WireError BAD_HEADER (also on NaN and on nesting deeper than the recursion limit)."""
+    try:
+        header = json.loads(data.decode("utf-8", "surrogatepass"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise WireError("BAD_HEADER", f"cannot read the header: {error}") from error
+    if not isinstance(header, dict):
+        raise WireError("BAD_HEADER", "cannot read the header: it is not an object")
+    return header
+
+
+def _parse_prefix(data: bytes | memoryview) -> tuple[int, int, int]:
+    """(descriptors, header length, body length), refused before anything of that size is allocated."""
+    magic, version, fd_count, head_size, body_size = _PREFIX.unpack_from(data)
+    if magic != _MAGIC:
+        raise WireError("BAD_MAGIC", "cannot read a frame: these bytes are not of this protocol")
+    if version != PROTOCOL:
+        raise WireError("BAD_VERSION", f"cannot talk: the peer speaks protocol {version}, this side {PROTOCOL}; install the same version of remoted on both")
+    if head_size > HEADER_BYTES or body_size > INLINE_BYTES:
+        raise WireError("TOO_LARGE", f"cannot read a frame of {head_size}+{body_size} bytes: the cap is {HEADER_BYTES}+{INLINE_BYTES}")
+    if fd_count > FRAME_FDS:
+        raise WireError("BAD_FDS", f"cannot take {fd_count} descriptors with one frame: the cap is {FRAME_FDS}")
+    return fd_count, head_size, body_size
+
+
+class FrameReader:
+    """Cuts a byte stream and its descriptors into frames; holds at most one incomplete frame."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._fds: deque[int] = deque()
+
+    def feed(self, data: bytes, fds: list[int] | tuple[int, ...] = ()) -> list[Frame]:
+        """Frames completed by these bytes. Raises WireError; then the connection must be closed."""
+        self._buffer += data
+        self._fds.extend(fds)
+        if len(self._fds) > KERNEL_FDS:
+            raise WireError("BAD_FDS", "cannot keep so many descriptors without a frame for them")
+        frames: list[Frame] = []
+        offset = 0
+        while len(self._buffer) - offset >= PREFIX_BYTES:
+            frame, offset = self._cut(offset)
+            if frame is None:
+                break
+            frames.append(frame)
+        del self._buffer[:offset]
+        if not self._buffer and self._fds:
+            raise WireError("BAD_FDS", "cannot take descriptors that no frame asked for")
+        return frames
+
+    def _cut(self, offset: int) -> tuple[Frame | None, int]:
+        fd_count, head_size, body_size = _parse_prefix(memoryview(self._buffer)[offset : offset + PREFIX_BYTES])
+        start = offset + PREFIX_BYTES
+        end = start + head_size + body_size
+        if len(self._buffer) < end:
+            return None, offset
+        if len(self._fds) < fd_count:
+            raise WireError("BAD_FDS", "cannot read a frame: its descriptors are missing")
+        header = parse_header(bytes(self._buffer[start : start + head_size]))
+        fds = tuple(self._fds.popleft() for _ in range(fd_count))
+        return Frame(header, bytes(self._buffer[start + head_size : end]), fds), end
+
+    @property
+    def pending_bytes(self) -> int:
+        return len(self._buffer)
+
+    def close(self) -> None:
+        close_all(self._fds)
+        self._fds.clear()
+
+
+def decode_message(data: bytes, fds: list[int]) -> Frame:
+    """One frame from one SEQPACKET message. Raises WireError; the descriptors are then closed."""
+    try:
+        if len(data) < PREFIX_BYTES:
+            raise WireError("BAD_HEADER", "cannot read a message: it is shorter than its prefix")
+        fd_count, head_size, body_size = _parse_prefix(data)
+        if len(data) != PREFIX_BYTES + head_size + body_size or len(fds) != fd_count:
+            raise WireError("BAD_HEADER", "cannot read a message: its lengths disagree")
+        head_end = PREFIX_BYTES + head_size
+        return Frame(parse_header(data[PREFIX_BYTES:head_end]), data[head_end:], tuple(fds))
+    except WireError:
+        close_all(fds)
+        raise
+
+
+def receive(sock: socket.socket, size: int) -> tuple[bytes, list[int]]:
+    """recvmsg with CLOEXEC descriptors. Raises WireError BAD_FDS when the kernel had to cut some off (T20)."""
+    data, ancillary, flags, _ = sock.recvmsg(size, socket.CMSG_SPACE(KERNEL_FDS * 4), socket.MSG_CMSG_CLOEXEC)
+    fds: list[int] = []
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            numbers = array.array("i")
+            numbers.frombytes(payload[: len(payload) - len(payload) % numbers.itemsize])
+            fds.extend(numbers)
+    if flags & socket.MSG_CTRUNC:
+        close_all(fds)
+        raise WireError("BAD_FDS", "cannot take the descriptors: the kernel cut them off")
+    return data, fds
+
+
+def send(sock: socket.socket, data: bytes, fds: tuple[int, ...] = (), flags: int = 0) -> int:
+    """sendmsg; on a stream it may send less than all of ``data`` (the descriptors go with the first byte)."""
+    if not fds:
+        return sock.send(data, flags)
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+    return sock.sendmsg([data], rights, flags)
+
+
+def memfd(name: str, data: bytes = b"") -> int:
+    """An anonymous file for a large body, positioned at its start; close-on-exec."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    if data:
+        with open(fd, "wb", buffering=0, closefd=False) as file:
+            view = memoryview(data)
+            while view:
+                view = view[file.write(view) or 0 :]
+        os.lseek(fd, 0, os.SEEK_SET)
+    return fd

@@ -1,0 +1,212 @@
+"""The composition root: builds everything, in the order of start and stop.
+
+    lock > store > contents > environments > engine > jobs, direct calls > adoption > sockets > serve
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import remoted
+from remoted import api
+from remoted.adoption import Adoption
+from remoted.blobs import Blobs
+from remoted.calls import Call
+from remoted.clock import Clock
+from remoted.config import Config
+from remoted.contents import Contents
+from remoted.data import DataServer, watch_caller
+from remoted.engine import Engine
+from remoted.environments import Environments
+from remoted.errors import StartupError
+from remoted.gpu.nvml import Nvml
+from remoted.jobs import Jobs
+from remoted.leases import DirectCalls
+from remoted.limits import Limits
+from remoted.model import Reason
+from remoted.paths import Paths
+from remoted.scheduler.policy import Scheduler
+from remoted.spawn import helper, reaper, runtime
+from remoted.store import Store
+
+log = logging.getLogger(__name__)
+_HOUSEKEEPING_SECONDS = 60.0
+
+
+class Daemon:
+    """One user-mode daemon, from lock to exit."""
+
+    def __init__(self, paths: Paths, config: Config, idle_exit_seconds: float | None) -> None:
+        self._paths = paths
+        self._config = config
+        self._limits: Limits = config.build_limits()
+        self._clock = Clock()
+        self._idle_exit_seconds = idle_exit_seconds
+        self._stop = asyncio.Event()
+        self._lock: int | None = None
+
+    async def run(self) -> None:
+        """Serve until told to stop, or idle for long enough. Raises StartupError."""
+        self._paths.create()
+        self._take_lock()
+        reaper.become_subreaper()
+        async with self._store() as store:
+            await self._serve(store)
+
+    def _take_lock(self) -> None:
+        """One daemon per user and machine; the lock goes with the process, however it ends."""
+        self._lock = os.open(self._paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StartupError(f"cannot start: another daemon of yours holds {self._paths.lock}") from None
+        os.ftruncate(self._lock, 0)
+        os.write(self._lock, f"{os.getpid()}\n".encode())
+
+    @contextlib.asynccontextmanager
+    async def _store(self) -> AsyncIterator[Store]:
+        store = Store(self._paths.database)
+        await store.open()
+        try:
+            yield store
+        finally:
+            await store.close()
+
+    async def _serve(self, store: Store) -> None:
+        engine, jobs, direct, adoption, environments = self._build(store)
+        await engine.look_at_devices()
+        callers: list[Call] = []
+        revived = await adoption.run(callers.append)
+        log.info("remoted %s: %d jobs from before, %d devices", remoted.__version__, revived, len(engine.devices.known))
+        with _listen(self._paths.data_socket) as data_socket, _listen(self._paths.api_socket) as api_socket:
+            data = DataServer(data_socket, jobs, direct, self._limits, os.geteuid())
+            services = api.Services(
+                jobs=jobs,
+                direct=direct,
+                engine=engine,
+                environments=environments,
+                config=self._config,
+                limits=self._limits,
+                paths=self._paths,
+                clock=self._clock,
+                started_at=self._clock.monotonic(),
+                mode="user",
+            )
+            server = await api.serve(services, api_socket)
+            data.start()
+            self._await_callers(data, jobs, callers)
+            self._handle_signals()
+            try:
+                await self._until_stopped(engine, jobs, direct, data)
+            finally:
+                engine.draining = True
+                self._remove_sockets()
+                data.close()
+                await server.close()
+                await engine.close()
+                await jobs.close()
+
+    def _build(self, store: Store) -> tuple[Engine, Jobs, DirectCalls, Adoption, Environments]:
+        blobs = Blobs(self._paths, self._limits.free_disk_reserve_bytes)
+        contents = Contents(store, blobs, self._limits)
+        environments = Environments(self._paths.environments, self._config.environments, helper.run_helper, _find_uv())
+        nvml = Nvml(self._config.gpu.nvml_library, self._config.gpu.nvml_deadline_seconds)
+        cpus = float(self._config.cpus or len(os.sched_getaffinity(0)))
+        scheduler = Scheduler(cpus, self._limits.workers_total, worker_prefix=f"w{secrets.token_hex(2)}-")
+        runtime_zip = runtime.build(self._paths.runtime)
+        engine = Engine(scheduler, self._clock, self._limits, nvml, self._config.gpu.poll_seconds, environments, runtime_zip, self._paths.sockets)
+        kind_key = secrets.token_bytes(32)
+        jobs = Jobs(engine, contents, self._clock, self._limits, kind_key, store, blobs, self._paths)
+        direct = DirectCalls(engine, contents, self._clock, self._limits, kind_key, self._paths)
+        for runner in (jobs, direct):
+            runner.others = (jobs, direct)
+        return engine, jobs, direct, Adoption(store, blobs, contents, engine, jobs, self._clock), environments
+
+    def _await_callers(self, data: DataServer, jobs: Jobs, calls: list[Call]) -> None:
+        """Callers of the last daemon's blocking calls have a minute to come back; dead ones are gone now."""
+        for call in calls:
+            if not call.caller:
+                continue
+            pid, started = json.loads(call.caller)
+            pidfd = _same_process(pid, started)
+            if pidfd is None:
+                jobs.cancel(call, Reason.CALLER_GONE)
+            else:
+                watch_caller(data, pidfd, [call])
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+
+    async def _until_stopped(self, engine: Engine, jobs: Jobs, direct: DirectCalls, data: DataServer) -> None:
+        devices = asyncio.create_task(engine.watch_devices())
+        keeping = asyncio.create_task(self._housekeeping(jobs, direct, data))
+        try:
+            await self._stop.wait()
+        finally:
+            for task in (devices, keeping):
+                task.cancel()
+            await asyncio.gather(devices, keeping, return_exceptions=True)
+
+    async def _housekeeping(self, jobs: Jobs, direct: DirectCalls, data: DataServer) -> None:
+        """Expiry, forgotten sockets, and the end of an idle daemon (MECHANISMS 7)."""
+        idle_since = self._clock.monotonic()
+        period = min(_HOUSEKEEPING_SECONDS, (self._idle_exit_seconds or _HOUSEKEEPING_SECONDS) / 4)
+        while True:
+            await asyncio.sleep(period)
+            await jobs.expire()
+            await jobs.contents.forget_unused(self._clock.wall() - self._limits.content_seconds)
+            now = self._clock.monotonic()
+            if jobs.calls or direct.calls:
+                idle_since = now
+            lost = not self._paths.data_socket.exists() and not (jobs.calls or direct.calls)
+            if lost or (self._idle_exit_seconds is not None and now - idle_since >= self._idle_exit_seconds):
+                log.info("nothing to do: ending (%s)", "the socket vanished" if lost else "idle")
+                self._stop.set()
+
+    def _remove_sockets(self) -> None:
+        for path in (self._paths.data_socket, self._paths.api_socket):
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _listen(path: Path):  # type: ignore[no-untyped-def]
+    """A listening socket, mode 0600, in the daemon's private folder; the lock says that an old one is dead."""
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
+        sock.bind(os.fspath(path))
+        path.chmod(0o600)
+        sock.listen(1024)
+        yield sock
+
+
+def _same_process(pid: int, started: int) -> int | None:
+    """A pidfd of the process with this pid and start time (clock ticks since boot, proc(5)); None if it is gone."""
+    try:
+        pidfd = os.pidfd_open(pid)
+        found = int(Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rsplit(")", 1)[1].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None
+    if found != started:
+        os.close(pidfd)
+        return None
+    return pidfd
+
+
+def _find_uv() -> str:
+    """The uv that was installed with the daemon; looked for beside its interpreter first."""
+    beside = Path(sys.executable).with_name("uv")
+    return os.fspath(beside) if beside.exists() else shutil.which("uv") or "uv"

@@ -1,0 +1,138 @@
+"""Content, results, items and secrets as files: written whole, named by digest or id, never read by the daemon.
+
+Copying happens in threads with sendfile: nothing is mapped, so a peer that truncates its memfd gives a short copy
+and no SIGBUS (T21). What was stored is hashed while it is written; a digest that the sender claims is checked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import re
+import shutil
+from pathlib import Path
+
+from remoted.errors import BadRequest, OverLimit, StoreError
+from remoted.paths import Paths
+
+_NAME = re.compile(r"[0-9a-f]{16,64}(\.[0-9]{1,9})?")
+_CHUNK_BYTES = 1 << 20
+
+
+class Blobs:
+    """The files below the state directory. Names are checked: nothing but hexadecimal ids gets here (T38)."""
+
+    def __init__(self, paths: Paths, free_disk_reserve_bytes: int) -> None:
+        self._paths = paths
+        self._reserve = free_disk_reserve_bytes
+
+    def content_path(self, uid: int, digest: str) -> Path:
+        return self._paths.contents / str(uid) / _checked(digest)
+
+    def secret_path(self, uid: int, digest: str) -> Path:
+        return self._paths.secrets / str(uid) / _checked(digest)
+
+    def result_path(self, job: str) -> Path:
+        return self._paths.outcomes / f"{_checked(job)}.result"
+
+    def item_path(self, job: str, number: int) -> Path:
+        return self._paths.outcomes / f"{_checked(job)}.{number}.item"
+
+    def outcome_path(self, token: str) -> Path:
+        """Where a worker leaves its outcome when no daemon is there to hear it."""
+        return self._paths.outcomes / f"{_checked(token)}.outcome"
+
+    def check_space(self, size: int) -> None:
+        """Raises OverLimit when storing ``size`` bytes would leave too little of the disk."""
+        free = shutil.disk_usage(self._paths.state).free
+        if free - size < self._reserve:
+            raise OverLimit("DISK_FULL", f"cannot store {size} bytes: {free} bytes are free below {self._paths.state} and {self._reserve} stay reserved; free some space")
+
+    async def store_descriptor(self, fd: int, target: Path, expected_digest: str | None = None) -> int:
+        """Copy a descriptor into ``target`` and close it. Returns the size. Raises OverLimit, BadRequest, StoreError."""
+        return await asyncio.to_thread(self._store_descriptor, fd, target, expected_digest)
+
+    def _store_descriptor(self, fd: int, target: Path, expected_digest: str | None) -> int:
+        try:
+            self.check_space(os.fstat(fd).st_size)
+            return self._write(target, lambda out: _copy(fd, out, expected_digest))
+        finally:
+            os.close(fd)
+
+    async def store_bytes(self, data: bytes, target: Path) -> None:
+        await asyncio.to_thread(self.store_bytes_now, data, target)
+
+    def store_bytes_now(self, data: bytes, target: Path) -> None:
+        self.check_space(len(data))
+        self._write(target, lambda out: os.write(out, data))
+
+    def _write(self, target: Path, fill: object) -> int:
+        """tmp + fsync + rename + fsync(dir): the file is there whole or not at all (T49)."""
+        target.parent.mkdir(mode=0o700, exist_ok=True)
+        part = target.with_name(f"{target.name}.{os.getpid()}.{id(fill):x}.part")
+        try:
+            out = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                size: int = fill(out)  # type: ignore[operator]
+                os.fsync(out)
+            finally:
+                os.close(out)
+            part.rename(target)
+            _sync_directory(target.parent)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise OverLimit("DISK_FULL", f"cannot store {target.name}: {error.strerror}; free some space") from error
+            raise StoreError(f"cannot store {target.name}: {error}") from error
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        return size
+
+    def remove(self, *paths: Path) -> None:
+        for path in paths:
+            path.unlink(missing_ok=True)
+
+    def remove_job(self, job: str) -> None:
+        """Result, items and leftovers of one job."""
+        for path in self._paths.outcomes.glob(f"{_checked(job)}.*"):
+            path.unlink(missing_ok=True)
+
+
+def _checked(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise BadRequest("BAD_NAME", f"cannot use {name[:80]!r} as a name: it is not an id or a digest")
+    return name
+
+
+def _copy(source: int, target: int, expected_digest: str | None) -> int:
+    """sendfile without a digest; read and hash with one."""
+    if expected_digest is None:
+        return _sendfile(source, target)
+    digest, offset = hashlib.sha256(), 0
+    while chunk := os.pread(source, _CHUNK_BYTES, offset):
+        digest.update(chunk)
+        view = memoryview(chunk)
+        while view:
+            view = view[os.write(target, view) :]
+        offset += len(chunk)
+    if digest.hexdigest() != expected_digest:
+        raise BadRequest("BAD_DIGEST", "cannot store the content: it is not what its digest says")
+    return offset
+
+
+def _sendfile(source: int, target: int) -> int:
+    offset = 0
+    while count := os.sendfile(target, source, offset, 1 << 30):
+        offset += count
+    return offset
+
+
+def _sync_directory(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,317 @@
+"""A call from its ticket to the end of its attempts: what durable jobs and direct calls have in common.
+
+``CallRunner`` turns a call into a ticket, gives its attempts to workers, collects what they say and tells
+whoever watches. What is durable, what is retried and what the caller finally gets is decided by the two
+subclasses (``jobs``, ``leases``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from remoted.access import Peer
+from remoted.clock import Clock
+from remoted.contents import Contents
+from remoted.engine import Engine, WorkerPlan
+from remoted.environments import EnvironmentRequest
+from remoted.errors import BadRequest, NotFound
+from remoted.limits import Limits
+from remoted.logs import STDERR, JobLog
+from remoted.model import AttemptToken, DeviceUuid, Reason, Status, Uid, WorkerId
+from remoted.scheduler import matching
+from remoted.scheduler.state import Need, PoolPolicy, Ticket
+from remoted.spec import Context, JobSpec, Options, kind_id
+from remoted.workers import AttemptEnd, AttemptSpec, Content, Worker
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A submission as it came from a client, content by digest."""
+
+    key: str
+    spec: str
+    code: str
+    modules: str
+    context: str
+    arguments: str
+    arguments_inline: bytes | None
+    options: Options
+    parent: str = ""
+    instance: tuple[str, str, str] | None = None
+    """(instance id, method, digest of the constructor's arguments)"""
+
+
+class Watcher(Protocol):
+    """Somebody who is told what happens to a call; never blocks."""
+
+    def on_state(self, call: Call) -> None: ...
+    def on_output(self, call: Call, stream: int, data: bytes, offset: int) -> None: ...
+    def on_item(self, call: Call, number: int, content: Content) -> None: ...
+    def on_done(self, call: Call) -> None: ...
+
+
+@dataclass(eq=False)
+class Call:
+    """One live call. Mutable, owned by its runner."""
+
+    id: str
+    uid: Uid
+    request: Request
+    spec: JobSpec
+    name: str
+    ticket: Ticket
+    log: JobLog
+    submitted_at: float
+    status: Status = Status.IN_QUEUE
+    reason: Reason | None = None
+    attempts: int = 0
+    token: AttemptToken = AttemptToken("")
+    worker: Worker | None = None
+    worker_id: WorkerId = WorkerId("")
+    devices: tuple[DeviceUuid, ...] = ()
+    started_at: float | None = None
+    ended_at: float | None = None
+    attempt_started: float = 0.0
+    run_seconds: float = 0.0
+    error: str = ""
+    error_type: str = ""
+    traceback: str = ""
+    result: Content | None = None
+    result_kind: str = ""
+    result_size: int = 0
+    items: list[Content] = field(default_factory=list)
+    items_read: int = 0
+    reconstructed: bool = False
+    constructed_before: bool = False
+    stop_requested: Reason | None = None
+    watchers: set[Watcher] = field(default_factory=set)
+    children: set[str] = field(default_factory=set)
+    retry_timer: asyncio.TimerHandle | None = None
+    caller: str = ""
+
+    @property
+    def max_retries(self) -> int:
+        override = self.request.options.max_retries
+        return self.spec.max_retries if override is None else override
+
+    @property
+    def timeout_seconds(self) -> float | None:
+        limits = [self.request.options.timeout_seconds or self.spec.timeout_seconds, self.spec.pool.execution_timeout_seconds]
+        return min((limit for limit in limits if limit is not None), default=None)
+
+
+class _Listener:
+    """Binds what a worker says to one attempt of one call."""
+
+    def __init__(self, runner: CallRunner, call: Call, token: AttemptToken) -> None:
+        self._runner, self._call, self._token = runner, call, token
+
+    def on_output(self, stream: int, data: bytes) -> None:
+        self._runner.add_output(self._call, stream, data)
+
+    def on_item(self, number: int, payload: bytes | int, size: int) -> None:
+        self._runner.add_item(self._call, self._token, number, payload, size)
+
+    def on_end(self, end: AttemptEnd) -> None:
+        self._runner.attempt_ended(self._call, self._token, end)
+
+
+class CallRunner:
+    """The common half; also the engine's ``TicketOwner``."""
+
+    def __init__(self, engine: Engine, contents: Contents, clock: Clock, limits: Limits, kind_key: bytes) -> None:
+        self.engine = engine
+        self.contents = contents
+        self.clock = clock
+        self.limits = limits
+        self.calls: dict[str, Call] = {}
+        #: Every runner of this daemon: a nested call's parent may be of the other kind. Set by the composition root.
+        self.others: tuple[CallRunner, ...] = (self,)
+        self._kind_key = kind_key
+        self._homes: dict[str, WorkerId] = {}
+
+    # -- from a request to a ticket ------------------------------------------------------------------------
+
+    def make_ticket(self, peer: Peer, call_id: str, request: Request, spec: JobSpec, ancestors: tuple[str, ...]) -> tuple[Ticket, PoolPolicy]:
+        """Raises BadRequest when this host can never serve the call; names what the host has."""
+        context = self.contents.context(peer.uid, request.context)
+        gpu = self._gpu_request(spec)
+        self._refuse_what_is_missing(spec)
+        kind = kind_id(self._kind_key, spec, context, spec.pool.gpus)
+        plan = self._plan(peer.uid, spec, context)
+        self.engine.plan(kind, plan)
+        need = Need(
+            uid=Uid(peer.uid),
+            pool=(peer.uid, spec.pool.class_, spec.pool.name),
+            kind=kind,
+            gpu=gpu,
+            concurrency=spec.pool.max_concurrency,
+            environment=plan.environment.digest if plan.environment else None,
+            home=self._home(request),
+        )
+        cpus = min(spec.pool.cpus or 0.0, self.engine.scheduler.cpus)
+        policy = PoolPolicy(spec.pool.workers_min, spec.pool.workers_max, spec.pool.idle_timeout_seconds or 300.0)
+        return Ticket(call_id, need, cpus, request.options.priority, ancestors), policy
+
+    def _gpu_request(self, spec: JobSpec) -> matching.GpuRequest | None:
+        if not spec.pool.gpu:
+            return None
+        request = matching.parse_request(spec.pool.gpus or ("ANY",), spec.pool.gpu_count)
+        problem = matching.explain_impossible(request, self.engine.devices.known)
+        if problem is not None:
+            raise BadRequest("NO_MATCHING_GPU", problem + (f" ({self.engine.devices.problem})" if self.engine.devices.problem else ""))
+        return request
+
+    def _refuse_what_is_missing(self, spec: JobSpec) -> None:
+        """What this version cannot do is refused before anything runs, never ignored."""
+        if spec.pool.isolation != "subprocess" or spec.pool.image:
+            raise BadRequest("NOT_SUPPORTED", "cannot run in a container: this version has isolation='subprocess' only; leave isolation and imageName out")
+        if spec.pool.volume is not None:
+            raise BadRequest("NOT_SUPPORTED", f"cannot mount the network volume {spec.pool.volume.id}: this version has no volumes; pass the path of a folder instead")
+
+    def _plan(self, uid: int, spec: JobSpec, context: Context) -> WorkerPlan:
+        keep = ("HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "XDG_CACHE_HOME")
+        environ = {name: context.environ[name] for name in keep if name in context.environ} | context.worker_variables()
+        request = None
+        if spec.dependencies:
+            request = EnvironmentRequest(
+                uid=uid,
+                executable=spec.executable,
+                requirements=spec.dependencies,
+                isolated=spec.pool.isolated,
+                accelerate_downloads=spec.accelerate_downloads,
+            )
+        return WorkerPlan(spec.executable, environ, spec.pool.memory_bytes, request)
+
+    def _home(self, request: Request) -> WorkerId | None:
+        """The worker that holds the instance, while it lives."""
+        if request.instance is None:
+            return None
+        home = self._homes.get(request.instance[0])
+        view = self.engine.view(home) if home else None
+        return home if view is not None and view.state.value != "ENDING" else None
+
+    # -- the engine's owner --------------------------------------------------------------------------------
+
+    def on_assigned(self, ticket_id: str, worker: Worker, devices: tuple[DeviceUuid, ...], inline: bool) -> None:
+        call = self.calls[ticket_id]
+        call.attempts += 1
+        call.token = AttemptToken(secrets.token_hex(16))
+        call.worker, call.worker_id, call.devices = worker, worker.id, devices
+        call.attempt_started = self.clock.wall()
+        call.started_at = call.started_at or call.attempt_started
+        if call.request.instance is not None:
+            self._homes[call.request.instance[0]] = worker.id
+        self.begin(call, inline)
+
+    def begin(self, call: Call, inline: bool) -> None:
+        """Make the attempt known (durably or not) and then ``run`` it."""
+        raise NotImplementedError
+
+    def run(self, call: Call, inline: bool) -> None:
+        """Send the attempt to its worker, unless the call was stopped meanwhile."""
+        assert call.worker is not None
+        call.status, call.reason = Status.IN_PROGRESS, None
+        try:
+            spec = self._attempt_spec(call)
+        except BadRequest as error:
+            self.attempt_ended(call, call.token, AttemptEnd("died", message=str(error), reason=Reason.LOST))
+            return
+        call.worker.run(spec, _Listener(self, call, call.token), inline)
+        self._tell_state(call)
+        if call.stop_requested is not None:
+            call.worker.stop(call.token, call.stop_requested)
+
+    def _attempt_spec(self, call: Call) -> AttemptSpec:
+        request = call.request
+        instance = request.instance
+        return AttemptSpec(
+            token=call.token,
+            call_id=call.id,
+            code=self.contents.content(call.uid, request.code),
+            modules=self.contents.content(call.uid, request.modules) if request.modules else None,
+            context=self.contents.content(call.uid, request.context),
+            arguments=Content(request.arguments, request.arguments_inline)
+            if request.arguments_inline is not None
+            else self.contents.content(call.uid, request.arguments),
+            stream=call.spec.stream,
+            outcome_path=os.fspath(self.outcome_path(call)),
+            timeout_seconds=call.timeout_seconds,
+            instance={"id": instance[0], "method": instance[1]} if instance else None,
+            constructor=self.contents.content(call.uid, instance[2]) if instance else None,
+        )
+
+    def outcome_path(self, call: Call) -> os.PathLike[str]:
+        raise NotImplementedError
+
+    def on_unplaceable(self, ticket_id: str, reason: Reason, message: str, detail: str) -> None:
+        raise NotImplementedError
+
+    def on_build_output(self, ticket_id: str, data: bytes) -> None:
+        call = self.calls.get(ticket_id)
+        if call is not None:
+            self.add_output(call, STDERR, data)
+
+    # -- what the worker says ------------------------------------------------------------------------------
+
+    def add_output(self, call: Call, stream: int, data: bytes) -> None:
+        offset = call.log.size
+        call.log.append(stream, data)
+        for watcher in list(call.watchers):
+            watcher.on_output(call, stream, data, offset)
+
+    def add_item(self, call: Call, token: AttemptToken, number: int, payload: bytes | int, size: int) -> None:
+        raise NotImplementedError
+
+    def attempt_ended(self, call: Call, token: AttemptToken, end: AttemptEnd) -> None:
+        raise NotImplementedError
+
+    # -- what callers ask ----------------------------------------------------------------------------------
+
+    def find(self, peer: Peer, call_id: str) -> Call:
+        """A live call of this peer's. Raises NotFound for unknown and for foreign ids alike (T10)."""
+        call = self.calls.get(call_id)
+        if call is None or call.uid != peer.uid:
+            raise NotFound("NOT_FOUND", f"cannot find {call_id[:80]}: you have no live call with this id")
+        return call
+
+    def block(self, peer: Peer, call_id: str, waiting: bool) -> None:
+        """The body of this call waits for a nested one (or goes on)."""
+        call = self.calls.get(call_id)
+        if call is not None and call.uid == peer.uid:
+            self.engine.blocked(call_id, waiting)
+
+    def credit(self, call: Call, items: int) -> None:
+        """The caller has read so many more items."""
+        call.items_read += items
+        if call.worker is not None and call.status is Status.IN_PROGRESS:
+            call.worker.credit(call.token, items)
+
+    def drop_instance(self, instance: str) -> None:
+        """Its handle is gone: the worker that holds it forgets it."""
+        home = self.engine.workers.get(self._homes.pop(instance, WorkerId("")))
+        if home is not None:
+            home.drop_instance(instance)
+
+    def ancestors_of(self, peer: Peer, parent: str) -> tuple[str, ...]:
+        """The chain above a nested call, outermost first. Raises BadRequest when it is too deep."""
+        chain: list[str] = []
+        current = self.lookup(parent)
+        while current is not None and current.uid == peer.uid:
+            chain.append(current.id)
+            current = self.lookup(current.request.parent)
+        if len(chain) > self.limits.nesting_depth:
+            raise BadRequest("TOO_DEEP", f"cannot nest calls deeper than {self.limits.nesting_depth}: {' > '.join(reversed(chain))}")
+        return tuple(reversed(chain))
+
+    def lookup(self, call_id: str) -> Call | None:
+        """A live call of any runner."""
+        return next((runner.calls[call_id] for runner in self.others if call_id in runner.calls), None)
+
+    def _tell_state(self, call: Call) -> None:
+        for watcher in list(call.watchers):
+            watcher.on_state(call)

@@ -1,0 +1,102 @@
+"""One end of a worker's channel: numbered nothing, whole messages, bounded outbox.
+
+A SOCK_SEQPACKET socketpair: a message is read whole or not at all, so another daemon can go on where this
+one stopped (MECHANISMS 4). The worker is hostile (boundary b3): every message is parsed with the caps of
+``wire`` and a broken one closes the channel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from remoted_client import wire
+
+#: A worker that does not read is of no use; what waits for it is bounded in messages (each <= 128 KiB).
+OUTBOX_MESSAGES = 4096
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """(daemon's end, worker's end), both close-on-exec; the buffers hold several full messages."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in (ours, theirs):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    return ours, theirs
+
+
+class Channel:
+    """Sends and receives frames with one worker on the event loop; never blocks it."""
+
+    def __init__(self, sock: socket.socket, on_frame: Callable[[wire.Frame], None], on_closed: Callable[[str], None]) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._on_frame = on_frame
+        self._on_closed = on_closed
+        self._outbox: deque[tuple[bytes, tuple[int, ...]]] = deque()
+        self._loop = asyncio.get_running_loop()
+        self._open = True
+        self._loop.add_reader(sock.fileno(), self._read)
+
+    def send(self, header: dict[str, Any], body: bytes = b"", fds: tuple[int, ...] = ()) -> None:
+        """Send or queue one message. The descriptors are the channel's from here on: it closes them."""
+        if not self._open or len(self._outbox) >= OUTBOX_MESSAGES:
+            wire.close_all(fds)
+            if self._open:
+                self._fail("the worker does not read its channel")
+            return
+        self._outbox.append((wire.encode(header, body, len(fds)), fds))
+        if len(self._outbox) == 1:
+            self._flush()
+
+    def _flush(self) -> None:
+        while self._outbox:
+            data, fds = self._outbox[0]
+            try:
+                wire.send(self._sock, data, fds)
+            except (BlockingIOError, InterruptedError):
+                self._loop.add_writer(self._sock.fileno(), self._flush)
+                return
+            except OSError as error:
+                self._fail(str(error))
+                return
+            self._outbox.popleft()
+            wire.close_all(fds)
+        self._loop.remove_writer(self._sock.fileno())
+
+    def _read(self) -> None:
+        """Everything that waits, a bounded number at a time, so that one worker cannot hold the loop."""
+        for _ in range(64):
+            if not self._open:
+                return
+            try:
+                data, fds = wire.receive(self._sock, wire.MESSAGE_BYTES)
+                if not data:
+                    self._fail("the worker closed its channel")
+                    return
+                frame = wire.decode_message(data, fds)
+            except (BlockingIOError, InterruptedError):
+                return
+            except (OSError, wire.WireError) as error:
+                self._fail(str(error))
+                return
+            self._on_frame(frame)
+
+    def _fail(self, why: str) -> None:
+        if self._open:
+            self.close()
+            self._on_closed(why)
+
+    def close(self) -> None:
+        """Idempotent; tells nobody."""
+        if not self._open:
+            return
+        self._open = False
+        self._loop.remove_reader(self._sock.fileno())
+        self._loop.remove_writer(self._sock.fileno())
+        self._sock.close()
+        for _, fds in self._outbox:
+            wire.close_all(fds)
+        self._outbox.clear()

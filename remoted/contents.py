@@ -1,0 +1,174 @@
+"""What clients send once and refer to by digest: specs, code, modules, arguments; and secrets beside them.
+
+Content is one user's: a digest never crosses users (T10, T35). A small one is a row, a large one a file. A
+secret (the caller's environment) is a 0600 file for as long as a connection or a live call refers to it, and
+never a row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, OrderedDict
+
+from remoted.blobs import Blobs
+from remoted.errors import BadRequest, OverLimit
+from remoted.limits import Limits
+from remoted.spec import Context, JobSpec, parse_context, parse_spec
+from remoted.store import Statements, Store
+from remoted.workers import Content
+from remoted_client import wire
+
+ROLES = frozenset({"spec", "code", "modules", "arguments", "constructor", "context"})
+_SECRET = "context"
+_Key = tuple[int, str]
+
+
+class Contents:
+    """Content by (uid, digest)."""
+
+    def __init__(self, store: Store, blobs: Blobs, limits: Limits) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._limits = limits
+        #: The newest small ones, so that a warm call touches neither disk nor database.
+        self._recent: OrderedDict[_Key, bytes] = OrderedDict()
+        self._files: set[_Key] = set()
+        self._secrets: dict[_Key, bytes | None] = {}
+        self._holders: Counter[_Key] = Counter()
+        self._specs: dict[_Key, JobSpec] = {}
+        self._contexts: dict[_Key, Context] = {}
+
+    async def put(self, uid: int, digest: str, role: str, frame: wire.Frame, now: float) -> None:
+        """Store what a frame carries. Raises BadRequest, OverLimit; the frame's descriptors are closed either way."""
+        fds = list(frame.fds)
+        try:
+            if role not in ROLES or len(fds) > 1:
+                raise BadRequest("BAD_CONTENT", f"cannot store content with role {role[:40]!r}")
+            fd = fds.pop() if fds else None
+            if fd is not None:
+                await self._put_file(uid, digest, role, fd, now)
+            else:
+                await self._put_inline(uid, digest, role, frame.body, now)
+        finally:
+            wire.close_all(fds)
+
+    async def _put_inline(self, uid: int, digest: str, role: str, data: bytes, now: float) -> None:
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise BadRequest("BAD_DIGEST", "cannot store the content: it is not what its digest says")
+        if role == _SECRET:
+            await self._blobs.store_bytes(data, self._blobs.secret_path(uid, digest))
+            self._secrets[(uid, digest)] = data
+            return
+        self._remember((uid, digest), data)
+        row = {"uid": uid, "digest": digest, "role": role, "size": len(data), "inline": data, "now": now}
+        # Not awaited: whatever refers to it is committed in the same transaction or a later one.
+        self._store.submit(lambda db: db.run("add_content", **row))
+
+    async def _put_file(self, uid: int, digest: str, role: str, fd: int, now: float) -> None:
+        if role == _SECRET:
+            await self._blobs.store_descriptor(fd, self._blobs.secret_path(uid, digest), digest)
+            self._secrets[(uid, digest)] = None
+            return
+        size = await self._blobs.store_descriptor(fd, self._blobs.content_path(uid, digest), digest)
+        if size > self._limits.content_bytes:
+            self._blobs.remove(self._blobs.content_path(uid, digest))
+            raise OverLimit("OVER_LIMIT", f"cannot store {size} bytes of content: the limit content_bytes is {self._limits.content_bytes}")
+        self._files.add((uid, digest))
+        row = {"uid": uid, "digest": digest, "role": role, "size": size, "inline": None, "now": now}
+        await self._store.submit(lambda db: db.run("add_content", **row))
+
+    def _remember(self, key: _Key, data: bytes) -> None:
+        self._recent[key] = data
+        self._recent.move_to_end(key)
+        while len(self._recent) > 4096:
+            self._recent.popitem(last=False)
+
+    def has(self, uid: int, digest: str) -> bool:
+        key = (uid, digest)
+        return key in self._recent or key in self._files or key in self._secrets
+
+    def content(self, uid: int, digest: str) -> Content:
+        """For a worker. Raises BadRequest MISSING_CONTENT: the client sends it again."""
+        key = (uid, digest)
+        if (data := self._recent.get(key)) is not None:
+            return Content(digest, data, None)
+        if key in self._files:
+            return Content(digest, None, str(self._blobs.content_path(uid, digest)))
+        if key in self._secrets:
+            return self._secret(key)
+        raise BadRequest("MISSING_CONTENT", f"cannot find the content {digest}: send it again")
+
+    def _secret(self, key: _Key) -> Content:
+        data = self._secrets[key]
+        return Content(key[1], data, None if data is not None else str(self._blobs.secret_path(*key)))
+
+    def spec(self, uid: int, digest: str) -> JobSpec:
+        """The parsed spec; parsed once for all calls that refer to it."""
+        key = (uid, digest)
+        if key not in self._specs:
+            self._specs[key] = parse_spec(self._read(key, self._limits.spec_bytes))
+        return self._specs[key]
+
+    def context(self, uid: int, digest: str) -> Context:
+        key = (uid, digest)
+        if key not in self._contexts:
+            self._contexts[key] = parse_context(self._read(key, self._limits.spec_bytes))
+        return self._contexts[key]
+
+    def _read(self, key: _Key, cap: int) -> bytes:
+        content = self.content(*key)
+        if content.inline is not None:
+            return content.inline
+        with open(content.open(), "rb") as file:
+            data = file.read(cap + 1)
+        if len(data) > cap:
+            raise BadRequest("TOO_LARGE", f"cannot read the description: it is larger than {cap} bytes")
+        return data
+
+    # -- secrets live as long as somebody needs them -------------------------------------------------------
+
+    def hold(self, uid: int, digest: str) -> None:
+        self._holders[(uid, digest)] += 1
+
+    def release(self, uid: int, digest: str) -> None:
+        """The last holder takes the file with it."""
+        key = (uid, digest)
+        self._holders[key] -= 1
+        if self._holders[key] <= 0:
+            del self._holders[key]
+            self._secrets.pop(key, None)
+            self._contexts.pop(key, None)
+            self._blobs.remove(self._blobs.secret_path(uid, digest))
+
+    # -- after a restart -----------------------------------------------------------------------------------
+
+    async def recover(self, uid: int, digests: set[str], secret: str) -> None:
+        """Make the content of a job from the last daemon available again."""
+        rows = await self._store.submit(lambda db: [db.one("get_content", uid=uid, digest=digest) for digest in digests])
+        for row in rows:
+            if row is None:
+                continue
+            if row["inline"] is not None:
+                self._remember((uid, row["digest"]), row["inline"])
+            else:
+                self._files.add((uid, row["digest"]))
+        if self._blobs.secret_path(uid, secret).exists():
+            self._secrets.setdefault((uid, secret), None)
+
+    async def forget_unused(self, before: float) -> int:
+        """Drop content that nobody has used since ``before`` (Unix seconds) and no live job refers to."""
+
+        def forget(db: Statements) -> list[tuple[int, str, bool]]:
+            found = [(row["uid"], row["digest"], bool(row["is_file"])) for row in db.all("stale_contents", before=before)]
+            for uid, digest, _ in found:
+                db.run("delete_content", uid=uid, digest=digest)
+            return found
+
+        gone = await self._store.submit(forget)
+        for uid, digest, is_file in gone:
+            self._recent.pop((uid, digest), None)
+            self._files.discard((uid, digest))
+            self._specs.pop((uid, digest), None)
+            if is_file:
+                self._blobs.remove(self._blobs.content_path(uid, digest))
+        return len(gone)

@@ -1,0 +1,316 @@
+"""The scheduler's hands: feeds it what happens and does what it decides.
+
+The two use cases (durable jobs, direct calls) hand in tickets and hear back through ``TicketOwner``. This
+module knows workers, devices and environments; it knows nothing of results, storage or clients.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from remoted.clock import Clock
+from remoted.environments import EnvironmentFailed, EnvironmentRequest, Environments
+from remoted.errors import SpawnError
+from remoted.gpu.nvml import Nvml, NvmlError
+from remoted.limits import Limits
+from remoted.model import Device, DeviceUse, DeviceUuid, Reason, WorkerId
+from remoted.scheduler import events
+from remoted.scheduler.policy import Scheduler
+from remoted.scheduler.state import Need, PoolKey, PoolPolicy, Ticket, TicketId, WorkerView
+from remoted.spawn import reaper
+from remoted.workers import Worker
+
+log = logging.getLogger(__name__)
+#: A device with this much memory in use and no visible process belongs to somebody we cannot see.
+_UNEXPLAINED_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPlan:
+    """How to start a worker of one kind."""
+
+    executable: str
+    environ: Mapping[str, str]
+    data_bytes: int | None = None
+    environment: EnvironmentRequest | None = None
+
+
+class TicketOwner(Protocol):
+    """The use case that waits for a worker."""
+
+    def on_assigned(self, ticket_id: TicketId, worker: Worker, devices: tuple[DeviceUuid, ...], inline: bool) -> None: ...
+    def on_unplaceable(self, ticket_id: TicketId, reason: Reason, message: str, detail: str) -> None: ...
+    def on_build_output(self, ticket_id: TicketId, data: bytes) -> None: ...
+
+
+@dataclass
+class Devices:
+    """The newest facts about the host's GPUs."""
+
+    known: tuple[Device, ...] = ()
+    uses: tuple[DeviceUse, ...] = ()
+    foreign: dict[DeviceUuid, tuple[int, ...]] = field(default_factory=dict)
+    seen_at: float = float("-inf")
+    problem: str = ""
+
+
+class Engine:
+    """One host's scheduler, its workers and devices."""
+
+    def __init__(self, scheduler: Scheduler, clock: Clock, limits: Limits, nvml: Nvml, poll_seconds: float, environments: Environments, runtime: Path, sockets: Path) -> None:
+        self.scheduler = scheduler
+        self.devices = Devices()
+        self.workers: dict[WorkerId, Worker] = {}
+        self.draining = False
+        self._clock = clock
+        self._limits = limits
+        self._nvml = nvml
+        self._poll_seconds = poll_seconds
+        self._environments = environments
+        self._runtime = runtime
+        self._sockets = sockets
+        self._plans: dict[str, WorkerPlan] = {}
+        self._requests: dict[str, EnvironmentRequest] = {}
+        self._pythons: dict[str, tuple[str, dict[str, str]]] = {}
+        self._owners: dict[TicketId, TicketOwner] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._on_idle: Callable[[], None] = lambda: None
+
+    # -- for the use cases ---------------------------------------------------------------------------------
+
+    def plan(self, kind: str, plan: WorkerPlan) -> None:
+        """Say how workers of this kind are started; the same kind always means the same plan."""
+        self._plans.setdefault(kind, plan)
+        if plan.environment is not None:
+            self._requests.setdefault(plan.environment.digest, plan.environment)
+
+    def submit(self, ticket: Ticket, policy: PoolPolicy, owner: TicketOwner) -> None:
+        """Queue a ticket; the owner hears when it has a worker."""
+        self._owners[ticket.id] = owner
+        event = events.Submitted(ticket, policy)
+        if ticket.need.gpu is not None and not self._devices_are_fresh():
+            self.spawn(self._look_then(event))
+        else:
+            self.handle(event)
+
+    async def _look_then(self, event: events.Submitted) -> None:
+        await self.look_at_devices()
+        if event.ticket.id in self._owners:
+            self.handle(event)
+
+    def withdraw(self, ticket_id: TicketId) -> None:
+        self._owners.pop(ticket_id, None)
+        self.handle(events.Withdrawn(ticket_id))
+
+    def ended(self, ticket_id: TicketId) -> None:
+        """The attempt is over; its worker is free."""
+        self._owners.pop(ticket_id, None)
+        self.handle(events.Ended(ticket_id))
+
+    def retire(self, worker: Worker, why: str) -> None:
+        """The worker takes no more calls and ends when what runs in it is over."""
+        self.handle(events.WorkerClosing(worker.id))
+        self.spawn(self._end_worker(worker, why))
+
+    def blocked(self, ticket_id: TicketId, waiting: bool) -> None:
+        self.handle(events.Blocked(ticket_id, waiting))
+
+    def hold_pool(self, pool: PoolKey, seconds: float) -> None:
+        self.handle(events.PoolHeld(pool, self._clock.monotonic() + seconds))
+
+    def waiting_for(self, ticket_id: TicketId) -> tuple[Reason, str, int] | None:
+        """(why, detail, place in its lane) of a waiting ticket."""
+        found = self.scheduler.lane_of(ticket_id)
+        if found is None:
+            return None
+        lane, place = found
+        return lane.reason, lane.detail, place
+
+    # -- one step ------------------------------------------------------------------------------------------
+
+    def handle(self, event: events.Event) -> None:
+        """Feed the scheduler and do what it says."""
+        for decision in self.scheduler.handle(event, self._clock.monotonic()):
+            self._carry_out(decision)
+        self._set_timer()
+
+    def _carry_out(self, decision: events.Decision) -> None:
+        match decision:
+            case events.Assign(ticket_id, worker_id, inline):
+                view = self.scheduler.workers[worker_id]
+                self._owners[ticket_id].on_assigned(ticket_id, self.workers[worker_id], view.devices, inline)
+            case events.StartWorker(worker_id, need, devices):
+                self.spawn(self._start_worker(worker_id, need, devices))
+            case events.StopWorker(worker_id, why):
+                self.spawn(self._end_worker(self.workers[worker_id], why))
+            case events.Refuse(ticket_id, reason, message):
+                self._tell_unplaceable(ticket_id, reason, message)
+            case events.Build(environment, ticket_id):
+                self.spawn(self._build(environment, ticket_id))
+
+    def _tell_unplaceable(self, ticket_id: TicketId, reason: Reason, message: str, detail: str = "") -> None:
+        owner = self._owners.pop(ticket_id, None)
+        if owner is not None:
+            owner.on_unplaceable(ticket_id, reason, message, detail)
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        wakeup = self.scheduler.next_wakeup()
+        if wakeup is not None:
+            delay = max(0.01, wakeup - self._clock.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(delay, self.handle, events.Tick())
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """A task of the engine's: kept, and its failure logged."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a task of the engine failed", exc_info=task.exception())
+
+    # -- workers -------------------------------------------------------------------------------------------
+
+    async def _start_worker(self, worker_id: WorkerId, need: Need, devices: tuple[DeviceUuid, ...]) -> None:
+        worker = Worker(worker_id, self._clock, self._limits, self._on_worker_dead)
+        self.workers[worker_id] = worker
+        plan = self._plans[need.kind]
+        python, extra = self._pythons.get(need.environment or "", (plan.executable, {}))
+        environ = {**plan.environ, **extra, **self._worker_variables(worker_id, devices)}
+        try:
+            await worker.start((python, os.fspath(self._runtime)), environ, plan.data_bytes)
+        except SpawnError as error:
+            log.warning("%s", error)
+            self._fail_one_waiting(need, str(error))
+            self._forget_worker(worker)
+            return
+        if worker.is_alive:
+            self.handle(events.WorkerReady(worker_id))
+
+    def _worker_variables(self, worker_id: WorkerId, devices: tuple[DeviceUuid, ...]) -> dict[str, str]:
+        variables = {reaper.WORKER_VARIABLE: worker_id, "REMOTED_SOCKET": os.fspath(self._sockets)}
+        if devices or self.devices.known:
+            # A CPU worker on a GPU host sees none: the pool would be a fiction otherwise.
+            variables["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+        return variables
+
+    def _fail_one_waiting(self, need: Need, message: str) -> None:
+        """One ticket pays for one failed start, so that a broken interpreter cannot be tried for ever."""
+        for lane, _, ticket in self.scheduler.waiting():
+            if lane.need == need:
+                owner = self._owners.pop(ticket.id, None)
+                self.handle(events.Withdrawn(ticket.id))
+                if owner is not None:
+                    owner.on_unplaceable(ticket.id, Reason.WORKER_START_FAILED, message, "")
+                return
+
+    async def _end_worker(self, worker: Worker, why: str) -> None:
+        await worker.end(why)
+
+    def _on_worker_dead(self, worker: Worker) -> None:
+        if worker.hello is not None or worker.id in self.workers:
+            self._forget_worker(worker)
+
+    def _forget_worker(self, worker: Worker) -> None:
+        if self.workers.pop(worker.id, None) is None:
+            return
+        view = self.scheduler.workers.get(worker.id)
+        if view is not None and view.devices:
+            self.spawn(self._free_devices(worker.id))
+        else:
+            self.handle(events.WorkerEnded(worker.id))
+
+    async def _free_devices(self, worker_id: WorkerId) -> None:
+        """Its processes are dead; look at the devices before they are lent again (promise 9)."""
+        await self.look_at_devices()
+        self.handle(events.WorkerEnded(worker_id))
+
+    def view(self, worker_id: WorkerId) -> WorkerView | None:
+        return self.scheduler.workers.get(worker_id)
+
+    # -- environments --------------------------------------------------------------------------------------
+
+    async def _build(self, environment: str, ticket_id: TicketId) -> None:
+        request = self._requests[environment]
+        try:
+            built = await self._environments.ensure(request, lambda data: self._on_build_output(environment, data))
+        except EnvironmentFailed as error:
+            for failed in self.scheduler.fail_environment(environment):
+                self._tell_unplaceable(failed, Reason.ENVIRONMENT, str(error), error.log)
+            return
+        self._pythons[environment] = (built.python, dict(built.variables))
+        self.handle(events.EnvironmentReady(environment))
+
+    def _on_build_output(self, environment: str, data: bytes) -> None:
+        """Everybody who waits for the build sees it."""
+        for lane, _, ticket in list(self.scheduler.waiting()):
+            if lane.need.environment == environment and ticket.id in self._owners:
+                self._owners[ticket.id].on_build_output(ticket.id, data)
+
+    # -- devices -------------------------------------------------------------------------------------------
+
+    def _devices_are_fresh(self) -> bool:
+        return self._clock.monotonic() - self.devices.seen_at < self._poll_seconds
+
+    async def look_at_devices(self) -> None:
+        """Ask NVML and tell the scheduler; when it does not answer, nothing is lent."""
+        try:
+            known = await self._nvml.devices()
+            uses = await self._nvml.uses() if known else ()
+        except NvmlError as error:
+            self.devices.problem = str(error)
+            self.handle(events.DevicesSeen(()))
+            return
+        foreign = await asyncio.to_thread(self._find_foreign, uses) if uses else {}
+        self.devices = Devices(known, uses, foreign, self._clock.monotonic())
+        self.handle(events.DevicesSeen(known, tuple(foreign.items())))
+
+    def _find_foreign(self, uses: tuple[DeviceUse, ...]) -> dict[DeviceUuid, tuple[int, ...]]:
+        """Processes on devices that are not below the worker which holds the device."""
+        foreign: dict[DeviceUuid, tuple[int, ...]] = {}
+        for use in uses:
+            own = self._processes_of_holder(use.uuid)
+            strangers = tuple(process.pid for process in use.processes if process.pid not in own)
+            if not use.processes and not own and (use.memory_used_bytes or 0) > _UNEXPLAINED_BYTES:
+                strangers = (0,)
+            if strangers:
+                foreign[use.uuid] = strangers
+        return foreign
+
+    def _processes_of_holder(self, uuid: DeviceUuid) -> set[int]:
+        worker = self.workers.get(self.scheduler.ledger.holders.get(uuid, WorkerId("")))
+        if worker is None or not worker.pid:
+            return set()
+        return {worker.pid, *(process.pid for process in reaper.descendants(worker.pid))}
+
+    # -- life ----------------------------------------------------------------------------------------------
+
+    async def watch_devices(self) -> None:
+        """For as long as the daemon lives: devices are looked at while somebody waits for one."""
+        while True:
+            await asyncio.sleep(self._poll_seconds)
+            if self._gpu_is_wanted():
+                await self.look_at_devices()
+
+    def _gpu_is_wanted(self) -> bool:
+        return bool(self.devices.known) and any(lane.need.gpu for lanes in self.scheduler.users.values() for lane in lanes.values())
+
+    async def close(self) -> None:
+        """End every worker; running attempts are told how."""
+        if self._timer is not None:
+            self._timer.cancel()
+        await asyncio.gather(*(worker.end("the daemon stops", grace_seconds=1.0) for worker in list(self.workers.values())))
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)

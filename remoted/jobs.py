@@ -1,0 +1,575 @@
+"""Durable calls: acknowledged means stored, and every job reaches exactly one terminal status.
+
+Order is the whole trick (MECHANISMS 8). A submission is committed before it is acknowledged. An attempt, with
+its token, is committed before its payload leaves for a worker, in the same commit as the submission when a
+worker is free. An outcome is committed before anybody hears of it, and only then may the worker forget it. So a
+crash at any point loses no job, runs no token twice, and counts every attempt that may have begun.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import random
+import secrets
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from remoted.access import Peer
+from remoted.blobs import Blobs
+from remoted.calls import Call, CallRunner, Request
+from remoted.clock import Clock
+from remoted.contents import Contents
+from remoted.engine import Engine
+from remoted.errors import Conflict, NotFound, OverLimit, RemotedError, StoreError
+from remoted.limits import Limits
+from remoted.logs import JobLog
+from remoted.model import AttemptToken, Reason, Status, Uid, WorkerId
+from remoted.paths import Paths
+from remoted.scheduler.state import PoolPolicy
+from remoted.spec import JobSpec, parse_options
+from remoted.store import Row, Statements, Store
+from remoted.workers import AttemptEnd, Content
+from remoted_client import wire
+
+log = logging.getLogger(__name__)
+
+
+class Jobs(CallRunner):
+    """The use case of queue classes: submit, wait, cancel, retry, result."""
+
+    def __init__(self, engine: Engine, contents: Contents, clock: Clock, limits: Limits, kind_key: bytes, store: Store, blobs: Blobs, paths: Paths) -> None:
+        super().__init__(engine, contents, clock, limits, kind_key)
+        self._store = store
+        self._blobs = blobs
+        self._paths = paths
+        self._boot_id = clock.boot_id()
+        self._by_key: dict[tuple[int, str], asyncio.Future[str]] = {}
+        self._per_uid: Counter[int] = Counter()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.completed = 0
+
+    # -- submitting ----------------------------------------------------------------------------------------
+
+    def submit(self, peer: Peer, request: Request, caller: str) -> asyncio.Future[str]:
+        """The id, once the job is committed. The same key again gives the same id (T61). Raises Refused."""
+        key = (peer.uid, request.key)
+        if key not in self._by_key:
+            self._by_key[key] = self._accept(peer, request, caller)
+            self._by_key[key].add_done_callback(lambda _: self._by_key.pop(key, None))
+        return self._by_key[key]
+
+    def _accept(self, peer: Peer, request: Request, caller: str) -> asyncio.Future[str]:
+        if self.engine.draining:
+            raise Conflict("DRAINING", "cannot take new work: the daemon is being stopped; try again when it is back")
+        if self._per_uid[peer.uid] >= self.limits.queued_jobs_per_uid:
+            raise OverLimit("OVER_LIMIT", f"cannot queue another job: your limit queued_jobs_per_uid is {self.limits.queued_jobs_per_uid}; wait for some to end")
+        spec = self.contents.spec(peer.uid, request.spec)
+        ancestors = self.ancestors_of(peer, request.parent) if request.parent else ()
+        call_id = secrets.token_hex(16)
+        ticket, policy = self.make_ticket(peer, call_id, request, spec, ancestors)
+        call = Call(
+            id=call_id,
+            uid=Uid(peer.uid),
+            request=request,
+            spec=spec,
+            name=request.options.name or spec.function.qualname,
+            ticket=ticket,
+            log=JobLog(self._paths.logs / f"{call_id}.log", self.limits.log_bytes_per_job),
+            submitted_at=self.clock.wall(),
+            caller=caller,
+        )
+        stored = self._store.submit(self._insertion(call))
+        accepted: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        stored.add_done_callback(lambda done: self._stored(call, done, accepted))
+        self._adopt_call(call)
+        self.engine.submit(ticket, policy, self)
+        return accepted
+
+    def _insertion(self, call: Call) -> Callable[[Statements], str]:
+        request, spec = call.request, call.spec
+        row = {
+            "id": call.id,
+            "uid": call.uid,
+            "submission_key": request.key,
+            "name": call.name,
+            "function": f"{spec.function.module}:{spec.function.qualname}",
+            "pool": spec.pool.name,
+            "spec": request.spec,
+            "code": request.code,
+            "modules": request.modules,
+            "context": request.context,
+            "arguments": request.arguments,
+            "arguments_inline": request.arguments_inline,
+            "options": json.dumps({**request.options.model_dump(), "instance": request.instance}),
+            "parent": request.parent,
+            "caller": call.caller,
+            "submitted_at": call.submitted_at,
+        }
+
+        def insert(db: Statements) -> str:
+            earlier = db.one("job_by_key", uid=call.uid, submission_key=request.key)
+            if earlier is not None:
+                return str(earlier["id"])
+            db.run("add_job", **row)
+            return call.id
+
+        return insert
+
+    def _stored(self, call: Call, done: asyncio.Future[str], accepted: asyncio.Future[str]) -> None:
+        """Committed, or refused; or the key was known from before a restart and this call is a double."""
+        error = done.exception()
+        if error is not None or done.result() != call.id:
+            self._forget(call)
+        if accepted.cancelled():
+            return
+        if error is not None:
+            accepted.set_exception(error)
+            accepted.exception()
+        else:
+            accepted.set_result(done.result())
+
+    def _adopt_call(self, call: Call) -> None:
+        self.calls[call.id] = call
+        self._per_uid[call.uid] += 1
+        self.contents.hold(call.uid, call.request.context)
+        parent = self.lookup(call.request.parent)
+        if parent is not None:
+            parent.children.add(call.id)
+
+    def _forget(self, call: Call) -> None:
+        """The call is over, or never was: give back everything that it holds in memory."""
+        if self.calls.pop(call.id, None) is None:
+            return
+        self._per_uid[call.uid] -= 1
+        self.engine.withdraw(call.id)
+        self.engine.ended(call.id)
+        self.contents.release(call.uid, call.request.context)
+        call.log.close()
+        if call.retry_timer is not None:
+            call.retry_timer.cancel()
+        parent = self.lookup(call.request.parent)
+        if parent is not None:
+            parent.children.discard(call.id)
+
+    # -- attempts ------------------------------------------------------------------------------------------
+
+    def outcome_path(self, call: Call) -> os.PathLike[str]:
+        return self._blobs.outcome_path(call.token)
+
+    def begin(self, call: Call, inline: bool) -> None:
+        worker = call.worker
+        assert worker is not None
+        row: dict[str, Any] = {
+            "token": call.token,
+            "job": call.id,
+            "number": call.attempts,
+            "worker": call.worker_id,
+            "worker_pid": worker.pid,
+            "worker_started": worker.started_at,
+            "boot_id": self._boot_id,
+            "devices": " ".join(call.devices),
+            "now": call.attempt_started,
+        }
+
+        def begin(db: Statements) -> None:
+            db.run("begin_attempt", **row)
+            db.run("mark_running", job=call.id, number=row["number"], worker=row["worker"], devices=row["devices"], now=row["now"])
+
+        self._store.submit(begin).add_done_callback(lambda done: self._begun(call, inline, done))
+
+    def _begun(self, call: Call, inline: bool, done: asyncio.Future[None]) -> None:
+        if call.id not in self.calls:
+            return
+        if done.exception() is None:
+            self.run(call, inline)
+            return
+        # Not stored, so not started: the worker is free, and the job waits for a store that takes it.
+        log.error("cannot begin an attempt of %s: %s", call.id, done.exception())
+        self.engine.ended(call.id)
+        call.attempts -= 1
+        call.worker = None
+        self._retry_later(call, self.limits.retry_cap_seconds)
+
+    def attempt_ended(self, call: Call, token: AttemptToken, end: AttemptEnd) -> None:
+        """A worker's last word about an attempt; an old token's is discarded (T56)."""
+        if self.calls.get(call.id) is not call or call.token != token:
+            if isinstance(end.payload, int):
+                os.close(end.payload)
+            return
+        worker, call.worker = call.worker, None
+        self.engine.ended(call.id)
+        if end.kind == "stale" and worker is not None:
+            self.engine.retire(worker, end.message)
+        call.run_seconds += max(0.0, self.clock.wall() - call.attempt_started)
+        self._spawn(self._settle(call, token, end, worker))
+
+    async def _settle(self, call: Call, token: AttemptToken, end: AttemptEnd, worker: Any) -> None:
+        """Decide, store, tell, in this order; and at the very end let the worker forget."""
+        try:
+            await self._keep_result(call, end)
+        except RemotedError as error:
+            end = AttemptEnd("unsendable", message=str(error), reason=Reason.RESULT_LOST, stopped_by=end.stopped_by)
+        status, reason = self._verdict(call, end)
+        call.error, call.error_type, call.traceback = self._describe(call, status, reason, end)
+        call.reconstructed = call.reconstructed or (end.constructed and call.constructed_before)
+        if status is None:
+            await self._requeue(call, token, end, reason)
+        else:
+            await self._finish(call, token, end, status, reason)
+        if worker is not None and worker.is_alive:
+            worker.acknowledge(token)
+
+    async def _keep_result(self, call: Call, end: AttemptEnd) -> None:
+        call.result_kind, call.result_size = end.kind, end.size
+        if isinstance(end.payload, int):
+            path = self._blobs.result_path(call.id)
+            await self._blobs.store_descriptor(end.payload, path)
+            call.result = Content("", None, str(path))
+        else:
+            call.result = Content("", end.payload, None)
+
+    def _verdict(self, call: Call, end: AttemptEnd) -> tuple[Status | None, Reason | None]:
+        """(terminal status, why), or (None, why) when another attempt follows."""
+        if end.kind == "returned":
+            return Status.COMPLETED, None
+        if end.kind == "stale":
+            call.attempts -= 1  # refused before any code of the user's ran
+            return None, Reason.WAITING_WORKER
+        if end.stopped_by is Reason.TIMEOUT:
+            return Status.TIMED_OUT, Reason.TIMEOUT
+        if end.stopped_by is not None:
+            return Status.CANCELLED, end.stopped_by
+        reason = end.reason or {"exited": Reason.EXITED, "unsendable": Reason.RESULT_LOST}.get(end.kind, Reason.EXCEPTION)
+        if call.attempts <= call.max_retries and not call.items and reason is not Reason.RESULT_LOST:
+            return None, Reason.WAITING_RETRY
+        return Status.FAILED, reason
+
+    def _describe(self, call: Call, status: Status | None, reason: Reason | None, end: AttemptEnd) -> tuple[str, str, str]:
+        """(error, type, traceback) as the caller reads them; empty on success."""
+        if status is Status.COMPLETED or end.kind == "stale":
+            return "", "", ""
+        if status is Status.TIMED_OUT:
+            return f"the attempt ran longer than its timeout of {call.timeout_seconds:g} s and was stopped", "", end.traceback
+        if status is Status.CANCELLED:
+            why = "its caller is gone" if reason is Reason.CALLER_GONE else "it was cancelled"
+            return f"stopped: {why}", "", end.traceback
+        if end.kind == "exited":
+            return f"the function called sys.exit({end.exit_code})", end.error_type, end.traceback
+        message = f"{_short(end.error_type)}: {end.message}" if end.error_type else end.message
+        if call.items:
+            message += f" ({len(call.items)} items had been delivered)"
+        return message, end.error_type, end.traceback
+
+    async def _requeue(self, call: Call, token: AttemptToken, end: AttemptEnd, reason: Reason | None) -> None:
+        now = self.clock.wall()
+
+        def requeue(db: Statements) -> None:
+            db.run("end_attempt", token=token, now=now, outcome=end.kind, message=call.error or end.message)
+            db.run("requeue_job", job=call.id, state_reason=reason or "", run_seconds=now - call.attempt_started, error=call.error, error_type=call.error_type, traceback=call.traceback)
+
+        await self._persist(requeue)
+        call.status, call.reason = Status.IN_QUEUE, reason
+        for watcher in list(call.watchers):
+            watcher.on_state(call)
+        if call.stop_requested is not None:
+            await self._finish(call, token, end, Status.CANCELLED, call.stop_requested)
+        elif end.kind == "stale":
+            self._retry_later(call, 0.0)
+        else:
+            self._retry_later(call, self._back_off(call.attempts))
+
+    def _back_off(self, attempts: int) -> float:
+        """Exponential with full jitter on the upper half: two failing jobs do not come back together."""
+        full = min(self.limits.retry_cap_seconds, self.limits.retry_base_seconds * 2 ** (attempts - 1))
+        return full * random.uniform(0.5, 1.0)
+
+    def _retry_later(self, call: Call, delay: float) -> None:
+        call.retry_timer = asyncio.get_running_loop().call_later(delay, self._queue_again, call)
+
+    def _queue_again(self, call: Call) -> None:
+        call.retry_timer = None
+        if self.calls.get(call.id) is not call:
+            return
+        peer = Peer(call.uid, call.uid, 0)
+        try:
+            call.ticket, policy = self.make_ticket(peer, call.id, call.request, call.spec, call.ticket.need and call.ticket.ancestors)
+        except RemotedError as error:
+            self.on_unplaceable(call.id, Reason.LOST, str(error), "")
+            return
+        self.engine.submit(call.ticket, policy, self)
+
+    async def _finish(self, call: Call, token: AttemptToken, end: AttemptEnd, status: Status, reason: Reason | None) -> None:
+        """The one terminal status, stored first."""
+        call.ended_at = self.clock.wall()
+        result = call.result
+        row: dict[str, Any] = {
+            "job": call.id,
+            "status": status.value,
+            "state_reason": reason.value if reason else "",
+            "now": call.ended_at,
+            "run_seconds": call.run_seconds,
+            "result_inline": result.inline if result else None,
+            "result_size": call.result_size + sum(len(item.inline or b"") for item in call.items),
+            "result_kind": call.result_kind,
+            "items": len(call.items),
+            "reconstructed": int(call.reconstructed),
+            "error": call.error,
+            "error_type": call.error_type,
+            "traceback": call.traceback,
+        }
+
+        def finish(db: Statements) -> None:
+            if token:
+                db.run("end_attempt", token=token, now=row["now"], outcome=end.kind, message=call.error)
+            db.run("finish_job", **row)
+
+        await self._persist(finish)
+        call.status, call.reason = status, reason
+        self.completed += 1
+        self._forget(call)
+        self._cancel_children(call)
+        for watcher in list(call.watchers):
+            watcher.on_done(call)
+        call.watchers.clear()
+
+    async def _persist(self, operation: Callable[[Statements], None]) -> None:
+        """Again and again until the store takes it: an outcome is never dropped because a disk was full."""
+        delay = 0.2
+        while True:
+            try:
+                await self._store.submit(operation)
+            except StoreError as error:
+                log.error("%s; trying again in %.1f s", error, delay)
+                await asyncio.sleep(delay)
+                delay = min(5.0, delay * 2)
+            else:
+                return
+
+    def add_item(self, call: Call, token: AttemptToken, number: int, payload: bytes | int, size: int) -> None:
+        """One item of a stream: stored, numbered, then told."""
+        if call.token != token or number != len(call.items):
+            if isinstance(payload, int):
+                os.close(payload)
+            return
+        self._spawn(self._keep_item(call, number, payload, size))
+        placeholder = Content("", payload, None) if isinstance(payload, bytes) else Content("", None, str(self._blobs.item_path(call.id, number)))
+        call.items.append(placeholder)
+
+    async def _keep_item(self, call: Call, number: int, payload: bytes | int, size: int) -> None:
+        if isinstance(payload, int):
+            await self._blobs.store_descriptor(payload, self._blobs.item_path(call.id, number))
+        inline = payload if isinstance(payload, bytes) else None
+        await self._persist(lambda db: db.run("add_item", job=call.id, number=number, size=size, inline=inline) and None)
+        if call.request.options.detach:
+            self.credit(call, 1)  # nobody has to read along; the store holds what was delivered
+        for watcher in list(call.watchers):
+            watcher.on_item(call, number, call.items[number])
+
+    def on_unplaceable(self, ticket_id: str, reason: Reason, message: str, detail: str) -> None:
+        """No worker can be had: that counts as an attempt only where another try might help."""
+        call = self.calls.get(ticket_id)
+        if call is None:
+            return
+        call.attempts += reason is Reason.WORKER_START_FAILED
+        if reason is Reason.WORKER_START_FAILED and call.attempts <= call.max_retries:
+            call.reason = Reason.WAITING_RETRY
+            self._retry_later(call, self._back_off(call.attempts))
+            return
+        text = f"{message}\n{detail}".strip()
+        call.error, call.result = text, Content("", b"", None)
+        self._spawn(self._finish(call, AttemptToken(""), AttemptEnd("died", message=text), Status.FAILED, reason))
+
+    # -- stopping ------------------------------------------------------------------------------------------
+
+    def cancel(self, call: Call, why: Reason = Reason.CANCELLED) -> None:
+        """Stop it, and what it called. A running body gets the ladder of MECHANISMS 13."""
+        if call.stop_requested is not None:
+            return
+        call.stop_requested = why
+        self._cancel_children(call)
+        if call.worker is not None:
+            call.worker.stop(call.token, why)
+        elif call.id in self.calls and call.status is Status.IN_QUEUE:
+            self.engine.withdraw(call.id)
+            call.error = "stopped: its caller is gone" if why is Reason.CALLER_GONE else "stopped: it was cancelled"
+            call.result_kind, call.result = "cancelled", Content("", b"", None)
+            self._spawn(self._finish(call, AttemptToken(""), AttemptEnd("cancelled"), Status.CANCELLED, why))
+
+    def _cancel_children(self, call: Call) -> None:
+        for child_id in list(call.children):
+            child = self.calls.get(child_id)
+            if child is not None and not child.request.options.detach:
+                self.cancel(child, Reason.CALLER_GONE)
+
+    # -- looking -------------------------------------------------------------------------------------------
+
+    async def row(self, peer: Peer, job_id: str) -> Row:
+        """One job of this peer's, from the store. Raises NotFound."""
+        found = await self._store.submit(lambda db: db.one("get_job", id=job_id, uid=peer.uid))
+        if found is None:
+            raise NotFound("NOT_FOUND", f"cannot find job {job_id[:80]}: you have no job with this id (results are kept for {self.limits.result_seconds / 86400:g} days)")
+        return found
+
+    async def resolve(self, peer: Peer, prefix: str) -> str:
+        """The full id for its beginning. Raises NotFound, or Conflict when several begin so."""
+        if not prefix or not all(letter in "0123456789abcdef" for letter in prefix):
+            raise NotFound("NOT_FOUND", f"cannot find job {prefix[:80]!r}: ids are hexadecimal")
+        rows = await self._store.submit(lambda db: db.all("find_jobs", uid=peer.uid, pattern=f"{prefix}*"))
+        if len(rows) > 1:
+            raise Conflict("AMBIGUOUS", f"cannot choose: several of your jobs begin with {prefix}")
+        if not rows:
+            raise NotFound("NOT_FOUND", f"cannot find job {prefix[:80]}: you have no job with this id (results are kept for {self.limits.result_seconds / 86400:g} days)")
+        return str(rows[0]["id"])
+
+    async def rows(self, peer: Peer, everything: bool, limit: int) -> list[Row]:
+        return await self._store.submit(lambda db: db.all("list_jobs", uid=peer.uid, all=int(everything), limit=limit))
+
+    async def attempts(self, job_id: str) -> list[Row]:
+        return await self._store.submit(lambda db: db.all("get_attempts", job=job_id))
+
+    async def stored_items(self, job_id: str) -> list[Content]:
+        rows = await self._store.submit(lambda db: db.all("get_items", job=job_id))
+        return [
+            Content("", row["inline"], None) if row["inline"] is not None else Content("", None, str(self._blobs.item_path(job_id, row["number"])))
+            for row in rows
+        ]
+
+    def stored_result(self, row: Row) -> Content:
+        """The payload of a finished job."""
+        if row["result_inline"] is not None:
+            return Content("", row["result_inline"], None)
+        return Content("", None, str(self._blobs.result_path(row["id"])))
+
+    async def retry(self, peer: Peer, job_id: str, environ: dict[str, str]) -> str:
+        """Submit a finished job again as a new one. Raises Conflict while it is live."""
+        row = await self.row(peer, job_id)
+        if not Status(row["status"]).is_terminal:
+            raise Conflict("NOT_FINISHED", f"cannot retry {job_id}: it is {row['status']}; cancel it first")
+        digests = {digest for digest in (row["spec"], row["code"], row["modules"], row["arguments"]) if digest}
+        await self.contents.recover(peer.uid, digests, row["context"])
+        spec = self.contents.spec(peer.uid, row["spec"])
+        context = await self._fresh_context(peer, spec, environ)
+        options = json.loads(row["options"])
+        instance = options.pop("instance", None)
+        request = Request(
+            key=secrets.token_hex(16),
+            spec=row["spec"],
+            code=row["code"],
+            modules=row["modules"],
+            context=context,
+            arguments=row["arguments"],
+            arguments_inline=row["arguments_inline"],
+            options=parse_options({**options, "detach": True}),
+            instance=tuple(instance) if instance else None,
+        )
+        try:
+            return await self.submit(peer, request, "")
+        finally:
+            self.contents.release(peer.uid, context)
+
+    async def _fresh_context(self, peer: Peer, spec: JobSpec, environ: dict[str, str]) -> str:
+        """The first call's secrets went with it: whoever retries gives theirs. Held once for the caller."""
+        declared = {name: environ[name] for name in spec.declared if name in environ}
+        document = {"environ": environ, "declared": declared, "cwd": spec.cwd, "umask": 0o077, "sys_path": list(spec.sys_path), "argv": [""]}
+        data = json.dumps(document).encode()
+        digest = hashlib.sha256(data).hexdigest()
+        await self.contents.put(peer.uid, digest, "context", _as_frame(data), self.clock.wall())
+        self.contents.hold(peer.uid, digest)
+        return digest
+
+    # -- after a restart -----------------------------------------------------------------------------------
+
+    def revive(self, row: Row, request: Request, items: list[Content]) -> Call:
+        """A live call from its row; queued by the caller of this method."""
+        spec = self.contents.spec(row["uid"], request.spec)
+        peer = Peer(row["uid"], row["uid"], 0)
+        ticket, _ = self.make_ticket(peer, row["id"], request, spec, ())
+        call = Call(
+            id=row["id"],
+            uid=Uid(row["uid"]),
+            request=request,
+            spec=spec,
+            name=row["name"],
+            ticket=ticket,
+            log=JobLog(self._paths.logs / f"{row['id']}.log", self.limits.log_bytes_per_job),
+            submitted_at=row["submitted_at"],
+            attempts=row["attempts"],
+            started_at=row["started_at"],
+            run_seconds=row["run_seconds"],
+            worker_id=WorkerId(row["worker"]),
+            items=items,
+            caller=row["caller"],
+        )
+        self._adopt_call(call)
+        return call
+
+    async def bury(self, row: Row, message: str) -> None:
+        """A job from before that can never run here any more ends as FAILED, never silently."""
+        values = {"result_inline": None, "result_size": 0, "result_kind": "died", "items": row["items"], "reconstructed": 0, "error": message, "error_type": "", "traceback": ""}
+
+        def finish(db: Statements) -> None:
+            db.run("finish_job", job=row["id"], status=Status.FAILED.value, state_reason=Reason.LOST.value, now=self.clock.wall(), run_seconds=0.0, **values)
+
+        await self._persist(finish)
+
+    def queue_revived(self, call: Call) -> None:
+        policy = PoolPolicy(call.spec.pool.workers_min, call.spec.pool.workers_max, call.spec.pool.idle_timeout_seconds or 300.0)
+        self.engine.submit(call.ticket, policy, self)
+
+    async def expire(self) -> int:
+        """Forget what ended long ago, and each user's oldest results beyond the quota."""
+        before = self.clock.wall() - self.limits.result_seconds
+        gone = [row["id"] for row in await self._store.submit(lambda db: db.all("expired_jobs", before=before))]
+        for user in await self._store.submit(lambda db: db.all("stored_bytes")):
+            gone += await self._beyond_quota(user["uid"], user["bytes"] or 0)
+        for job_id in gone:
+            await self._store.submit(lambda db, job_id=job_id: db.run("delete_job", id=job_id))
+            self._blobs.remove_job(job_id)
+            self._blobs.remove(self._paths.logs / f"{job_id}.log")
+        return len(gone)
+
+    async def _beyond_quota(self, uid: int, stored: int) -> list[str]:
+        gone: list[str] = []
+        excess = stored - self.limits.stored_bytes_per_uid
+        if excess <= 0:
+            return gone
+        for row in await self._store.submit(lambda db: db.all("largest_results", uid=uid)):
+            if excess <= 0:
+                break
+            gone.append(row["id"])
+            excess -= row["result_size"]
+        return gone
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a task of the queue failed", exc_info=task.exception())
+
+    async def close(self) -> None:
+        """Outcomes that are being stored are stored."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=5.0)
+
+
+def _as_frame(data: bytes) -> wire.Frame:
+    """Content made here, in the shape in which content arrives."""
+    if len(data) <= wire.INLINE_BYTES:
+        return wire.Frame({}, data)
+    return wire.Frame({}, b"", (wire.memfd("remoted-context", data),))
+
+
+def _short(type_name: str) -> str:
+    """``builtins.ValueError`` is ValueError; others keep their module."""
+    return type_name.removeprefix("builtins.").removeprefix("__main__.")
+
+

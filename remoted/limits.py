@@ -1,0 +1,49 @@
+"""Every cap of the daemon, with its unit in its name; the configuration may change each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    # One user's share of the two sockets (T13): a flood by one user must leave the others' calls alone.
+    connections_per_uid: int = 64
+    connections_total: int = 900
+    # A silent or trickling peer (T12). Frames: from first byte to last; HTTP: head, then body.
+    hello_deadline_seconds: float = 10.0
+    frame_deadline_seconds: float = 30.0
+    http_head_deadline_seconds: float = 10.0
+    http_body_deadline_seconds: float = 30.0
+    http_body_bytes: int = 1 << 20
+    # Unsent bytes that a slow reader may make the daemon hold before it is dropped.
+    outbox_bytes: int = 8 << 20
+    # Jobs and stored bytes of one user (T18, T44).
+    queued_jobs_per_uid: int = 100_000
+    watches_per_connection: int = 200_000
+    content_bytes: int = 64 << 30
+    stored_bytes_per_uid: int = 10 << 30
+    result_seconds: float = 7 * 86_400.0
+    content_seconds: float = 86_400.0
+    free_disk_reserve_bytes: int = 64 << 20
+    spec_bytes: int = 1 << 20
+    # What a job prints: the first so many bytes are kept, the rest is counted.
+    log_bytes_per_job: int = 64 << 20
+    # Unread items of a generator (SURFACE F21).
+    stream_items: int = 64
+    stream_bytes: int = 16 << 20
+    # Workers.
+    workers_total: int = 256
+    start_deadline_seconds: float = 60.0
+    launch_deadline_seconds: float = 30.0
+    cancel_term_seconds: float = 3.0
+    cancel_kill_seconds: float = 10.0
+    drain_output_seconds: float = 2.0
+    crash_loop_count: int = 5
+    crash_loop_seconds: float = 30.0
+    nesting_depth: int = 16
+    retry_base_seconds: float = 0.5
+    retry_cap_seconds: float = 60.0
+    caller_reattach_seconds: float = 60.0
+    pool_busy_seconds: float = 30.0
+    user_mode_idle_seconds: float = 900.0

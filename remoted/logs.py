@@ -1,0 +1,86 @@
+"""What a job prints: kept in order, stdout and stderr apart, byte for byte, up to a cap.
+
+A log is a file of records (stream u8, length u32, bytes). Watchers read it by offset, so a slow one costs a
+number and not memory. The cap is told once, in the log itself; what comes after it is counted.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+_RECORD = struct.Struct("!BI")
+RECORD_OVERHEAD = _RECORD.size
+STDOUT, STDERR = 1, 2
+
+
+class JobLog:
+    """The log of one job, written by the daemon only."""
+
+    def __init__(self, path: Path, cap_bytes: int) -> None:
+        self.path = path
+        self._cap = cap_bytes
+        self._fd: int | None = None
+        self.size = path.stat().st_size if path.exists() else 0
+        self.dropped = 0
+
+    def append(self, stream: int, data: bytes) -> None:
+        """Add one record; beyond the cap one notice is added and the rest counted."""
+        if self.dropped or self.size + len(data) > self._cap:
+            self._drop(len(data))
+            return
+        self._write(stream, data)
+
+    def _drop(self, count: int) -> None:
+        if not self.dropped:
+            self._write(STDERR, f"\n[remoted: output beyond {self._cap} bytes is not kept]\n".encode())
+        self.dropped += count
+
+    def _write(self, stream: int, data: bytes) -> None:
+        if self._fd is None:
+            self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        record = _RECORD.pack(stream, len(data)) + data
+        try:
+            os.write(self._fd, record)
+        except OSError:  # a full disk must not end the job; the watcher's offset stays right
+            self.dropped += len(data)
+            return
+        self.size += len(record)
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+def read_records(path: Path, offset: int, limit_bytes: int) -> tuple[list[tuple[int, bytes]], int]:
+    """Whole records from ``offset`` up to about ``limit_bytes``, and the offset behind them."""
+    records: list[tuple[int, bytes]] = []
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return [], offset
+    with file:
+        file.seek(offset)
+        taken = 0
+        while taken < limit_bytes and len(head := file.read(RECORD_OVERHEAD)) == RECORD_OVERHEAD:
+            stream, length = _RECORD.unpack(head)
+            data = file.read(length)
+            if len(data) < length:
+                break
+            records.append((stream, data))
+            taken += length
+            offset += RECORD_OVERHEAD + length
+    return records, offset
+
+
+def iterate(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Every record of a log."""
+    offset = 0
+    while True:
+        records, offset = read_records(path, offset, 1 << 20)
+        if not records:
+            return
+        yield from records

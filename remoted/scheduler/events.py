@@ -1,0 +1,148 @@
+"""What happens to the scheduler (events) and what it wants done (decisions). Small frozen facts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from remoted.model import Device, DeviceUuid, Reason, WorkerId
+from remoted.scheduler.state import Need, PoolKey, PoolPolicy, Ticket, TicketId
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A call arrived; the policy is its pool's newest."""
+
+    ticket: Ticket
+    policy: PoolPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """A waiting call is not wanted any more (cancelled, or it could not be stored)."""
+
+    ticket: TicketId
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An attempt is over and its worker is free again (``WorkerEnded`` says so for a dead worker)."""
+
+    ticket: TicketId
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """A running body waits for a nested call (or goes on again)."""
+
+    ticket: TicketId
+    waiting: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReady:
+    worker: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerClosing:
+    """The worker takes no more calls: it is stale, or it is being ended from outside the scheduler."""
+
+    worker: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerEnded:
+    """Every process of the worker is dead and its devices are seen to be empty."""
+
+    worker: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerAdopted:
+    """A worker of an earlier daemon still runs this ticket; it takes no other."""
+
+    worker: WorkerId
+    ticket: Ticket
+    devices: tuple[DeviceUuid, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DevicesSeen:
+    devices: tuple[Device, ...]
+    #: Processes that are not ours, by device.
+    foreign: tuple[tuple[DeviceUuid, tuple[int, ...]], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentReady:
+    environment: str
+
+
+@dataclass(frozen=True, slots=True)
+class PoolHeld:
+    """Somebody uses this pool's config until ``until`` (monotonic seconds): ``workers_min`` holds."""
+
+    pool: PoolKey
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+Event = (
+    Submitted
+    | Withdrawn
+    | Ended
+    | Blocked
+    | WorkerReady
+    | WorkerClosing
+    | WorkerEnded
+    | WorkerAdopted
+    | DevicesSeen
+    | EnvironmentReady
+    | PoolHeld
+    | Tick
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    ticket: TicketId
+    worker: WorkerId
+    #: Runs inside a body that waits for it (MECHANISMS 15).
+    inline: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StartWorker:
+    worker: WorkerId
+    need: Need
+    devices: tuple[DeviceUuid, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StopWorker:
+    worker: WorkerId
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """The ticket can never run as things stand."""
+
+    ticket: TicketId
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """The environment that the ticket needs must be made first."""
+
+    environment: str
+    ticket: TicketId
+
+
+Decision = Assign | StartWorker | StopWorker | Refuse | Build

@@ -1,0 +1,155 @@
+"""Ending processes: by pidfd, and whole trees where no cgroup helps.
+
+Without cgroups the daemon and every worker are child subreapers (prctl(2)), so nothing that a worker starts
+escapes to init: descendants of a live worker hang below it, orphans of a dead one below the daemon.
+``killpg`` would miss whatever called setsid (T45).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+from dataclasses import dataclass
+
+import psutil
+
+_PR_SET_DUMPABLE = 4
+_PR_SET_CHILD_SUBREAPER = 36
+#: Present in the environment of every process of a worker, unless the user's code removed it.
+WORKER_VARIABLE = "REMOTED_WORKER_ID"
+
+
+@dataclass(frozen=True, slots=True)
+class ExitStatus:
+    """How a process ended: an exit code or a signal; neither is known of a process that was not our child."""
+
+    code: int | None = None
+    signal: int | None = None
+
+    def describe(self) -> str:
+        if self.signal is not None:
+            return f"was killed by {signal_name(self.signal)}"
+        if self.code is not None:
+            return f"exited with code {self.code}"
+        return "ended (its exit status is unknown)"
+
+
+def signal_name(number: int) -> str:
+    try:
+        return f"signal {number} ({signal.Signals(number).name})"
+    except ValueError:
+        return f"signal {number}"
+
+
+def become_subreaper() -> None:
+    """Make orphaned descendants our children. Raises OSError where the kernel refuses."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "cannot become a child subreaper")
+
+
+def forbid_core_dumps_and_tracing() -> None:
+    """The daemon's memory holds users' secrets: no core, no ptrace by the same uid (T41)."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def reap(pidfd: int) -> ExitStatus:
+    """Collect a dead child; blocks until it is dead. Unknown status for somebody else's child."""
+    try:
+        result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+    except ChildProcessError:
+        return ExitStatus()
+    if result is None:
+        return ExitStatus()
+    if result.si_code == os.CLD_EXITED:
+        return ExitStatus(code=result.si_status)
+    return ExitStatus(signal=result.si_status)
+
+
+def send(pidfd: int, number: int) -> None:
+    """Signal by pidfd: a recycled pid is never hit (T07)."""
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, number)
+
+
+def descendants(pid: int, younger_than: float | None = None) -> list[psutil.Process]:
+    """Live descendants of ``pid``; with ``younger_than`` (Unix seconds) only those started since."""
+    try:
+        found = psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+    return [process for process in found if younger_than is None or _created(process) >= younger_than]
+
+
+def _created(process: psutil.Process) -> float:
+    try:
+        return process.create_time()
+    except psutil.NoSuchProcess:
+        return 0.0
+
+
+def kill_descendants(pid: int, younger_than: float | None = None, rounds: int = 20) -> int:
+    """KILL descendants until a look finds none; a fork may slip past one look, not past all. Returns how many."""
+    killed = 0
+    for _ in range(rounds):
+        found = [process for process in descendants(pid, younger_than) if not _is_zombie(process)]
+        if not found:
+            return killed
+        killed += _kill_all(found)
+    return killed
+
+
+def kill_orphans(worker_id: str, session: int, younger_than: float = 0.0, rounds: int = 20) -> int:
+    """KILL what a worker's processes left below this daemon (a subreaper): its orphans and their descendants.
+
+    ``session`` is the worker's pid, which is the session of everything that did not call setsid.
+    """
+    killed = 0
+    for _ in range(rounds):
+        children = psutil.Process().children()
+        roots = [child for child in children if _belongs(child, worker_id) and child.pid != session and _created(child) >= younger_than]
+        if not roots:
+            break
+        killed += _kill_all([process for root in roots for process in (root, *root.children(recursive=True))])
+        for root in roots:
+            _collect(root.pid)
+    for child in psutil.Process().children():
+        if child.pid != session and _session(child.pid) == session and _is_zombie(child):
+            _collect(child.pid)
+    return killed
+
+
+def _belongs(process: psutil.Process, worker_id: str) -> bool:
+    try:
+        return not _is_zombie(process) and process.environ().get(WORKER_VARIABLE) == worker_id
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return False
+
+
+def _is_zombie(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _session(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return 0
+
+
+def _collect(pid: int) -> None:
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
+
+
+def _kill_all(processes: list[psutil.Process]) -> int:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()  # psutil compares the start time first
+    psutil.wait_procs(processes, timeout=1)
+    return len(processes)

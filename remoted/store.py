@@ -1,0 +1,194 @@
+"""The only user of SQLite: one thread, one connection, one transaction for everything that waits.
+
+An operation is acknowledged when its transaction is committed with ``synchronous=FULL`` (measured: NORMAL loses
+acknowledged commits at a power cut, reference/security.md section 7). What one turn of the event loop asks for
+goes to the thread together, so a map of thousands of calls shares its commits. One connection, EXCLUSIVE: a
+second daemon on the same state cannot start, and the WAL-reset bug of SQLite before 3.51.3 needs two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import re
+import sqlite3
+import threading
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from remoted.errors import StartupError, StoreError
+
+T = TypeVar("T")
+Row = sqlite3.Row
+SCHEMA_VERSION = 1
+_Operation = tuple[Callable[["Statements"], Any], "asyncio.Future[Any]"]
+
+
+def load_statements() -> dict[str, str]:
+    """The named statements of ``store.sql``."""
+    text = resources.files("remoted").joinpath("store.sql").read_text(encoding="utf-8")
+    parts = re.split(r"^-- name: (\w+)$", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], (part.strip() for part in parts[2::2]), strict=True))
+
+
+class Statements:
+    """The connection, by statement name. Lives in the store's thread."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._sql = load_statements()
+
+    def run(self, name: str, /, **values: Any) -> int:
+        """Execute; returns how many rows changed."""
+        return self._connection.execute(self._sql[name], values).rowcount
+
+    def all(self, name: str, /, **values: Any) -> list[Row]:
+        return self._connection.execute(self._sql[name], values).fetchall()
+
+    def one(self, name: str, /, **values: Any) -> Row | None:
+        found: Row | None = self._connection.execute(self._sql[name], values).fetchone()
+        return found
+
+    def script(self, name: str) -> None:
+        self._connection.executescript(self._sql[name])
+
+
+class Store:
+    """Durable state. Use from one event loop; ``close`` from it too."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._loop = asyncio.get_running_loop()
+        self._pending: list[_Operation] = []
+        self._queue: queue.SimpleQueue[list[_Operation] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name="store", daemon=True)
+        self._opened: asyncio.Future[None] = self._loop.create_future()
+        self.commits = 0
+
+    async def open(self) -> None:
+        """Raises StartupError when another daemon holds the database, or it is corrupt or newer than this code."""
+        self._thread.start()
+        await self._opened
+
+    def submit(self, operation: Callable[[Statements], T]) -> asyncio.Future[T]:
+        """Run in the next transaction. The future holds the result once it is committed, or a StoreError."""
+        future: asyncio.Future[T] = self._loop.create_future()
+        if not self._pending:
+            self._loop.call_soon(self._post)
+        self._pending.append((operation, future))
+        return future
+
+    def _post(self) -> None:
+        pending, self._pending = self._pending, []
+        self._queue.put(pending)
+
+    async def close(self) -> None:
+        """Everything asked for so far is committed first."""
+        if self._pending:
+            self._post()
+        self._queue.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    # -- the thread ----------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        try:
+            connection = self._connect()
+        except (sqlite3.Error, StartupError) as error:
+            problem = error if isinstance(error, StartupError) else StartupError(f"cannot open {self._path}: {error}")
+            self._loop.call_soon_threadsafe(self._opened.set_exception, problem)
+            return
+        self._loop.call_soon_threadsafe(self._opened.set_result, None)
+        statements = Statements(connection)
+        while (batch := self._next_batch()) is not None:
+            self._commit(connection, statements, batch)
+        connection.close()
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, isolation_level=None, timeout=1.0)
+        connection.row_factory = sqlite3.Row
+        try:
+            for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+                connection.execute(f"PRAGMA {pragma}").fetchall()
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            connection.close()
+            if "locked" in str(error):
+                raise StartupError(f"cannot open {self._path}: another daemon uses it") from error
+            raise
+        self._check(connection)
+        self._path.chmod(0o600)
+        return connection
+
+    def _check(self, connection: sqlite3.Connection) -> None:
+        """Never repair, never delete: say what is wrong and stop (T52)."""
+        verdict = connection.execute("PRAGMA quick_check").fetchone()[0]
+        if verdict != "ok":
+            raise StartupError(f"cannot use {self._path}: it is damaged ({verdict}); move it away and restore a copy")
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > SCHEMA_VERSION:
+            raise StartupError(f"cannot use {self._path}: it was written by a newer remoted (schema {version}, this one knows {SCHEMA_VERSION})")
+        if version == 0:
+            Statements(connection).script("schema")
+            connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+
+    def _next_batch(self) -> list[_Operation] | None:
+        """Everything that waits: at least one operation, or None at the end."""
+        batch: list[_Operation] = []
+        while True:
+            try:
+                more = self._queue.get(block=not batch)
+            except queue.Empty:
+                return batch
+            if more is None:
+                if batch:
+                    self._queue.put(None)
+                    return batch
+                return None
+            batch += more
+
+    def _commit(self, connection: sqlite3.Connection, statements: Statements, batch: list[_Operation]) -> None:
+        """All in one transaction; if one fails, each in its own, so that one's failure is nobody else's."""
+        try:
+            results = self._transact(connection, statements, batch)
+        except Exception as error:
+            if len(batch) > 1:
+                for operation in batch:
+                    self._commit(connection, statements, [operation])
+                return
+            results = [_translate(error)]
+        self.commits += 1
+        self._loop.call_soon_threadsafe(_settle, batch, results)
+
+    def _transact(self, connection: sqlite3.Connection, statements: Statements, batch: list[_Operation]) -> list[Any]:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            results = [operation(statements) for operation, _ in batch]
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        return results
+
+
+def _translate(error: Exception) -> Exception:
+    if isinstance(error, sqlite3.Error):
+        problem = StoreError(f"cannot store the change: {error}")
+        problem.__cause__ = error
+        return problem
+    return error
+
+
+def _settle(batch: list[_Operation], results: list[Any]) -> None:
+    for (_, future), result in zip(batch, results, strict=True):
+        if future.cancelled():
+            continue
+        if isinstance(result, Exception):
+            future.set_exception(result)
+            future.exception()  # whoever does not look has decided so
+        else:
+            future.set_result(result)

@@ -1,0 +1,143 @@
+-- Every statement has a name and one sentence. No SQL stands anywhere else.
+
+-- name: schema
+-- The tables; run once on an empty database.
+CREATE TABLE contents (
+    uid INTEGER NOT NULL, digest TEXT NOT NULL, role TEXT NOT NULL CHECK (role IN ('spec', 'code', 'modules', 'arguments', 'constructor')),
+    size INTEGER NOT NULL, inline BLOB, used_at REAL NOT NULL,
+    PRIMARY KEY (uid, digest)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE jobs (
+    id TEXT PRIMARY KEY, uid INTEGER NOT NULL, submission_key TEXT NOT NULL,
+    name TEXT NOT NULL, function TEXT NOT NULL, pool TEXT NOT NULL,
+    status TEXT NOT NULL CHECK (status IN ('IN_QUEUE', 'IN_PROGRESS', 'COMPLETED', 'FAILED', 'CANCELLED', 'TIMED_OUT')),
+    state_reason TEXT NOT NULL DEFAULT '',
+    spec TEXT NOT NULL, code TEXT NOT NULL, modules TEXT NOT NULL, context TEXT NOT NULL,
+    arguments TEXT NOT NULL, arguments_inline BLOB, options TEXT NOT NULL,
+    parent TEXT NOT NULL DEFAULT '', caller TEXT NOT NULL DEFAULT '',
+    attempts INTEGER NOT NULL DEFAULT 0,
+    submitted_at REAL NOT NULL, started_at REAL, ended_at REAL, run_seconds REAL NOT NULL DEFAULT 0,
+    worker TEXT NOT NULL DEFAULT '', gpus TEXT NOT NULL DEFAULT '',
+    result_inline BLOB, result_size INTEGER NOT NULL DEFAULT 0, result_kind TEXT NOT NULL DEFAULT '',
+    items INTEGER NOT NULL DEFAULT 0, reconstructed INTEGER NOT NULL DEFAULT 0,
+    error TEXT NOT NULL DEFAULT '', error_type TEXT NOT NULL DEFAULT '', traceback TEXT NOT NULL DEFAULT '',
+    UNIQUE (uid, submission_key)
+) STRICT;
+CREATE INDEX jobs_by_age ON jobs (uid, submitted_at);
+CREATE INDEX jobs_live ON jobs (status) WHERE status IN ('IN_QUEUE', 'IN_PROGRESS');
+CREATE TABLE attempts (
+    token TEXT PRIMARY KEY, job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE, number INTEGER NOT NULL,
+    worker TEXT NOT NULL, worker_pid INTEGER NOT NULL, worker_started REAL NOT NULL, boot_id TEXT NOT NULL, devices TEXT NOT NULL,
+    started_at REAL NOT NULL, ended_at REAL, outcome TEXT NOT NULL DEFAULT '', message TEXT NOT NULL DEFAULT '',
+    UNIQUE (job, number)
+) STRICT;
+CREATE UNIQUE INDEX one_live_attempt ON attempts (job) WHERE ended_at IS NULL;
+CREATE TABLE items (
+    job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE, number INTEGER NOT NULL, size INTEGER NOT NULL, inline BLOB,
+    PRIMARY KEY (job, number)
+) STRICT, WITHOUT ROWID;
+
+-- name: add_content
+-- Remember content; the same content again only refreshes its age.
+INSERT INTO contents (uid, digest, role, size, inline, used_at) VALUES (:uid, :digest, :role, :size, :inline, :now)
+ON CONFLICT (uid, digest) DO UPDATE SET used_at = :now;
+
+-- name: get_content
+-- One user's content by its digest.
+SELECT digest, role, size, inline FROM contents WHERE uid = :uid AND digest = :digest;
+
+-- name: stale_contents
+-- Content that no live job refers to and nobody has used since a moment.
+SELECT uid, digest, inline IS NULL AS is_file FROM contents
+WHERE used_at < :before AND NOT EXISTS (
+    SELECT 1 FROM jobs WHERE jobs.uid = contents.uid AND jobs.status IN ('IN_QUEUE', 'IN_PROGRESS')
+    AND contents.digest IN (jobs.spec, jobs.code, jobs.modules, jobs.arguments));
+
+-- name: delete_content
+-- Forget content.
+DELETE FROM contents WHERE uid = :uid AND digest = :digest;
+
+-- name: add_job
+-- A new job, acknowledged only after this is committed.
+INSERT INTO jobs (id, uid, submission_key, name, function, pool, status, spec, code, modules, context, arguments, arguments_inline, options, parent, caller, submitted_at)
+VALUES (:id, :uid, :submission_key, :name, :function, :pool, 'IN_QUEUE', :spec, :code, :modules, :context, :arguments, :arguments_inline, :options, :parent, :caller, :submitted_at);
+
+-- name: job_by_key
+-- The job that an earlier submission with this key made (T61: a lost acknowledgement).
+SELECT id FROM jobs WHERE uid = :uid AND submission_key = :submission_key;
+
+-- name: begin_attempt
+-- The attempt exists before its payload leaves for the worker.
+INSERT INTO attempts (token, job, number, worker, worker_pid, worker_started, boot_id, devices, started_at)
+VALUES (:token, :job, :number, :worker, :worker_pid, :worker_started, :boot_id, :devices, :now);
+
+-- name: mark_running
+-- The job of an attempt that begins.
+UPDATE jobs SET status = 'IN_PROGRESS', state_reason = '', attempts = :number, worker = :worker, gpus = :devices,
+    started_at = coalesce(started_at, :now)
+WHERE id = :job AND status IN ('IN_QUEUE', 'IN_PROGRESS');
+
+-- name: end_attempt
+-- How the attempt ended; a second word about it changes nothing.
+UPDATE attempts SET ended_at = :now, outcome = :outcome, message = :message WHERE token = :token AND ended_at IS NULL;
+
+-- name: requeue_job
+-- Another attempt will follow.
+UPDATE jobs SET status = 'IN_QUEUE', state_reason = :state_reason, run_seconds = run_seconds + :run_seconds,
+    error = :error, error_type = :error_type, traceback = :traceback
+WHERE id = :job AND status IN ('IN_QUEUE', 'IN_PROGRESS');
+
+-- name: finish_job
+-- The one terminal status; terminal states never change.
+UPDATE jobs SET status = :status, state_reason = :state_reason, ended_at = :now, run_seconds = run_seconds + :run_seconds,
+    result_inline = :result_inline, result_size = :result_size, result_kind = :result_kind, items = :items, reconstructed = :reconstructed,
+    error = :error, error_type = :error_type, traceback = :traceback
+WHERE id = :job AND status IN ('IN_QUEUE', 'IN_PROGRESS');
+
+-- name: add_item
+-- One item of a stream.
+INSERT INTO items (job, number, size, inline) VALUES (:job, :number, :size, :inline);
+
+-- name: get_items
+-- The items of a stream, in order.
+SELECT number, size, inline FROM items WHERE job = :job ORDER BY number;
+
+-- name: live_jobs
+-- Everything that is not over, oldest first: the queue after a restart.
+SELECT * FROM jobs WHERE status IN ('IN_QUEUE', 'IN_PROGRESS') ORDER BY submitted_at, rowid;
+
+-- name: live_attempts
+-- Attempts that had begun when the last daemon ended.
+SELECT * FROM attempts WHERE ended_at IS NULL;
+
+-- name: get_job
+-- One job of one user; another's is not found (T10).
+SELECT * FROM jobs WHERE id = :id AND uid = :uid;
+
+-- name: get_attempts
+-- Every try of a job.
+SELECT * FROM attempts WHERE job = :job ORDER BY number;
+
+-- name: find_jobs
+-- One user's jobs whose id begins with something, newest first.
+SELECT id FROM jobs WHERE uid = :uid AND id GLOB :pattern ORDER BY submitted_at DESC LIMIT 3;
+
+-- name: list_jobs
+-- One user's jobs, newest first.
+SELECT * FROM jobs WHERE uid = :uid AND (:all OR status IN ('IN_QUEUE', 'IN_PROGRESS')) ORDER BY submitted_at DESC, rowid DESC LIMIT :limit;
+
+-- name: expired_jobs
+-- Jobs that ended long ago.
+SELECT id, uid FROM jobs WHERE ended_at < :before;
+
+-- name: largest_results
+-- What one user's finished jobs keep, oldest first, for the quota.
+SELECT id, uid, result_size FROM jobs WHERE uid = :uid AND ended_at IS NOT NULL ORDER BY ended_at;
+
+-- name: stored_bytes
+-- What each user's results take.
+SELECT uid, sum(result_size) AS bytes FROM jobs WHERE ended_at IS NOT NULL GROUP BY uid;
+
+-- name: delete_job
+-- Forget a job, its attempts and items.
+DELETE FROM jobs WHERE id = :id;

@@ -1,0 +1,103 @@
+"""One call inside the worker: from the daemon's RUN to an outcome. Nothing here talks to the channel."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from remoted_client import failure
+from remoted_client.context import RunningCall
+
+
+@dataclass
+class Run:
+    """What the daemon asked for. ``body`` of the arguments is bytes, or the descriptor of a file."""
+
+    attempt: str
+    job: str
+    code: str
+    modules: str
+    context: str
+    stream: bool
+    inline: bool
+    outcome_path: str
+    arguments: bytes | int
+    instance: dict[str, Any] | None = None
+
+    @property
+    def running(self) -> RunningCall:
+        return RunningCall(self.job, self.attempt)
+
+
+@dataclass
+class Outcome:
+    """How a call ended. ``kind``: returned, raised, exited, cancelled, stale or unsendable."""
+
+    kind: str
+    value: Any = None
+    error_type: str = ""
+    message: str = ""
+    traceback: str = ""
+    exit_code: int | None = None
+
+
+def returned(value: Any) -> Outcome:
+    return Outcome("returned", value)
+
+
+def raised(error: BaseException, pickles: Callable[[Any], bool], cancelled: bool) -> Outcome:
+    """The outcome for an exception that left the body."""
+    description = failure.describe(error, pickles)
+    first = description["links"][0]
+    outcome = Outcome("raised", description, first["type_name"], first["message"], description["traceback"])
+    if isinstance(error, SystemExit):
+        outcome.kind, outcome.exit_code = "exited", _exit_code(error)
+    if cancelled:
+        outcome.kind = "cancelled"
+    return outcome
+
+
+def _exit_code(error: SystemExit) -> int:
+    """As the interpreter would exit: None is 0, a number is itself, anything else is 1."""
+    if error.code is None:
+        return 0
+    return error.code if isinstance(error.code, int) else 1
+
+
+def is_async(function: Any) -> bool:
+    """Does calling it give something that the event loop must run?"""
+    target = inspect.unwrap(function) if callable(function) else function
+    target = getattr(target, "__func__", target)
+    return inspect.iscoroutinefunction(target) or inspect.isasyncgenfunction(target)
+
+
+def as_iterator(value: Any) -> Iterator[Any] | AsyncIterator[Any]:
+    """The items of a streaming call. Raises TypeError when the body gave something else."""
+    if inspect.isasyncgen(value) or isinstance(value, AsyncIterator):
+        return value
+    if isinstance(value, Iterator):
+        return value
+    raise TypeError(f"cannot stream the result: the generator function returned a {type(value).__qualname__}")
+
+
+class Instances:
+    """Objects of remote classes that live in this worker (MECHANISMS 14)."""
+
+    def __init__(self) -> None:
+        self._objects: dict[str, Any] = {}
+
+    def method(self, wanted: dict[str, Any], construct: Callable[[], Any]) -> tuple[Any, bool]:
+        """(the bound method, whether the instance was constructed for it)."""
+        fresh = wanted["id"] not in self._objects
+        if fresh:
+            self._objects[wanted["id"]] = construct()
+        return getattr(self._objects[wanted["id"]], wanted["method"]), fresh
+
+    def drop(self, instance: str) -> None:
+        """Forget it, after its own ``close()`` if it has one."""
+        found = self._objects.pop(instance, None)
+        close = getattr(found, "close", None)
+        if callable(close) and not inspect.iscoroutinefunction(close):
+            close()

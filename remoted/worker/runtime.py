@@ -1,0 +1,467 @@
+"""The life of a worker: greet the daemon, run one call after another, leave.
+
+The main thread runs the bodies. A sync body runs outside the event loop, so that it may use ``asyncio.run``
+itself; an async one runs on the one loop that lives as long as the worker (objects kept warm belong to it).
+A second thread reads the channel: it takes orders while a body runs (cancel, credit for streams).
+
+A call that runs *inside* a waiting body (a nested call, MECHANISMS 15) gets a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import json
+import os
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from remoted_client import context as client_context
+from remoted_client import wire
+
+from .calls import Instances, Outcome, Run, as_iterator, is_async, raised, returned
+from .context import CallContext
+from .inbox import Inbox
+from .link import Link
+from .streams import StandardStreams
+
+_END = object()
+#: What the worker itself puts into the environment of every call.
+_OWN_VARIABLES = ("REMOTED_SOCKET", "REMOTED_WORKER_ID", "CUDA_VISIBLE_DEVICES")
+
+
+class Runtime:
+    """Everything of one worker process."""
+
+    def __init__(self, fd: int) -> None:
+        from remoted_client.codec import Decoder
+
+        self._link = Link(fd)
+        self._streams = StandardStreams()
+        self._loop = asyncio.new_event_loop()
+        self._inbox = Inbox(self._loop)
+        self._decoder = Decoder()
+        self._instances = Instances()
+        self._contents: dict[str, bytes | int] = {}
+        self._contexts: dict[str, CallContext] = {}
+        self._modules = ""
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._credits: dict[str, threading.Semaphore] = {}
+        self._closed_streams: set[str] = set()
+        self._cancelled: set[str] = set()
+        self._unacknowledged: dict[str, tuple[Run, dict[str, Any], int]] = {}
+        self._sync_attempt = ""
+        self._own = {name: os.environ[name] for name in _OWN_VARIABLES if name in os.environ}
+
+    # -- orders from the daemon (channel thread) -----------------------------------------------------------
+
+    def on_frame(self, frame: wire.Frame) -> None:
+        handler: Callable[[wire.Frame], None] | None = {
+            "content": self._on_content,
+            "run": self._on_run,
+            "cancel": self._on_cancel,
+            "credit": self._on_credit,
+            "close_stream": self._on_close_stream,
+            "limits": self._on_limits,
+            "ack": self._on_ack,
+            "drop": lambda frame: self._inbox.put(("drop", frame.header["instance"])),
+            "end": lambda frame: self._inbox.put(_END),
+        }.get(frame.op)
+        if handler is not None:
+            handler(frame)
+
+    def _on_content(self, frame: wire.Frame) -> None:
+        self._contents[frame.header["digest"]] = frame.fds[0] if frame.fds else frame.body
+
+    def _on_run(self, frame: wire.Frame) -> None:
+        header = frame.header
+        run = Run(
+            attempt=header["attempt"],
+            job=header["job"],
+            code=header["code"],
+            modules=header["modules"],
+            context=header["context"],
+            stream=header["stream"],
+            inline=header["inline"],
+            outcome_path=header["outcome_path"],
+            arguments=frame.fds[0] if frame.fds else frame.body,
+            instance=header.get("instance"),
+        )
+        if run.stream:
+            self._credits[run.attempt] = threading.Semaphore(header["credit"])
+        if run.inline:
+            threading.Thread(target=self._run_inline, args=(run,), name=f"nested-{run.job}").start()
+        else:
+            self._inbox.put(run)
+
+    def _on_cancel(self, frame: wire.Frame) -> None:
+        attempt = frame.header["attempt"]
+        self._cancelled.add(attempt)
+        self._release_stream(attempt)
+        if self._sync_attempt == attempt:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        else:
+            self._loop.call_soon_threadsafe(self._cancel_task, attempt)
+
+    def _cancel_task(self, attempt: str) -> None:
+        task = self._tasks.get(attempt)
+        if task is not None:
+            task.cancel()
+
+    def _on_credit(self, frame: wire.Frame) -> None:
+        credit = self._credits.get(frame.header["attempt"])
+        if credit is not None:
+            credit.release(frame.header["items"])
+
+    def _on_close_stream(self, frame: wire.Frame) -> None:
+        self._closed_streams.add(frame.header["attempt"])
+        self._release_stream(frame.header["attempt"])
+
+    def _release_stream(self, attempt: str) -> None:
+        credit = self._credits.get(attempt)
+        if credit is not None:
+            credit.release(1)
+
+    def _on_limits(self, frame: wire.Frame) -> None:
+        """User mode has rlimits only: private writable memory, not address space, which CUDA reserves by the terabyte."""
+        limit = frame.header.get("data_bytes")
+        if limit:
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+    def _on_ack(self, frame: wire.Frame) -> None:
+        """The outcome is committed: nobody will ask for it again."""
+        kept = self._unacknowledged.pop(frame.header["attempt"], None)
+        if kept is not None:
+            os.close(kept[2])
+
+    def on_closed(self) -> None:
+        """The daemon is gone: what runs is finished and left in its outcome file, then the worker ends."""
+        self._inbox.put(_END)
+
+    # -- the main thread -----------------------------------------------------------------------------------
+
+    def serve(self) -> None:
+        """Greet, then run calls until told to end."""
+        signal.signal(signal.SIGINT, self._on_interrupt)
+        asyncio.set_event_loop(self._loop)
+        client_context.in_worker = True
+        self._greet()
+        threading.Thread(target=self._link.read_forever, args=(self.on_frame, self.on_closed), name="channel", daemon=True).start()
+        while True:
+            item = self._loop.run_until_complete(self._inbox.get())
+            if item is _END:
+                break
+            if isinstance(item, Run):
+                self._dispatch(item)
+            else:
+                self._drop_instance(item[1])
+        self._finish_tasks()
+        for run, header, payload in list(self._unacknowledged.values()):
+            self._leave_outcome(run, header, payload)
+
+    def _greet(self) -> None:
+        import cloudpickle
+
+        self._link.send(
+            {
+                "op": "hello",
+                "protocol": wire.PROTOCOL,
+                "pid": os.getpid(),
+                "python": list(sys.version_info[:3]),
+                "cloudpickle": cloudpickle.__version__,
+                "uids": list(os.getresuid()),
+                "gids": list(os.getresgid()),
+            }
+        )
+
+    def _on_interrupt(self, number: int, frame: Any) -> None:
+        """SIGINT stops the sync body that was cancelled, and nothing else."""
+        if self._sync_attempt and self._sync_attempt in self._cancelled:
+            raise KeyboardInterrupt
+
+    def _dispatch(self, run: Run) -> None:
+        if self._tasks and not self._is_async_run(run):
+            self._finish_tasks()
+        prepared = self._prepare(run)
+        if isinstance(prepared, Outcome):
+            self._finish(run, prepared)
+        elif is_async(prepared):
+            self._start_task(run, prepared)
+        else:
+            self._run_sync(run, prepared)
+
+    def _is_async_run(self, run: Run) -> bool:
+        try:
+            return is_async(self._load_target(run))
+        except BaseException:
+            return False  # the failure is told when the call is prepared
+
+    def _finish_tasks(self) -> None:
+        if self._tasks:
+            self._loop.run_until_complete(asyncio.wait(list(self._tasks.values())))
+
+    def _drop_instance(self, instance: str) -> None:
+        with contextlib.suppress(Exception):  # a user's close() may fail; the instance is gone all the same
+            self._instances.drop(instance)
+
+    # -- preparing -----------------------------------------------------------------------------------------
+
+    def _prepare(self, run: Run) -> Any:
+        """The callable without arguments left, or the outcome if it cannot be made."""
+        try:
+            self._install_modules(run)
+            with self._call_context(run):
+                return self._bind(run)
+        except BaseException as error:
+            if type(error).__name__ == "StaleModules":
+                return Outcome("stale", message=str(error))
+            return raised(error, self._survives, run.attempt in self._cancelled)
+
+    def _install_modules(self, run: Run) -> None:
+        if run.modules and run.modules != self._modules:
+            from remoted_client.codec import ModuleSet, install_modules
+
+            install_modules(ModuleSet.from_bytes(self._content(run.modules)))
+            self._modules = run.modules
+
+    def _content(self, digest: str) -> bytes:
+        found = self._contents[digest]
+        if isinstance(found, int):
+            with open(found, "rb") as file:
+                found = self._contents[digest] = file.read()
+        return found
+
+    def _call_context(self, run: Run) -> contextlib.AbstractContextManager[None]:
+        if run.context not in self._contexts:
+            self._contexts[run.context] = CallContext(json.loads(self._content(run.context)))
+        return self._contexts[run.context].applied(self._own)
+
+    def _load_target(self, run: Run) -> Any:
+        target = self._decoder.load_target(self._content(run.code), run.code)
+        return getattr(target, run.instance["method"]) if run.instance else target
+
+    def _bind(self, run: Run) -> Any:
+        target: Any = self._decoder.load_target(self._content(run.code), run.code)
+        if run.instance is not None:
+            target, run.instance["constructed"] = self._instances.method(run.instance, lambda: self._construct(target, run))
+        args, kwargs = self._load_arguments(run.arguments)
+        call = _Bound(target, args, kwargs)
+        return call
+
+    def _construct(self, kind: Any, run: Run) -> Any:
+        assert run.instance is not None
+        args, kwargs = self._decoder.load_arguments(self._content(run.instance["constructor"]))
+        return kind(*args, **kwargs)
+
+    def _load_arguments(self, source: bytes | int) -> Any:
+        if isinstance(source, bytes):
+            return self._decoder.load_arguments(source)
+        with open(source, "rb") as file:
+            return self._decoder.load_arguments(file)
+
+    def _survives(self, value: Any) -> bool:
+        """Can the value be sent home and rebuilt there?"""
+        import io
+
+        try:
+            buffer = io.BytesIO()
+            self._decoder.encode_result(value, buffer)
+            rebuilt = self._decoder.load_result(buffer.getvalue())
+        except Exception:
+            return False
+        return type(rebuilt) is type(value)
+
+    # -- running -------------------------------------------------------------------------------------------
+
+    def _run_sync(self, run: Run, call: _Bound) -> None:
+        self._finish(run, self._execute_sync(run, call))
+
+    def _execute_sync(self, run: Run, call: _Bound) -> Outcome:
+        token = self._enter(run)
+        try:
+            with self._call_context(run):
+                self._sync_attempt = run.attempt
+                try:
+                    if run.attempt in self._cancelled:
+                        raise KeyboardInterrupt
+                    value = call()
+                    return self._stream_sync(run, value) if run.stream else returned(value)
+                finally:
+                    self._sync_attempt = ""
+        except BaseException as error:
+            return raised(error, self._survives, run.attempt in self._cancelled)
+        finally:
+            self._leave(run, token)
+
+    def _start_task(self, run: Run, call: _Bound) -> None:
+        task = self._loop.create_task(self._run_async(run, call))
+        self._tasks[run.attempt] = task
+        task.add_done_callback(lambda _: self._tasks.pop(run.attempt, None))
+
+    async def _run_async(self, run: Run, call: _Bound) -> None:
+        self._finish(run, await self._execute_async(run, call))
+
+    async def _execute_async(self, run: Run, call: _Bound) -> Outcome:
+        token = self._enter(run)
+        try:
+            with self._call_context(run) if len(self._tasks) <= 1 else contextlib.nullcontext():
+                value = call()
+                return await self._stream_async(run, value) if run.stream else returned(await value)
+        except BaseException as error:
+            return raised(error, self._survives, run.attempt in self._cancelled)
+        finally:
+            self._leave(run, token)
+
+    def _run_inline(self, run: Run) -> None:
+        """In a thread of its own, beside the body that waits for it."""
+        prepared = self._prepare(run)
+        if isinstance(prepared, Outcome):
+            self._finish(run, prepared)
+        elif not is_async(prepared):
+            self._finish(run, contextvars.copy_context().run(self._execute_beside, run, prepared))
+        elif self._loop.is_running():
+            asyncio.run_coroutine_threadsafe(self._run_async(run, prepared), self._loop)
+        else:
+            asyncio.run(self._run_async(run, prepared))
+
+    def _execute_beside(self, run: Run, call: _Bound) -> Outcome:
+        """A sync body that is no main-thread body: its surroundings are its parent's already."""
+        token = client_context.current.set(run.running)
+        try:
+            value = call()
+            return self._stream_sync(run, value) if run.stream else returned(value)
+        except BaseException as error:
+            return raised(error, self._survives, run.attempt in self._cancelled)
+        finally:
+            client_context.current.reset(token)
+
+    def _enter(self, run: Run) -> contextvars.Token[Any]:
+        client_context.sole.append(run.running)
+        return client_context.current.set(run.running)
+
+    def _leave(self, run: Run, token: contextvars.Token[Any]) -> None:
+        client_context.current.reset(token)
+        client_context.sole.remove(run.running)
+
+    # -- streams -------------------------------------------------------------------------------------------
+
+    def _stream_sync(self, run: Run, value: Any) -> Outcome:
+        items = as_iterator(value)
+        if not hasattr(items, "__next__"):
+            raise TypeError("cannot stream the result: a plain generator function returned an async iterator")
+        try:
+            for number, item in enumerate(items):  # type: ignore[arg-type]
+                if not self._send_item(run, number, item):
+                    break
+        finally:
+            close = getattr(items, "close", None)
+            if close is not None:
+                close()  # GeneratorExit at the yield where the caller left
+        return returned(None)
+
+    async def _stream_async(self, run: Run, value: Any) -> Outcome:
+        items = as_iterator(value)
+        number = 0
+        try:
+            async for item in items:  # type: ignore[union-attr]
+                sent = await asyncio.to_thread(self._send_item, run, number, item)
+                number += 1
+                if not sent:
+                    break
+        finally:
+            aclose = getattr(items, "aclose", None)
+            if aclose is not None:
+                await aclose()
+        return returned(None)
+
+    def _send_item(self, run: Run, number: int, item: Any) -> bool:
+        """Waits until the caller has read enough of what was sent. False when it wants no more."""
+        payload = self._encode(item)
+        self._credits[run.attempt].acquire()
+        if run.attempt in self._closed_streams or run.attempt in self._cancelled:
+            os.close(payload)
+            return False
+        return self._link.send_payload({"op": "item", "attempt": run.attempt, "number": number}, payload)
+
+    # -- outcomes ------------------------------------------------------------------------------------------
+
+    def _encode(self, value: Any) -> int:
+        """The value, pickled into a memfd (it may be larger than half of the memory)."""
+        fd = wire.memfd("remoted-result")
+        try:
+            with open(fd, "wb", closefd=False) as file:
+                self._decoder.encode_result(value, file)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _finish(self, run: Run, outcome: Outcome) -> None:
+        """Flush, encode, tell; what cannot be encoded becomes an error that names it."""
+        self._streams.flush()
+        self._streams.restore()
+        self._credits.pop(run.attempt, None)
+        try:
+            payload = self._encode(outcome.value)
+        except BaseException as error:
+            outcome = raised(error, self._survives, run.attempt in self._cancelled)
+            outcome.kind = "unsendable"
+            payload = self._encode(outcome.value)
+        self._cancelled.discard(run.attempt)
+        header = {
+            "op": "done",
+            "attempt": run.attempt,
+            "kind": outcome.kind,
+            "error_type": outcome.error_type[:1000],
+            "message": outcome.message[:8000],
+            "traceback": outcome.traceback[-16000:],
+            "exit_code": outcome.exit_code,
+            "constructed": bool(run.instance and run.instance.get("constructed")),
+        }
+        # Kept until the daemon has committed it: what lies unread in a dead daemon's socket is lost.
+        self._unacknowledged[run.attempt] = (run, header, os.dup(payload))
+        self._link.send_payload(header, payload)
+
+    def _leave_outcome(self, run: Run, header: dict[str, Any], payload: int) -> None:
+        """No daemon: the next one finds the outcome as a file, whole or not at all."""
+        part = f"{run.outcome_path}.part"
+        head = json.dumps(header).encode()
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as target, open(payload, "rb") as source:
+            source.seek(0)
+            target.write(len(head).to_bytes(4, "big") + head)
+            while chunk := source.read(1 << 20):
+                target.write(chunk)
+            target.flush()
+            os.fsync(target.fileno())
+        os.rename(part, run.outcome_path)
+
+
+class _Bound:
+    """A call with its arguments, ready to be made once; asynchronous if its function is."""
+
+    def __init__(self, function: Any, args: Any, kwargs: Any) -> None:
+        self._function = function
+        self._args, self._kwargs = args, kwargs
+        self.__wrapped__ = function
+
+    def __call__(self) -> Any:
+        args, kwargs = self._args, self._kwargs
+        self._args, self._kwargs = (), {}  # gigabytes of arguments must not outlive the body's own use
+        return self._function(*args, **kwargs)
+
+
+def main(fd: int) -> None:
+    """Entry of ``worker.pyz``: ``fd`` is the channel."""
+    runtime = Runtime(fd)
+    runtime.serve()
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+    # Threads that a body left behind must not keep a worker that was told to end.
+    os._exit(0)
+
+

@@ -1,0 +1,433 @@
+"""Worker processes: start one, run attempts in it, stop them, end it, and never guess how it ended.
+
+Liveness comes from the pidfd and the end of the channel, never from a timer. Output is read from two pipes and
+belongs to the attempt that runs; when the worker says DONE it has flushed, so the pipes are read dry before the
+attempt is over. A worker that ends takes its whole process tree with it *before* anybody hears that it ended:
+its devices may then be lent again (promise 9).
+
+Stopping an attempt is a ladder (MECHANISMS 13): the runtime interrupts the body; after 3 s TERM; after 10 s the
+tree is killed. A worker that survives a stop loses every process younger than the attempt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from remoted import channel
+from remoted.clock import Clock
+from remoted.errors import SpawnError
+from remoted.limits import Limits
+from remoted.model import AttemptToken, Reason, WorkerId
+from remoted.spawn import launch, reaper
+from remoted_client import wire
+
+_PIPE_READ_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """Bytes on their way: inline, a file that is opened when they are sent, or a descriptor that somebody else owns."""
+
+    digest: str
+    inline: bytes | None
+    path: str | None = None
+    fd: int | None = None
+
+    def open(self) -> int:
+        """A descriptor of the caller's own. Raises OSError."""
+        if self.fd is not None:
+            return os.dup(self.fd)
+        assert self.path is not None
+        return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptSpec:
+    """One try of a call, as the worker is asked to run it."""
+
+    token: AttemptToken
+    call_id: str
+    code: Content
+    modules: Content | None
+    context: Content
+    arguments: Content
+    stream: bool
+    outcome_path: str
+    timeout_seconds: float | None
+    instance: dict[str, str] | None = None
+    constructor: Content | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnd:
+    """How an attempt ended. ``kind``: the runtime's word, or died. ``payload``: inline bytes or a descriptor (the listener's)."""
+
+    kind: str
+    message: str = ""
+    error_type: str = ""
+    traceback: str = ""
+    exit_code: int | None = None
+    reason: Reason | None = None
+    payload: bytes | int = b""
+    size: int = 0
+    constructed: bool = False
+    #: What asked for the stop, if anything did: CANCELLED, TIMEOUT, CALLER_GONE.
+    stopped_by: Reason | None = None
+
+
+class AttemptListener(Protocol):
+    """Whoever asked for the attempt."""
+
+    def on_output(self, stream: int, data: bytes) -> None: ...
+    def on_item(self, number: int, payload: bytes | int, size: int) -> None: ...
+    def on_end(self, end: AttemptEnd) -> None: ...
+
+
+@dataclass
+class _Attempt:
+    spec: AttemptSpec
+    listener: AttemptListener
+    started_wall: float
+    stopped_by: Reason | None = None
+    timers: list[asyncio.TimerHandle] = field(default_factory=list)
+
+    def cancel_timers(self) -> None:
+        for timer in self.timers:
+            timer.cancel()
+        self.timers.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """What a worker says of itself; only for comparison with what was asked for."""
+
+    pid: int
+    python: tuple[int, ...]
+    cloudpickle: str
+
+
+class Worker:
+    """One process and what runs in it."""
+
+    def __init__(self, worker_id: WorkerId, clock: Clock, limits: Limits, on_dead: Callable[[Worker], None]) -> None:
+        self.id = worker_id
+        self.hello: Hello | None = None
+        self.pid = 0
+        self.started_at = clock.wall()
+        self.calls_done = 0
+        self._clock = clock
+        self._limits = limits
+        self._on_dead = on_dead
+        self._loop = asyncio.get_running_loop()
+        self._channel: channel.Channel | None = None
+        self._process: launch.Process | None = None
+        self._pipes: dict[int, int] = {}
+        self._attempts: dict[str, _Attempt] = {}
+        self._known: set[str] = set()
+        self._greeted: asyncio.Future[Hello] = self._loop.create_future()
+        self._gone: asyncio.Future[reaper.ExitStatus] = self._loop.create_future()
+        self._early_output = bytearray()
+        self._kill_reason = ""
+
+    # -- birth ---------------------------------------------------------------------------------------------
+
+    async def start(self, argv: tuple[str, ...], environ: dict[str, str], data_bytes: int | None) -> Hello:
+        """Launch and wait for the greeting. Raises SpawnError with what the process printed."""
+        ours, theirs = channel.pair()
+        self._channel = channel.Channel(ours, self._on_frame, self._on_channel_closed)
+        try:
+            await self._launch(argv, environ, theirs)
+            if data_bytes:
+                self._channel.send({"op": "limits", "data_bytes": data_bytes})
+            return await asyncio.wait_for(self._greeted, self._limits.start_deadline_seconds)
+        except (TimeoutError, SpawnError, ConnectionError) as error:
+            await self.end("it did not start", grace_seconds=0)
+            detail = bytes(self._early_output[-4000:]).decode("utf-8", "replace").strip()
+            text = str(error) or f"it did not answer within {self._limits.start_deadline_seconds:g} s"
+            raise SpawnError(f"cannot start a worker with {argv[0]}: {text}" + (f"\n{detail}" if detail else "")) from error
+        finally:
+            theirs.close()
+
+    async def _launch(self, argv: tuple[str, ...], environ: dict[str, str], theirs: socket.socket) -> None:
+        out_read, out_write = os.pipe2(os.O_CLOEXEC)
+        err_read, err_write = os.pipe2(os.O_CLOEXEC)
+        self._pipes = {1: out_read, 2: err_read}
+        try:
+            spec = launch.LaunchSpec((*argv, str(theirs.fileno())), environ, out_write, err_write, (theirs.fileno(),))
+            self._process = await launch.launch(spec, self._limits.launch_deadline_seconds)
+        finally:
+            os.close(out_write)
+            os.close(err_write)
+        self.pid = self._process.pid
+        self._loop.add_reader(self._process.pidfd, self._on_exit)
+        for stream, fd in self._pipes.items():
+            os.set_blocking(fd, False)
+            self._loop.add_reader(fd, self._read_pipe, stream)
+
+    # -- attempts ------------------------------------------------------------------------------------------
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process is not None and not self._gone.done()
+
+    def run(self, spec: AttemptSpec, listener: AttemptListener, inline: bool) -> None:
+        """Send everything the attempt needs; the listener hears of it from now on."""
+        assert self._channel is not None
+        attempt = _Attempt(spec, listener, self._clock.wall())
+        self._attempts[spec.token] = attempt
+        if not self.is_alive:
+            self._loop.call_soon(self._end_attempt, spec.token, self._died(self._gone.result() if self._gone.done() else reaper.ExitStatus()))
+            return
+        for content in (spec.code, spec.modules, spec.context, spec.constructor):
+            if content is not None:
+                self._teach(content)
+        self._send_run(spec, inline)
+        if spec.timeout_seconds is not None:
+            attempt.timers.append(self._loop.call_later(spec.timeout_seconds, self.stop, spec.token, Reason.TIMEOUT))
+
+    def _teach(self, content: Content) -> None:
+        """Send content that this worker has not seen yet."""
+        assert self._channel is not None
+        if content.digest in self._known:
+            return
+        self._known.add(content.digest)
+        self._send_content({"op": "content", "digest": content.digest}, content)
+
+    def _send_content(self, header: dict[str, object], content: Content) -> None:
+        assert self._channel is not None
+        if content.inline is not None:
+            self._channel.send(header, content.inline)
+        else:
+            self._channel.send(header, fds=(content.open(),))
+
+    def _send_run(self, spec: AttemptSpec, inline: bool) -> None:
+        header: dict[str, object] = {
+            "op": "run",
+            "attempt": spec.token,
+            "job": spec.call_id,
+            "code": spec.code.digest,
+            "modules": spec.modules.digest if spec.modules else "",
+            "context": spec.context.digest,
+            "stream": spec.stream,
+            "credit": self._limits.stream_items,
+            "inline": inline,
+            "outcome_path": spec.outcome_path,
+        }
+        if spec.instance is not None:
+            header["instance"] = {**spec.instance, "constructor": spec.constructor.digest if spec.constructor else ""}
+        self._send_content(header, spec.arguments)
+
+    def stop(self, token: AttemptToken, why: Reason) -> None:
+        """Begin the ladder: interrupt, TERM, KILL. Asking again changes nothing."""
+        attempt = self._attempts.get(token)
+        if attempt is None or attempt.stopped_by is not None or self._channel is None:
+            return
+        attempt.stopped_by = why
+        attempt.cancel_timers()
+        self._channel.send({"op": "cancel", "attempt": token})
+        attempt.timers.append(self._loop.call_later(self._limits.cancel_term_seconds, self._signal, signal.SIGTERM))
+        attempt.timers.append(self._loop.call_later(self._limits.cancel_kill_seconds, self._signal, signal.SIGKILL))
+
+    def _signal(self, number: int) -> None:
+        if self._process is not None and self.is_alive:
+            reaper.send(self._process.pidfd, number)
+
+    def credit(self, token: AttemptToken, items: int) -> None:
+        """The caller has read so many items of a stream."""
+        if self._channel is not None:
+            self._channel.send({"op": "credit", "attempt": token, "items": items})
+
+    def close_stream(self, token: AttemptToken) -> None:
+        """The caller left its loop: GeneratorExit at the next yield, then the ladder."""
+        attempt = self._attempts.get(token)
+        if attempt is None or self._channel is None:
+            return
+        self._channel.send({"op": "close_stream", "attempt": token})
+        attempt.timers.append(self._loop.call_later(self._limits.cancel_term_seconds, self.stop, token, Reason.CANCELLED))
+
+    def acknowledge(self, token: AttemptToken) -> None:
+        """The outcome is committed; the worker may forget it."""
+        if self._channel is not None:
+            self._channel.send({"op": "ack", "attempt": token})
+
+    def drop_instance(self, instance: str) -> None:
+        if self._channel is not None:
+            self._channel.send({"op": "drop", "instance": instance})
+
+    # -- what the worker says ------------------------------------------------------------------------------
+
+    def _on_frame(self, frame: wire.Frame) -> None:
+        """Only an attempt that this worker runs may be answered (T34); anything else is dropped."""
+        header = frame.header
+        attempt = self._attempts.get(str(header.get("attempt", "")))
+        try:
+            if frame.op == "hello" and not self._greeted.done():
+                self._greeted.set_result(_parse_hello(header))
+            elif frame.op == "item" and attempt is not None:
+                attempt.listener.on_item(int(header["number"]), _payload(frame), _size(frame))
+                return
+            elif frame.op == "done" and attempt is not None:
+                self._on_done(attempt, frame)
+                return
+        except (KeyError, TypeError, ValueError) as error:
+            self._kill_reason = f"it broke the protocol: {error!r}"
+            self._signal(signal.SIGKILL)
+        frame.close()
+
+    def _on_done(self, attempt: _Attempt, frame: wire.Frame) -> None:
+        header = frame.header
+        end = AttemptEnd(
+            kind=str(header["kind"]),
+            message=str(header["message"]),
+            error_type=str(header["error_type"]),
+            traceback=str(header["traceback"]),
+            exit_code=header["exit_code"] if isinstance(header["exit_code"], int) else None,
+            payload=_payload(frame),
+            size=_size(frame),
+            constructed=bool(header.get("constructed")),
+            stopped_by=attempt.stopped_by,
+        )
+        for stream in self._pipes:
+            self._read_pipe(stream)
+        self.calls_done += 1
+        if attempt.stopped_by is None:
+            self._end_attempt(attempt.spec.token, end)
+        else:
+            attempt.cancel_timers()
+            self._loop.create_task(self._clean_up(attempt, end))
+
+    async def _clean_up(self, attempt: _Attempt, end: AttemptEnd) -> None:
+        """The worker survived a stop: what the attempt started does not."""
+        since = attempt.started_wall - 0.05  # the kernel counts start times in ticks of 10 ms
+        await asyncio.to_thread(reaper.kill_descendants, self.pid, since)
+        await asyncio.to_thread(reaper.kill_orphans, self.id, self.pid, since)
+        self._end_attempt(attempt.spec.token, end)
+
+    def _end_attempt(self, token: str, end: AttemptEnd) -> None:
+        attempt = self._attempts.pop(token, None)
+        if attempt is None:
+            _close_payload(end.payload)
+            return
+        attempt.cancel_timers()
+        attempt.listener.on_end(end)
+
+    def _read_pipe(self, stream: int) -> None:
+        fd = self._pipes.get(stream)
+        # Bounded: a body that prints without end must not hold the loop.
+        for _ in range(16):
+            if fd is None:
+                return
+            try:
+                data = os.read(fd, _PIPE_READ_BYTES)
+            except (BlockingIOError, InterruptedError):
+                return
+            if not data:
+                self._close_pipe(stream)
+                return
+            self._deliver(stream, data)
+
+    def _deliver(self, stream: int, data: bytes) -> None:
+        if self._attempts:
+            next(reversed(self._attempts.values())).listener.on_output(stream, data)
+        elif len(self._early_output) < _PIPE_READ_BYTES:
+            self._early_output += data
+
+    def _close_pipe(self, stream: int) -> None:
+        fd = self._pipes.pop(stream, None)
+        if fd is not None:
+            self._loop.remove_reader(fd)
+            os.close(fd)
+
+    # -- the end -------------------------------------------------------------------------------------------
+
+    def _on_channel_closed(self, why: str) -> None:
+        """A worker without a channel is of no use, whatever it still does."""
+        self._kill_reason = self._kill_reason or why
+        if not self._greeted.done() and self._process is not None:
+            self._loop.call_later(0.2, self._fail_greeting, why)
+        self._loop.call_later(self._limits.cancel_term_seconds, self._signal, signal.SIGKILL)
+
+    def _fail_greeting(self, why: str) -> None:
+        if not self._greeted.done():
+            self._greeted.set_exception(ConnectionError(why))
+            self._greeted.exception()
+
+    def _on_exit(self) -> None:
+        assert self._process is not None
+        self._loop.remove_reader(self._process.pidfd)
+        self._loop.create_task(self._bury())
+
+    async def _bury(self) -> None:
+        """Everything below the dead worker dies, then its attempts are told, then the engine."""
+        assert self._process is not None
+        status = reaper.reap(self._process.pidfd)
+        os.close(self._process.pidfd)
+        await asyncio.to_thread(reaper.kill_orphans, self.id, self.pid)
+        if self._channel is not None:
+            self._channel._read()  # noqa: SLF001 - what it said before it died still counts
+            self._channel.close()
+        for stream in list(self._pipes):
+            self._read_pipe(stream)
+            self._close_pipe(stream)
+        if not self._greeted.done():
+            self._greeted.set_exception(ConnectionError(f"it {status.describe()}"))
+            self._greeted.exception()
+        self._gone.set_result(status)
+        for token in list(self._attempts):
+            self._end_attempt(token, self._died(status, self._attempts[token].stopped_by))
+        self._on_dead(self)
+
+    def _died(self, status: reaper.ExitStatus, stopped_by: Reason | None = None) -> AttemptEnd:
+        message = f"the worker {status.describe()}"
+        if status.signal == signal.SIGKILL and not stopped_by and not self._kill_reason:
+            message += "; nobody here sent it: perhaps the kernel was out of memory"
+        return AttemptEnd("died", message=message, exit_code=status.code, reason=Reason.WORKER_DIED, stopped_by=stopped_by)
+
+    async def end(self, why: str, grace_seconds: float = 3.0) -> None:
+        """Ask it to leave, then kill the tree. Returns when it is buried."""
+        self._kill_reason = self._kill_reason or why
+        if self._process is None:
+            if self._channel is not None:
+                self._channel.close()
+            for stream in list(self._pipes):
+                self._close_pipe(stream)
+            return
+        if self._channel is not None and grace_seconds:
+            self._channel.send({"op": "end"})
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(self._gone), grace_seconds)
+                return
+        await asyncio.to_thread(reaper.kill_descendants, self.pid)
+        self._signal(signal.SIGKILL)
+        await asyncio.shield(self._gone)
+
+
+def _parse_hello(header: dict[str, object]) -> Hello:
+    if header["protocol"] != wire.PROTOCOL:
+        raise ValueError(f"the worker speaks protocol {header['protocol']}")
+    python = header["python"]
+    if not isinstance(python, list):
+        raise TypeError("python is not a list")
+    return Hello(pid=int(str(header["pid"])), python=tuple(int(part) for part in python), cloudpickle=str(header["cloudpickle"]))
+
+
+def _payload(frame: wire.Frame) -> bytes | int:
+    for extra in frame.fds[1:]:
+        os.close(extra)
+    return frame.fds[0] if frame.fds else frame.body
+
+
+def _size(frame: wire.Frame) -> int:
+    return os.fstat(frame.fds[0]).st_size if frame.fds else len(frame.body)
+
+
+def _close_payload(payload: bytes | int) -> None:
+    if isinstance(payload, int):
+        os.close(payload)
