@@ -116,7 +116,7 @@ class Adoption:
         """Until it ends, or its time is over, or it is cancelled."""
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[None] = loop.create_future()
-        loop.add_reader(pidfd, lambda: ended.done() or ended.set_result(None))
+        loop.add_reader(pidfd, _set, ended)
         limit = call.timeout_seconds
         remaining = None if limit is None else max(0.0, call.attempt_started + limit - self._clock.wall())
         stopped_by: Reason | None = None
@@ -143,6 +143,11 @@ class Adoption:
             "died", message="the daemon was restarted and the worker's outcome is lost", reason=Reason.LOST, stopped_by=stopped_by
         )
         self._jobs.attempt_ended(call, call.token, end)
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _request(row: Row) -> Request:

@@ -28,6 +28,10 @@ from remoted.spec import Context, JobSpec, Options, kind_id
 from remoted.workers import AttemptEnd, AttemptSpec, Content, Worker
 
 
+_NO_TOKEN = AttemptToken("")
+_NO_WORKER = WorkerId("")
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """A submission as it came from a client, content by digest."""
@@ -69,9 +73,9 @@ class Call:
     status: Status = Status.IN_QUEUE
     reason: Reason | None = None
     attempts: int = 0
-    token: AttemptToken = AttemptToken("")
+    token: AttemptToken = _NO_TOKEN
     worker: Worker | None = None
-    worker_id: WorkerId = WorkerId("")
+    worker_id: WorkerId = _NO_WORKER
     devices: tuple[DeviceUuid, ...] = ()
     started_at: float | None = None
     ended_at: float | None = None

@@ -23,7 +23,7 @@ import remoted
 from remoted import logs
 from remoted.access import Peer, admits
 from remoted.calls import Call, Request
-from remoted.errors import BadRequest, NotFound, RemotedError, Refused, StoreError
+from remoted.errors import BadRequest, NotFound, Refused, RemotedError, StoreError
 from remoted.jobs import Jobs
 from remoted.leases import DirectCalls
 from remoted.limits import Limits

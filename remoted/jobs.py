@@ -9,6 +9,7 @@ crash at any point loses no job, runs no token twice, and counts every attempt t
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import json
 import logging
@@ -286,7 +287,7 @@ class Jobs(CallRunner):
     def _back_off(self, attempts: int) -> float:
         """Exponential with full jitter on the upper half: two failing jobs do not come back together."""
         full = min(self.limits.retry_cap_seconds, self.limits.retry_base_seconds * 2 ** (attempts - 1))
-        return full * random.uniform(0.5, 1.0)
+        return float(full * random.uniform(0.5, 1.0))
 
     def _retry_later(self, call: Call, delay: float) -> None:
         call.retry_timer = asyncio.get_running_loop().call_later(delay, self._queue_again, call)
@@ -297,7 +298,7 @@ class Jobs(CallRunner):
             return
         peer = Peer(call.uid, call.uid, 0)
         try:
-            call.ticket, policy = self.make_ticket(peer, call.id, call.request, call.spec, call.ticket.need and call.ticket.ancestors)
+            call.ticket, policy = self.make_ticket(peer, call.id, call.request, call.spec, call.ticket.ancestors)
         except RemotedError as error:
             self.on_unplaceable(call.id, Reason.LOST, str(error), "")
             return
@@ -364,7 +365,11 @@ class Jobs(CallRunner):
         if isinstance(payload, int):
             await self._blobs.store_descriptor(payload, self._blobs.item_path(call.id, number))
         inline = payload if isinstance(payload, bytes) else None
-        await self._persist(lambda db: db.run("add_item", job=call.id, number=number, size=size, inline=inline) and None)
+
+        def add(db: Statements) -> None:
+            db.run("add_item", job=call.id, number=number, size=size, inline=inline)
+
+        await self._persist(add)
         if call.request.options.detach:
             self.credit(call, 1)  # nobody has to read along; the store holds what was delivered
         for watcher in list(call.watchers):
@@ -528,7 +533,7 @@ class Jobs(CallRunner):
         for user in await self._store.submit(lambda db: db.all("stored_bytes")):
             gone += await self._beyond_quota(user["uid"], user["bytes"] or 0)
         for job_id in gone:
-            await self._store.submit(lambda db, job_id=job_id: db.run("delete_job", id=job_id))
+            await self._store.submit(functools.partial(_delete_job, job_id))
             self._blobs.remove_job(job_id)
             self._blobs.remove(self._paths.logs / f"{job_id}.log")
         return len(gone)
@@ -559,6 +564,10 @@ class Jobs(CallRunner):
         """Outcomes that are being stored are stored."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=5.0)
+
+
+def _delete_job(job_id: str, db: Statements) -> None:
+    db.run("delete_job", id=job_id)
 
 
 def _as_frame(data: bytes) -> wire.Frame:

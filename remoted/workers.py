@@ -371,7 +371,7 @@ class Worker:
         os.close(self._process.pidfd)
         await asyncio.to_thread(reaper.kill_orphans, self.id, self.pid)
         if self._channel is not None:
-            self._channel._read()  # noqa: SLF001 - what it said before it died still counts
+            self._channel._read()
             self._channel.close()
         for stream in list(self._pipes):
             self._read_pipe(stream)

@@ -178,6 +178,6 @@ def payload_of(frame: wire.Frame) -> Any:
     """The frame's payload for the decoder: bytes, or a file that is closed when it was read."""
     if not frame.fds:
         return frame.body
-    file = open(frame.fds[0], "rb", closefd=False)  # noqa: SIM115 - closed by whoever decodes
+    file = open(frame.fds[0], "rb", closefd=False)
     os.lseek(frame.fds[0], 0, os.SEEK_SET)
     return file

@@ -26,8 +26,8 @@ from remoted_client.payload import Payload
 from remoted_client.surroundings import Surroundings
 
 if TYPE_CHECKING:
+    from remoted_client.call_state import CallState
     from remoted_client.codec import Encoder
-    from remoted_client.handle import CallState
 
 _READ_BYTES = 256 * 1024
 _RECONNECT_SECONDS = 60.0

@@ -43,7 +43,7 @@ class QueueDecorator(Protocol):
     """What ``remote(queue config)`` gives: the calls' results are ``JobOutput``."""
 
     @overload
-    def __call__(self, target: type[C], /) -> RemoteClass[C]: ...
+    def __call__(self, target: type[C], /) -> RemoteClass[C]: ...  # type: ignore[overload-overlap]  # a class is a Callable too; the first match is meant
     @overload
     def __call__(self, target: Callable[P, AsyncIterator[R]], /) -> RemoteFunction[P, StreamHandle[JobOutput[list[R]]]]: ...
     @overload
@@ -58,7 +58,7 @@ class LoadBalancedDecorator(Protocol):
     """What ``remote(load-balanced config)`` gives: the calls' results are the values themselves."""
 
     @overload
-    def __call__(self, target: type[C], /) -> RemoteClass[C]: ...
+    def __call__(self, target: type[C], /) -> RemoteClass[C]: ...  # type: ignore[overload-overlap]  # a class is a Callable too; the first match is meant
     @overload
     def __call__(self, target: Callable[P, AsyncIterator[R]], /) -> RemoteFunction[P, StreamHandle[list[R]]]: ...
     @overload

@@ -233,7 +233,9 @@ class RemoteFunction(Generic[P, H]):
         return f"<remote function {_name_of(self._function)} on {self._settings.config.name}>"
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
-        return self if instance is None else functools.partial(self, instance)
+        """A decorated method: the instance is sent along as the first argument."""
+        call: Any = self
+        return self if instance is None else functools.partial(call, instance)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return rebuild, (self._function, _without_values(self._settings), self._options)

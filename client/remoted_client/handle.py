@@ -97,7 +97,11 @@ class Handle(Coroutine[Any, Any, T_co], Generic[T_co]):
 
     def add_done_callback(self, callback: Callable[[Handle[T_co]], object]) -> None:
         """Call ``callback(handle)`` when it is over, from another thread; at once if it is over."""
-        self._state.add_done_callback(lambda: callback(self) and None)
+
+        def tell() -> None:
+            callback(self)
+
+        self._state.add_done_callback(tell)
 
     # -- with asyncio --------------------------------------------------------------------------------------
 
@@ -167,6 +171,10 @@ class StreamHandle(Handle[T_co], Generic[T_co]):
     At most 64 items are on their way; leaving the loop stops the remote side at its next ``yield``.
     """
 
+    def __init__(self, state: CallState) -> None:
+        super().__init__(state)
+        self._credited: int = 0
+
     def __iter__(self) -> Iterator[Any]:
         self._state.was_awaited = True
         try:
@@ -202,10 +210,6 @@ class StreamHandle(Handle[T_co], Generic[T_co]):
             connection.current().send({"op": "credit", "id": self._state.id, "items": arrived - self._credited})
             self._credited = arrived
         return self._state.is_over
-
-    def __init__(self, state: CallState) -> None:
-        super().__init__(state)
-        self._credited = 0
 
     def _has_news(self) -> bool:
         return bool(self._state.items) or self._state.is_over

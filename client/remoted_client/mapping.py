@@ -123,7 +123,7 @@ def _length(arguments: Iterable[Any]) -> int | None:
         return None
 
 
-class as_completed(Generic[T]):  # noqa: N801 - named as in concurrent.futures and asyncio
+class as_completed(Generic[T]):
     """The handles in the order in which they end, for ``for`` and ``async for``.
 
     Example:
@@ -148,8 +148,13 @@ class as_completed(Generic[T]):  # noqa: N801 - named as in concurrent.futures a
     async def __aiter__(self) -> AsyncIterator[T]:
         loop = asyncio.get_running_loop()
         ended: asyncio.Queue[Any] = asyncio.Queue()
+
+
+        def put(found: Any) -> None:
+            loop.call_soon_threadsafe(ended.put_nowait, found)
+
         for handle in self._handles:
-            _watch(handle, lambda found: loop.call_soon_threadsafe(ended.put_nowait, found))
+            _watch(handle, put)
         for _ in self._handles:
             yield await asyncio.wait_for(ended.get(), self._timeout)
 

@@ -21,16 +21,17 @@ class Surroundings:
     def __init__(self) -> None:
         self._made_from: dict[tuple[tuple[str, str], ...], tuple[object, bytes, str]] = {}
         self._warned: set[str] = set()
+        self._umask = _Umask()
 
     def document(self, declared: dict[str, str | None]) -> tuple[bytes, str]:
         """(JSON, its digest) for a call with these ``env=`` values; None means the caller's own value (F16)."""
         values = self._resolve(declared) if declared else {}
-        facts = (dict(os.environ), _cwd(), _umask(), list(sys.path), list(sys.argv))
+        facts = (_environ(), _cwd(), self._umask.read(), list(sys.path), list(sys.argv))
         key = tuple(sorted(values.items()))
         known = self._made_from.get(key)
         if known is not None and known[0] == facts:
             return known[1], known[2]
-        data = _encode(facts, values)
+        data = _encode(dict(os.environ), facts[1:], values)
         digest = hashlib.sha256(data).hexdigest()
         self._made_from[key] = (facts, data, digest)
         return data, digest
@@ -58,17 +59,29 @@ def _cwd() -> str:
         return "/"
 
 
-def _umask() -> int:
-    """Read without changing it: ``os.umask`` would, for a moment, for every thread."""
-    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
-        for line in file:
-            if line.startswith("Umask:"):
-                return int(line.split()[1], 8)
-    return 0o077
+class _Umask:
+    """The process's umask, read without changing it: ``os.umask`` would, for a moment, for every thread."""
+
+    def __init__(self) -> None:
+        self._fd = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
+
+    def read(self) -> int:
+        text = os.pread(self._fd, 256, 0)
+        start = text.find(b"Umask:")
+        return int(text[start + 6 : start + 12].split()[0], 8) if start >= 0 else 0o077
+
+    def __del__(self) -> None:
+        os.close(self._fd)
 
 
-def _encode(facts: tuple[dict[str, str], str, int, list[str], list[str]], declared: dict[str, str]) -> bytes:
-    environ, cwd, umask, path, argv = facts
+def _environ() -> object:
+    """Something that compares equal while the environment is the same; the mapping itself decodes every value."""
+    data = getattr(os.environ, "_data", None)
+    return dict(data) if data is not None else dict(os.environ)
+
+
+def _encode(environ: dict[str, str], facts: tuple[str, int, list[str], list[str]], declared: dict[str, str]) -> bytes:
+    cwd, umask, path, argv = facts
     document = {
         "environ": {name: value for name, value in environ.items() if name not in _DROPPED},
         "declared": declared,

@@ -48,8 +48,11 @@ class Status(str, Enum):
     TIMED_OUT = "TIMED_OUT"
 
     # Scripts print it: "COMPLETED", in every version of Python.
-    __str__ = str.__str__
-    __format__ = str.__format__
+    def __str__(self) -> str:
+        return self.value
+
+    def __format__(self, spec: str) -> str:
+        return format(self.value, spec)
 
     @property
     def is_terminal(self) -> bool:

@@ -67,26 +67,20 @@ async def build(order: Order, installer: Installer, shelf: Shelf, log: Log) -> B
 async def _resolve(order: Order, installer: Installer, scratch: Path, log: Log) -> dict[str, str]:
     wanted, solution = scratch / "requirements.txt", scratch / "solution.txt"
     wanted.write_text("".join(f"{line}\n" for line in order.requirements), encoding="utf-8")
-    constraints, stubs = scratch / "constraints.txt", scratch / "stubs"
-    await asyncio.to_thread(_describe_caller, order, constraints, stubs)
+    caller = await asyncio.to_thread(callers.describe, list(order.pinned.values()), scratch) if order.pinned else None
     try:
-        await installer.resolve(order.interpreter.base, wanted, solution, constraints, stubs)
+        await installer.resolve(order.interpreter.base, wanted, solution, caller)
     except UvFailed as error:
         alone = bool(order.pinned) and await _resolves_alone(order, installer, wanted, scratch, log)
         raise order.failure(_explain(order, str(error), alone), log) from error
     return _read_solution(solution)
 
 
-def _describe_caller(order: Order, constraints: Path, stubs: Path) -> None:
-    callers.write_constraints(order.pinned.values(), constraints)
-    callers.write_stubs(order.pinned.values(), stubs)
-
-
 async def _resolves_alone(order: Order, installer: Installer, wanted: Path, scratch: Path, log: Log) -> bool:
     """Is it the caller's own packages that forbid it? Asked only after a failure, to say the truth about the way out."""
     log.write(b"remoted: resolving once more without your own packages, to see whether they are the reason\n")
     try:
-        await installer.resolve(order.interpreter.base, wanted, scratch / "alone.txt", None, None)
+        await installer.resolve(order.interpreter.base, wanted, scratch / "alone.txt", None)
     except UvFailed:
         return False
     return True
@@ -130,6 +124,7 @@ async def _fill(order: Order, built: Built, installer: Installer, shelf: Shelf, 
 def _point_to_caller(folder: Path, site_folders: tuple[str, ...]) -> None:
     """``addsitedir`` and not bare paths: the .pth files of the caller's editable installs shall work too."""
     own = next(iter(sorted(folder.glob("lib/*/site-packages"))))
-    # ASCII: before Python 3.13 the encoding of a .pth file is that of the locale.
-    line = f"import site; [site.addsitedir(folder) for folder in {list(site_folders)!a}]\n"
+    # ASCII: before Python 3.13 the encoding of a .pth file is that of the locale. ``map``: the line runs inside a
+    # function of site.py, where a comprehension would not see the import before it.
+    line = f"import site; list(map(site.addsitedir, {list(site_folders)!a}))\n"
     (own / _PATH_FILE).write_text(line, encoding="ascii")

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from remoted.environments.interpreter import Package
@@ -26,6 +27,14 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 _DIRECT = re.compile(r"^(\s*[A-Za-z0-9._-]+\s*(?:\[[^\]]*\])?)\s*@\s*[^\s;]+\s*(;.*)?$")
 
 
+@dataclass(frozen=True, slots=True)
+class CallerFiles:
+    """What the resolver reads: a file of constraints and a folder of stubs."""
+
+    constraints: Path
+    stubs: Path
+
+
 def pinned(packages: Iterable[Package]) -> dict[str, Package]:
     """Those of the caller's packages that keep their versions, by name."""
     return {package.name: package for package in packages if _is_readable(package) and package.name not in _UNPINNED}
@@ -36,12 +45,15 @@ def _is_readable(package: Package) -> bool:
     return bool(_NAME.fullmatch(package.name) and _VERSION.fullmatch(package.version))
 
 
-def write_constraints(packages: Iterable[Package], target: Path) -> None:
-    target.write_text("".join(f"{package.name}=={package.version}\n" for package in packages), encoding="utf-8")
+def describe(packages: Sequence[Package], folder: Path) -> CallerFiles:
+    """Write the constraints and the stubs into ``folder``."""
+    files = CallerFiles(folder / "constraints.txt", folder / "stubs")
+    files.constraints.write_text("".join(f"{package.name}=={package.version}\n" for package in packages), encoding="utf-8")
+    _write_stubs(packages, files.stubs)
+    return files
 
 
-def write_stubs(packages: Iterable[Package], folder: Path) -> None:
-    """One wheel for each, with the metadata alone."""
+def _write_stubs(packages: Sequence[Package], folder: Path) -> None:
     folder.mkdir()
     for package in packages:
         stem = f"{package.name.replace('-', '_')}-{package.version.replace('-', '_')}"

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from remoted.config import EnvironmentSettings
+from remoted.environments.callers import CallerFiles
 from remoted.environments.running import HelperRunner, HelperStatus
 from remoted.errors import SpawnError
 
@@ -80,12 +81,11 @@ class Installer:
         """An empty venv of the interpreter ``base``. Raises UvFailed."""
         await self._call("venv", "--no-project", "--python", base, os.fspath(folder))
 
-    async def resolve(self, base: str, requirements: Path, solution: Path, constraints: Path | None, stubs: Path | None) -> None:
-        """Write ``name==version`` lines into ``solution``. Raises UvFailed."""
-        known = ("--constraints", os.fspath(constraints)) if constraints else ()
-        links = ("--find-links", os.fspath(stubs)) if stubs else ()
+    async def resolve(self, base: str, requirements: Path, solution: Path, caller: CallerFiles | None) -> None:
+        """Write ``name==version`` lines into ``solution``; ``caller``: whose versions must be kept. Raises UvFailed."""
+        known = ("--constraints", os.fspath(caller.constraints), "--find-links", os.fspath(caller.stubs)) if caller else ()
         form = ("--no-header", "--no-annotate", "--output-file", os.fspath(solution))
-        await self._call("pip", "compile", "--python", base, *form, *known, *links, *self._sources(), os.fspath(requirements))
+        await self._call("pip", "compile", "--python", base, *form, *known, *self._sources(), os.fspath(requirements))
 
     async def install(self, python: Path, solution: Path) -> None:
         """Exactly the lines of ``solution``. Raises UvFailed."""

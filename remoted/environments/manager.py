@@ -114,6 +114,7 @@ class Environments:
             fresh = built is None or not self._shelf.touch(built, self._clock.wall())
             if built is None or fresh:
                 built = await build(order, Installer(self._uv, self._run, self._settings, variables, log), self._shelf, log)
+                self._shelf.touch(built, self._clock.wall())
         self._keep_answer(request, built, interpreter)
         found = _environment(request, built)
         return replace(found, built_now=True, seconds=self._clock.monotonic() - began) if fresh else found

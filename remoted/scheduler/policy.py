@@ -215,10 +215,8 @@ class Scheduler:
 
     def _place_one_of(self, uid: Uid, now: float, decisions: list[Decision]) -> bool:
         """True if one of this user's tickets left the queue."""
-        for lane in sorted(self.users[uid].values(), key=lambda lane: lane.rank):
-            if self._place(lane, now, decisions):
-                return True
-        return False
+        lanes = sorted(self.users[uid].values(), key=lambda lane: lane.rank)
+        return any(self._place(lane, now, decisions) for lane in lanes)
 
     def _place(self, lane: Lane, now: float, decisions: list[Decision]) -> bool:
         ticket = lane.tickets[0][1]

@@ -28,6 +28,8 @@ _READ_BYTES = 1 << 16
 _READS_PER_TURN = 16
 #: A pipe holds 64 KiB (pipe(7)) and at most 1 MiB; more than this comes from a process that was left behind.
 _DRAIN_READS = 32
+_LOOKS = 20
+_DEATH_LOOKS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,8 @@ async def run_helper(
     """Run ``argv`` to its end and say how it ended; ``on_output`` gets stdout and stderr as they come.
 
     Raises SpawnError when the process cannot be started and TimeoutError after ``deadline_seconds``; then, as
-    after a cancellation, its tree is dead before this returns. An exception of ``on_output`` ends the process too.
+    after a cancellation, its tree is dead before this returns (or dies at birth, if it was only being started).
+    An exception of ``on_output`` ends the process too.
     """
     mark = f"helper-{secrets.token_hex(8)}"
     reading, writing = os.pipe2(os.O_CLOEXEC)
@@ -169,16 +172,13 @@ def _read_some(reading: int, on_output: Callable[[bytes], None]) -> bool:
 
 
 def _end(process: Process, mark: str) -> reaper.ExitStatus:
-    """Kill the tree, reap the leader, close the pidfd. Blocks for as long as that takes (milliseconds)."""
+    """Kill the tree, reap it, close the pidfd. Blocks for as long as that takes (milliseconds)."""
     try:
-        if _is_alive(process.pidfd):
-            # Stopped, it cannot fork past the looks that follow.
-            reaper.send(process.pidfd, signal.SIGSTOP)
-            reaper.kill_descendants(process.pid)
-            reaper.send(process.pidfd, signal.SIGKILL)
+        killed = _kill_alive(process) if _is_alive(process.pidfd) else []
         # Until it is reaped its pid, and with it the number of its session, cannot be somebody else's.
-        _kill_session(process.pid)
+        killed += _kill_session(process.pid)
         reaper.kill_orphans(mark, process.pid)
+        _await_death(killed)
         return reaper.reap(process.pidfd)
     finally:
         os.close(process.pidfd)
@@ -191,15 +191,49 @@ def _is_alive(pidfd: int) -> bool:
         return False
 
 
-def _kill_session(session: int, rounds: int = 20) -> None:
-    """KILL what is left of the session: without a subreaper (tests) its orphans hang below init."""
-    for _ in range(rounds):
-        found = [pid for pid in psutil.pids() if pid != session and _session_of(pid) == session and not _is_zombie(pid)]
+def _kill_alive(process: Process) -> list[psutil.Process]:
+    """Stopped, the leader cannot fork past the looks at its descendants; dead but not reaped, it keeps its pid."""
+    reaper.send(process.pidfd, signal.SIGSTOP)
+    killed = _kill_until_none(lambda: reaper.descendants(process.pid))
+    reaper.send(process.pidfd, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        os.waitid(os.P_PIDFD, process.pidfd, os.WEXITED | os.WNOWAIT)
+    return killed
+
+
+def _kill_session(session: int) -> list[psutil.Process]:
+    """What is left of the session: without a subreaper its orphans hang below init."""
+
+    def look() -> list[psutil.Process]:
+        return [member for member in psutil.process_iter() if member.pid != session and _session_of(member.pid) == session]
+
+    return _kill_until_none(look)
+
+
+def _kill_until_none(look: Callable[[], list[psutil.Process]]) -> list[psutil.Process]:
+    killed: dict[int, psutil.Process] = {}
+    for _ in range(_LOOKS):
+        found = [process for process in look() if not _is_dead(process)]
         if not found:
-            return
-        for pid in found:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
+            break
+        for process in found:
+            killed[process.pid] = process
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                process.kill()  # psutil compares the start time first
+    return list(killed.values())
+
+
+def _await_death(killed: list[psutil.Process]) -> None:
+    """Until all are dead, a second at most; those that became our children (a subreaper's) are reaped."""
+    pause = threading.Event()
+    for _ in range(_DEATH_LOOKS):
+        if all(_is_dead(process) for process in killed):
+            break
+        pause.wait(0.005)
+    for process in killed:
+        with contextlib.suppress(psutil.NoSuchProcess, ChildProcessError):
+            if process.is_running() and process.ppid() == os.getpid():
+                os.waitpid(process.pid, os.WNOHANG)
 
 
 def _session_of(pid: int) -> int:
@@ -209,8 +243,8 @@ def _session_of(pid: int) -> int:
         return 0
 
 
-def _is_zombie(pid: int) -> bool:
+def _is_dead(process: psutil.Process) -> bool:
     try:
-        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True

@@ -17,7 +17,7 @@ class CallContext:
     """The caller's surroundings, as the client described them."""
 
     def __init__(self, document: dict[str, Any]) -> None:
-        self.environ: dict[str, str] = document["environ"]
+        self.environ: dict[str, str] = {**document["environ"], **document["declared"]}
         self.cwd: str = document["cwd"]
         self.umask: int = document["umask"]
         self.sys_path: list[str] = document["sys_path"]

@@ -245,13 +245,12 @@ class Runtime:
         target = self._decoder.load_target(self._content(run.code), run.code)
         return getattr(target, run.instance["method"]) if run.instance else target
 
-    def _bind(self, run: Run) -> Any:
+    def _bind(self, run: Run) -> _Bound:
         target: Any = self._decoder.load_target(self._content(run.code), run.code)
         if run.instance is not None:
             target, run.instance["constructed"] = self._instances.method(run.instance, lambda: self._construct(target, run))
         args, kwargs = self._load_arguments(run.arguments)
-        call = _Bound(target, args, kwargs)
-        return call
+        return _Bound(target, args, kwargs)
 
     def _construct(self, kind: Any, run: Run) -> Any:
         assert run.instance is not None

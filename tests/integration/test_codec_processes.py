@@ -94,7 +94,8 @@ def test_pickle_and_process_pool_executors_work_on_names_of_the_script(peers: Pe
         """
         import concurrent.futures, multiprocessing, pickle
         class Config:
-            def __init__(self, n): self.n = n
+            class Inner: pass
+            def __init__(self, n): self.n, self.inner = n, Config.Inner()
         def double(c): return Config(2 * c.n)
         def work(c):
             again = pickle.loads(pickle.dumps(c))

@@ -443,3 +443,84 @@ def test_cyclic_classes_and_values(peers: Peers) -> None:
         """
     )
     assert out == "(True, True, True, True, True)\n"
+
+
+def test_classes_inside_functions_read_globals_in_their_bodies(peers: Peers) -> None:
+    out = peers.run(
+        """
+        import dataclasses
+        SIZE, NAMES = 3, ["a", "b"]
+        def work():
+            @dataclasses.dataclass
+            class Local:
+                size: int = SIZE
+                names: list = dataclasses.field(default_factory=lambda: [n for n in NAMES])
+                twice = [SIZE for _ in range(2)]
+            return Local(), Local.twice
+        print(*call(work))
+        """
+    )
+    assert out == "work.<locals>.Local(size=3, names=['a', 'b']) [3, 3]\n"
+
+
+def test_dynamic_modules_travel_by_value(peers: Peers) -> None:
+    out = peers.run(
+        """
+        import sys, types
+        made = types.ModuleType("made")
+        exec("N = 1\\ndef add(x): return x + N\\nclass C: pass", made.__dict__)
+        hidden = types.ModuleType("hidden")
+        sys.modules["made"] = made
+        hidden.value = made.C()
+        import __main__ as me
+        def work(): return made.add(1), hidden.value.__class__ is made.C, me.work is work
+        print(call(work), call(made.add, 5))
+        """
+    )
+    assert out == "(2, True, True) 6\n"
+
+
+def test_a_caller_that_was_spawned_itself(peers: Peers) -> None:
+    out = peers.run(
+        """
+        import multiprocessing, pickle
+        class Point:
+            def __init__(self, x): self.x = x
+        def remote(p):
+            return pickle.loads(pickle.dumps(Point(p.x + 1)))
+        def child(queue):
+            queue.put(type(call(remote, Point(1))) is Point)
+        if __name__ == "__main__":
+            context = multiprocessing.get_context("spawn")
+            queue = context.SimpleQueue()
+            process = context.Process(target=child, args=(queue,))
+            connection = __import__("codec_peer_lib").connection
+            connection.shutdown(2)
+            process.start()
+            print(queue.get())
+            process.join()
+        """
+    )
+    assert out == "True\n"
+
+
+def test_worker_code_may_call_another_worker(peers: Peers) -> None:
+    out = peers.run(
+        """
+        import io
+        BASE = 1
+        def inner(x): return x + BASE
+        def outer():
+            global BASE
+            from remoted_client.codec import Decoder, Encoder
+            code = Encoder().encode_call_target(inner)
+            BASE = 100
+            import sys
+            main = sys.modules["__main__"]
+            function = Decoder().load_target(code.payload)
+            sys.modules["__main__"] = main
+            return function(1), inner(1), function is inner, code.digest != ""
+        print(call(outer))
+        """
+    )
+    assert out == "(2, 101, False, True)\n"

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -453,7 +454,7 @@ def test_what_is_no_package_is_refused_before_anything_runs(tmp_path: Path, text
     environments = Environments(tmp_path, EnvironmentSettings(offline=True), runner, UV)
     request = EnvironmentRequest(os.getuid(), sys.executable, (text,), isolated=False, accelerate_downloads=False)
 
-    with pytest.raises(BadRequirement, match="^cannot use the requirement "):
+    with pytest.raises(BadRequirement, match=r"^cannot use the requirement "):
         asyncio.run(environments.ensure(request, ignore))
 
     assert runner.argvs == []
@@ -461,7 +462,8 @@ def test_what_is_no_package_is_refused_before_anything_runs(tmp_path: Path, text
 
 
 def test_requirements_have_one_spelling() -> None:
-    texts = [" Foo_Bar [B, a] >= 1 , <2 ", "foo-bar[a,b]<2,>=1", "x (==1.0)", "y ;python_version<'3.12'  and  os_name == \"posix\"", "numpy==2.*"]
+    marked = "y ;python_version<'3.12'  and  os_name == \"posix\""
+    texts = [" Foo_Bar [B, a] >= 1 , <2 ", "foo-bar[a,b]<2,>=1", "x (==1.0)", marked, "numpy==2.*"]
 
     assert normalise(texts) == ("foo-bar[a,b]<2,>=1", "numpy==2.*", "x==1.0", 'y ; python_version < "3.12" and os_name == "posix"')
 
@@ -513,7 +515,8 @@ def test_cancelling_one_of_two_callers_leaves_the_build_to_the_other(bench: Benc
     flag = slow_source(bench, "slowtwo")
 
     async def one_leaves() -> Environment:
-        first, second = (asyncio.ensure_future(bench.environments.ensure(bench.request("slowtwo"), ignore, bench.environ)) for _ in range(2))
+        request = bench.request("slowtwo")
+        first, second = (asyncio.ensure_future(bench.environments.ensure(request, ignore, bench.environ)) for _ in range(2))
         await until(lambda: flag.read_text() != "")
         first.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -531,7 +534,7 @@ def test_a_build_that_takes_too_long_fails_with_the_name_of_the_setting(bench: B
     flag = slow_source(bench, "slowdeadline")
     bench.settings = bench.settings.model_copy(update={"build_deadline_seconds": 3.0})
 
-    with pytest.raises(EnvironmentFailed, match="longer than 3 s .build_deadline_seconds"):
+    with pytest.raises(EnvironmentFailed, match=r"longer than 3 s .build_deadline_seconds"):
         bench.ensure("slowdeadline", environments=bench.restarted())
 
     assert not flag.read_text() or not is_running(int(flag.read_text()))
@@ -632,7 +635,8 @@ def test_the_helper_kills_the_tree_at_the_deadline() -> None:
     pids = bytearray()
 
     async def too_long() -> None:
-        await run_helper(("/bin/sh", "-c", "sleep 1000 & echo $!; setsid sleep 1000 & echo $!; wait"), {"PATH": "/usr/bin:/bin"}, pids.extend, 0.7)
+        script = "sleep 1000 & echo $!; setsid sleep 1000 & echo $!; wait"
+        await run_helper(("/bin/sh", "-c", script), {"PATH": "/usr/bin:/bin"}, pids.extend, 0.7)
 
     with pytest.raises(TimeoutError, match=r"did not end within 0\.7 s"):
         asyncio.run(too_long())
@@ -640,6 +644,27 @@ def test_the_helper_kills_the_tree_at_the_deadline() -> None:
     assert len(pids.split()) == 2
     assert not any(is_running(int(pid)) for pid in pids.split())
     assert open_descriptors() == before
+
+
+_SUBREAPER = """
+import asyncio, psutil
+from remoted.spawn import reaper
+from remoted.spawn.helper import run_helper
+reaper.become_subreaper()
+script = "sleep 1000 & setsid sleep 1000 & (setsid sleep 1000 &) ; (sleep 1000 &) ; "
+for end, limit in (("wait", 0.7), ("exit 0", 20.0)):
+    try:
+        asyncio.run(run_helper(("/bin/sh", "-c", script + end), {"PATH": "/usr/bin:/bin"}, lambda data: None, limit))
+    except TimeoutError:
+        pass
+    print(psutil.Process().children(recursive=True))
+"""
+
+
+def test_a_subreaper_is_left_with_neither_orphans_nor_zombies() -> None:
+    done = subprocess.run([sys.executable, "-c", _SUBREAPER], check=True, capture_output=True, text=True)
+
+    assert done.stdout.split() == ["[]", "[]"]
 
 
 def test_the_helper_does_not_wait_for_what_was_left_behind_and_kills_it() -> None:
@@ -652,23 +677,25 @@ def test_the_helper_does_not_wait_for_what_was_left_behind_and_kills_it() -> Non
 def test_the_helper_that_cannot_start_says_why() -> None:
     before = open_descriptors()
 
-    with pytest.raises(SpawnError, match="cannot start /nowhere/uv: .*No such file"):
+    with pytest.raises(SpawnError, match=r"cannot start /nowhere/uv: .*No such file"):
         collect(("/nowhere/uv",))
 
     assert open_descriptors() == before
 
 
 def test_a_helper_cancelled_while_it_starts_does_not_survive() -> None:
-    async def at_once() -> int:
+    def is_over() -> bool:
+        return not psutil.Process().children() and not any(thread.name.startswith("helper") for thread in threading.enumerate())
+
+    async def at_once() -> None:
         task = asyncio.ensure_future(run_helper(("/bin/sleep", "1000"), {}, ignore, 20.0))
         await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await until(lambda: not [child for child in psutil.Process().children() if child.name() == "sleep"])
-        return len(psutil.Process().children())
+        await until(is_over)
 
-    assert asyncio.run(at_once()) == 0
+    asyncio.run(at_once())
 
 
 def test_a_failing_listener_ends_the_helper() -> None:

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+
 from remoted_client.config import (
     CpuLiveLoadBalancer,
     CpuLiveServerless,

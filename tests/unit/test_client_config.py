@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from remoted_client import config as config_module
 from remoted_client.config import CpuLiveServerless, LiveServerless, ResourceConfig, ServerlessEndpoint
 from remoted_client.enums import (

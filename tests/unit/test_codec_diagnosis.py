@@ -47,7 +47,8 @@ def script_function(text: str, **names: object) -> Callable[..., Any]:
     """A function as a notebook has it: its globals belong to no module."""
     scope: dict[str, Any] = {"__name__": "notebook", **names}
     exec(text, scope)
-    return scope["f"]
+    function: Callable[..., Any] = scope["f"]
+    return function
 
 
 def code_error(function: Callable[..., Any]) -> UnpicklableError:
@@ -90,7 +91,7 @@ def test_positional_arguments_have_their_names_if_the_function_is_known() -> Non
         (Careful(threading.Lock()), "argument 'x'.value"),
         (functools.partial(print, threading.Lock()), "argument 'x'.args[0]"),
         (Callback(threading.Lock()).__init__, "argument 'x'.__self__.lock"),  # type: ignore[misc]
-        ((each for each in ()), "argument 'x'"),
+        ((each for each in (1,)), "argument 'x'"),
     ],
 )
 def test_every_kind_of_container_is_searched(value: object, path: str) -> None:

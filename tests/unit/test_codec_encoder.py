@@ -39,7 +39,9 @@ def test_nothing_heavy_is_imported_before_first_use() -> None:
     subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(ROOT / "client")}, check=True)
 
 
-@pytest.mark.parametrize("value", [1, "text", 2.5, None, (1, "a"), [1], {"k": [1, 2]}, {"a", "b"}, types, len, object()])
+@pytest.mark.parametrize(
+    "value", [1, "text", 2.5, None, (1, "a"), [1], {"k": [1, 2]}, {"a", "b"}, types, len, object()]
+)
 def test_unchanged_code_is_the_same_object(value: object) -> None:
     function, _ = made("def f(): return helper(VALUE)\ndef helper(x): return x", VALUE=value)
     encoder = Encoder()

@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def made(text: str) -> Callable[..., Any]:
     scope: dict[str, Any] = {"__name__": "notebook"}
     exec(text, scope)
-    return scope["f"]
+    function: Callable[..., Any] = scope["f"]
+    return function
 
 
 def digest(text: str) -> str:

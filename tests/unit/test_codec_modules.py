@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from remoted_client.codec import ModuleSet, StaleModules, collect_modules, install_modules
-from remoted_client.codec.modules import is_installed, is_project_file
+from remoted_client.codec.modules import ModuleText, is_installed, is_project_file
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_stale_modules_leave_everything_as_it_was(project: Path) -> None:
     old = collect_modules()
     install_modules(old)
     text = next(each for each in old.modules if each.name == "codec_a")
-    edited = ModuleSet((*(m for m in old.modules if m is not text), _edited(text, "codec_a"), _edited(text, "codec_b")))
+    edited = ModuleSet((*(m for m in old.modules if m is not text), _edited("codec_a"), _edited("codec_b")))
 
     with pytest.raises(StaleModules) as caught:
         install_modules(edited)
@@ -94,7 +94,7 @@ def test_stale_modules_leave_everything_as_it_was(project: Path) -> None:
         importlib.import_module("codec_b")
 
 
-def _edited(text: object, name: str) -> object:
+def _edited(name: str) -> ModuleText:
     return ModuleSet.from_bytes(
         json.dumps([{"name": name, "file": f"/x/{name}.py", "text": "V = 2\n", "paths": None, "digest": "d"}]).encode()
     ).modules[0]

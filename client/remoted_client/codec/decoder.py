@@ -52,6 +52,7 @@ class Decoder:
                 target = self._targets[digest] = self._read_target(payload)
                 if len(self._targets) > _MAX_TARGETS:
                     self._targets.popitem(last=False)
+            self._targets.move_to_end(digest)
             self._enter(target.main)
             return target.value
 
@@ -126,6 +127,8 @@ class Decoder:
         module = self._engine().home.module(main)
         if sys.modules.get("__main__") is not module:
             sys.modules["__main__"] = module
+            if module.__name__ != "__main__":  # the caller is a spawned child itself
+                sys.modules[module.__name__] = module
 
 
 def decode_result(payload: Any, buffers: Iterable[Any] | None = None) -> Any:

@@ -9,6 +9,7 @@ that needs them is, so that they are set before anything later in the pickle run
 from __future__ import annotations
 
 import linecache
+import sys
 import types
 from collections import ChainMap
 from collections.abc import Callable, Collection, Mapping
@@ -202,11 +203,11 @@ class Pickler(cp.Pickler):  # type: ignore[misc]
     def _home(self, cls: type) -> list[Binding]:
         """Bound to its own name, so that pickle finds it in ``__main__`` there as well."""
         module = cls.__module__ if isinstance(cls.__module__, str) else ""
-        scope = getattr(cp.sys.modules.get(module), "__dict__", {})
+        scope = getattr(sys.modules.get(module), "__dict__", {})
         return self._bindings(scope, [cls.__name__]) if scope.get(cls.__qualname__) is cls else []
 
     def _module(self, module: types.ModuleType) -> Any:
-        if importable(module):
+        if importable(sys.modules.get(module.__name__, module)):
             return cp.subimport, (module.__name__,)
         scope = module.__dict__
         listed = () if module.__name__ in MAIN_NAMES else [name for name in scope if not name.startswith("__")]
@@ -241,10 +242,11 @@ def _annotations(function: types.FunctionType) -> dict[str, Any]:
 def _made_from(cls: type, made: tuple[Any, ...], attributes: dict[str, Any]) -> tuple[Any, ...]:
     """What a class is made from: its real bases, and what must be there from the start.
 
-    cloudpickle leaves slots out, and takes the bases as they were written: ``NamedTuple`` would make another tuple.
+    cloudpickle leaves out slots and the qualified name, and takes the bases as they were written: ``NamedTuple``
+    would make another tuple.
     """
     kind, name, _, options, *rest = made
-    options = dict(options)
+    options = {**options, "__qualname__": cls.__qualname__}
     if "__orig_bases__" in vars(cls):
         options["__orig_bases__"] = vars(cls)["__orig_bases__"]
     if "__slots__" in vars(cls):

@@ -22,6 +22,7 @@ from .marks import MISSING, FunctionMark, digest
 from .modules import ModuleSet
 from .namespaces import Home
 from .origin import Origin, Ref
+from .reference import MAIN_NAMES
 from .walk import reachable
 
 
@@ -61,7 +62,7 @@ class Engine:
         pickler = Pickler(file, self.origin)
         names = [(scope, name) for scope, name in reachable(function) if self.origin.ref(scope)[0] == "value"]
         try:
-            pickler.dump((self._main(), len(names)))
+            pickler.dump((self._main(function), len(names)))
             pickler.bind_all(names)
             pickler.dump(function)
         except Exception as error:
@@ -94,8 +95,12 @@ class Engine:
         """Unpickle a value from bytes or a file."""
         return Unpickler(opened(payload), self.home, run, buffers).load()
 
-    def _main(self) -> Ref:
-        return self.origin.ref(sys.modules["__main__"].__dict__)
+    def _main(self, function: object) -> Ref:
+        """The script's namespace. In a child that was spawned, and in a worker, there may be several."""
+        scope = getattr(function, "__globals__", None)
+        if scope is None or scope.get("__name__") not in MAIN_NAMES:
+            scope = sys.modules["__main__"].__dict__
+        return self.origin.ref(scope)
 
     def _digest(self, function: object, pickler: Pickler) -> str:
         """Of names and versions, never of pickle bytes."""

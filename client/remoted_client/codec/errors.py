@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..errors import RemotedError, SerializationError
+from remoted_client.errors import RemotedError, SerializationError
 
 
 class UnpicklableError(SerializationError):

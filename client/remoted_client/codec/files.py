@@ -13,7 +13,7 @@ class _Null:
 
 def null_file() -> BinaryIO:
     """A file that keeps nothing."""
-    return cast(BinaryIO, _Null())
+    return cast("BinaryIO", _Null())
 
 
 def opened(payload: Any) -> Any:

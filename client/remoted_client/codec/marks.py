@@ -147,10 +147,10 @@ def digest(value: object, origin: Origin) -> bytes | None:
 
 
 class _HashSink:
-    """A file that keeps nothing but a hash."""
+    """A file that keeps nothing but a hash. SHA-1 is the fastest here, and nobody gains by deceiving himself."""
 
     def __init__(self) -> None:
-        self._hasher = hashlib.blake2b(digest_size=16)
+        self._hasher = hashlib.sha1(usedforsecurity=False)
 
     def write(self, data: Any) -> int:
         self._hasher.update(data)

@@ -12,7 +12,6 @@ import json
 import os
 import site
 import sys
-import sysconfig
 import tokenize
 import types
 from dataclasses import asdict, dataclass
@@ -155,9 +154,9 @@ def is_installed(path: str) -> bool:
 
 @lru_cache(maxsize=1)
 def _installed_roots() -> frozenset[str]:
+    """Without ``sysconfig``, whose paths cannot be had in a venv of Python 3.13.0."""
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     roots = [os.path.dirname(os.__file__), os.path.join(sys.base_exec_prefix, sys.platlibdir, version)]
-    roots += [sysconfig.get_path(each) for each in ("stdlib", "platstdlib", "purelib", "platlib")]
     roots += getattr(site, "getsitepackages", list)()
     roots.append(getattr(site, "getusersitepackages", str)())
     found = {each for root in roots if root for each in (os.path.abspath(root), os.path.realpath(root))}

@@ -18,7 +18,10 @@ def importable(module: types.ModuleType) -> bool:
         return False
     if cp._is_registered_pickle_by_value(module):
         return False
-    return getattr(module, "__spec__", None) is not None or BuiltinImporter.find_spec(name) is not None
+    if getattr(module, "__spec__", None) is not None or BuiltinImporter.find_spec(name) is not None:
+        return True
+    package = name.rpartition(".")[0]  # a package may put modules that it makes into sys.modules (torch.ops)
+    return package in sys.modules and importable(sys.modules[package])
 
 
 def by_reference(value: object) -> bool:

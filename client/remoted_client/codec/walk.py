@@ -7,11 +7,11 @@ pickled on its own. What this misses (functions inside containers) is pickled wh
 
 from __future__ import annotations
 
+import dis
 import types
+import weakref
 from collections.abc import Iterator
 from typing import Any
-
-from cloudpickle import cloudpickle as cp  # type: ignore[import-untyped, unused-ignore]
 
 from .identity import functions_in, methods
 from .origin import RESERVED, Scope, contents
@@ -19,10 +19,25 @@ from .reference import by_reference
 
 Name = tuple[Scope, str]
 
+#: The body of a class inside a function reads globals by the last two; cloudpickle passes them by.
+_GLOBAL_OPS = frozenset(("LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"))
+_names: weakref.WeakKeyDictionary[types.CodeType, tuple[str, ...]] = weakref.WeakKeyDictionary()
 
-def names_of(function: types.FunctionType) -> list[str]:
+
+def names_of(function: types.FunctionType) -> tuple[str, ...]:
     """The global names in a function's code, nested code included."""
-    return [name for name in cp._extract_code_globals(function.__code__) if name not in RESERVED]
+    code = function.__code__
+    found = _names.get(code)
+    if found is None:
+        found = _names[code] = tuple(dict.fromkeys(name for name in _global_names(code) if name not in RESERVED))
+    return found
+
+
+def _global_names(code: types.CodeType) -> Iterator[str]:
+    yield from (each.argval for each in dis.get_instructions(code) if each.opname in _GLOBAL_OPS)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _global_names(constant)
 
 
 def reachable(root: object) -> list[Name]:

@@ -1,0 +1,149 @@
+"""From a request to its handler: route, rule, query, body, in this order; anything else is refused.
+
+Nothing here is looked up by a name from the request but in the table of ``routes`` (CVE-2017-11610 was a server
+that resolved methods by attribute).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from aiohttp import web
+from pydantic import BaseModel, ValidationError
+
+from remoted.access import Peer, allows
+from remoted.api import strict_json
+from remoted.api.exchange import Ask, HttpRefusal, refuse
+from remoted.api.guard import Connection
+from remoted.api.routes import ROUTES, Route
+from remoted.api.services import Services
+from remoted.errors import BadRequest, Refused, StoreError
+from remoted.limits import Limits
+
+log = logging.getLogger(__name__)
+
+
+class Dispatcher:
+    """Answers every request of every connection."""
+
+    def __init__(self, services: Services, daemon_uid: int) -> None:
+        self._services = services
+        self._daemon_uid = daemon_uid
+        self._busy: set[asyncio.Task[Any]] = set()
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        task = asyncio.current_task()
+        assert task is not None
+        self._busy.add(task)
+        try:
+            response = await self._answer_or_refuse(request)
+        finally:
+            self._busy.discard(task)
+        if not request.content.is_eof():
+            response.force_close()  # the rest of a body that nobody reads would be taken for the next request
+        return response
+
+    async def _answer_or_refuse(self, request: web.BaseRequest) -> web.StreamResponse:
+        connection = request.protocol
+        assert isinstance(connection, Connection)
+        connection.head_arrived()
+        try:
+            return await self._answer(request, connection.peer)
+        except HttpRefusal as error:
+            return refuse(error.http_status, error.code, str(error), error.headers)
+        except Refused as error:
+            return refuse(error.http_status, error.code, str(error))
+        except StoreError as error:
+            log.error("%s", error)
+            return refuse(503, "STORE_FAILED", "cannot answer: the daemon's database refuses; `remotectl doctor` may say why")
+
+    async def _answer(self, request: web.BaseRequest, peer: Peer) -> web.StreamResponse:
+        route, parameters = find_route(request.method, request.rel_url.raw_path)
+        if not allows(route.rule, peer, self._daemon_uid):
+            raise HttpRefusal(403, "FORBIDDEN", "cannot do this for you: it needs an administrator")
+        query = parse_query(route, request)
+        body = await parse_body(route, request, self._services.limits)
+        return await route.handler(self._services, Ask(peer, parameters, query, body, request))
+
+    async def close(self, grace_seconds: float) -> None:
+        """Running requests end by themselves, or are cancelled."""
+        if self._busy:
+            await asyncio.wait(list(self._busy), timeout=grace_seconds)
+        left = list(self._busy)
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=grace_seconds)
+
+
+def find_route(method: str, path: str) -> tuple[Route, dict[str, str]]:
+    """The table's row and the path's parameters, as sent. Raises HttpRefusal NO_ROUTE, WRONG_METHOD."""
+    here = [(route, parameters) for route in ROUTES if (parameters := route.match(path)) is not None]
+    for route, parameters in here:
+        if route.method == method:
+            return route, parameters
+    if here:
+        allowed = ", ".join(route.method for route, _ in here)
+        raise HttpRefusal(405, "WRONG_METHOD", f"cannot use this method here: use {allowed}", {"Allow": allowed})
+    raise HttpRefusal(404, "NO_ROUTE", "cannot find this path: /v1/openapi.json lists what there is")
+
+
+def parse_query(route: Route, request: web.BaseRequest) -> BaseModel | None:
+    """Raises BadRequest BAD_QUERY on a name that is unknown or stands twice, and on a bad value."""
+    given = request.rel_url.query
+    values = dict(given.items())
+    if len(values) != len(given):
+        raise BadRequest("BAD_QUERY", "cannot use the query: a name stands twice")
+    if route.query is None:
+        if values:
+            raise BadRequest("BAD_QUERY", "cannot use the query: this path takes none")
+        return None
+    try:
+        return route.query.model_validate(values)
+    except ValidationError as error:
+        raise BadRequest("BAD_QUERY", f"cannot use the query: {_problems(error)}") from None
+
+
+async def parse_body(route: Route, request: web.BaseRequest, limits: Limits) -> BaseModel | None:
+    """Raises BadRequest BAD_JSON, BAD_BODY; HttpRefusal TOO_LARGE, TOO_SLOW, UNSUPPORTED_ENCODING."""
+    if request.headers.get("Content-Encoding", "identity") != "identity":
+        raise HttpRefusal(415, "UNSUPPORTED_ENCODING", "cannot read a compressed body: send it as it is")
+    if route.body is None:
+        if request.body_exists and request.content_length != 0:
+            raise BadRequest("BAD_BODY", "cannot use a body: this path takes none")
+        return None
+    data = await _read_body(request, limits)
+    try:
+        return route.body.model_validate(strict_json.parse(data) if data else {})
+    except strict_json.BadJson as error:
+        raise BadRequest("BAD_JSON", f"cannot read the body: {error}") from None
+    except ValidationError as error:
+        raise BadRequest("BAD_BODY", f"cannot use the body: {_problems(error)}") from None
+
+
+async def _read_body(request: web.BaseRequest, limits: Limits) -> bytes:
+    too_large = HttpRefusal(413, "TOO_LARGE", f"cannot take this body: the limit http_body_bytes is {limits.http_body_bytes}")
+    if (request.content_length or 0) > limits.http_body_bytes:
+        raise too_large  # said before the first byte of it is read (T15)
+    received = bytearray()
+
+    async def read() -> None:
+        while chunk := await request.content.readany():
+            received.extend(chunk)
+            if len(received) > limits.http_body_bytes:
+                raise too_large
+
+    try:
+        await asyncio.wait_for(read(), limits.http_body_deadline_seconds)
+    except asyncio.TimeoutError:
+        raise HttpRefusal(408, "TOO_SLOW", f"cannot wait longer for the body: the limit http_body_deadline_seconds is {limits.http_body_deadline_seconds:g}") from None
+    except web.RequestPayloadError:
+        raise BadRequest("BAD_BODY", "cannot read the body: it is not what its head says") from None
+    return bytes(received)
+
+
+def _problems(error: ValidationError) -> str:
+    """Where and what, never the value: it may be a secret."""
+    return "; ".join(f"{'.'.join(map(str, item['loc']))[:100]}: {item['msg']}" for item in error.errors(include_input=False)[:5])

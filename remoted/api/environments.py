@@ -1,0 +1,26 @@
+"""Environments that ``dependencies=`` made: what lies there, and tidying up."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from remoted.api import schemas
+from remoted.api.exchange import Ask, reply
+from remoted.api.services import Services
+
+#: An environment is marked as used when a worker is about to start in it; clocks of files are coarse.
+_SLACK_SECONDS = 60.0
+
+
+async def list_environments(services: Services, ask: Ask) -> web.StreamResponse:
+    """The complete environments, the one used last first."""
+    entries = await services.environments.list()
+    found = [schemas.Environment(key=entry.key, requirements=list(entry.requirements), size_bytes=entry.size_bytes, last_used=entry.last_used) for entry in entries]
+    return reply(schemas.EnvironmentList(environments=found))
+
+
+async def prune(services: Services, ask: Ask) -> web.StreamResponse:
+    """Remove what nobody used for so long. What this daemon has used since its start stays: workers may run in it."""
+    uptime = services.clock.monotonic() - services.started_at
+    unused = max(ask.body_as(schemas.PruneBody).unused_seconds, uptime + _SLACK_SECONDS)
+    return reply(schemas.Pruned(removed=list(await services.environments.prune(set(), unused))))

@@ -1,0 +1,137 @@
+"""Who gets a connection, and for how long it may stay silent.
+
+Identity, rule and caps are settled on the accepted socket, before its first byte is read: the peer is what the
+kernel attests (SO_PEERCRED), frozen, and no header can change it (T01). A look-up that fails closes the connection
+(T02). One uid has its own cap besides the global one (T13), heads have a deadline (T12: aiohttp alone keeps a
+half-sent head for an hour), compressed bodies are never expanded (T16).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import struct
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+
+from remoted.access import Peer, admits
+from remoted.api.exchange import refusal_body, refuse
+from remoted.limits import Limits
+
+log = logging.getLogger(__name__)
+#: Header lines of one request; a client of ours sends four.
+_HEADERS = 64
+
+
+def peer_of(sock: socket.socket) -> Peer:
+    """The process that connected, as the kernel attests it. Raises OSError, ValueError or struct.error; never guesses (T02)."""
+    pid, uid, gid = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return Peer(uid, gid, pid)
+
+
+class Door:
+    """Counts who is inside and lets in whom the rule and the caps admit."""
+
+    def __init__(self, limits: Limits, daemon_uid: int) -> None:
+        self._limits = limits
+        self._daemon_uid = daemon_uid
+        self._inside: Counter[int] = Counter()
+
+    def admit(self, sock: socket.socket) -> Peer | None:
+        """The peer, counted until ``leave``; or None, and the socket is closed."""
+        try:
+            peer = peer_of(sock)
+        except (OSError, ValueError, struct.error):
+            sock.close()
+            return None
+        if not admits(peer, self._daemon_uid):
+            _turn_away(sock, 403, "FORBIDDEN", "cannot serve you: this daemon serves another user")
+        elif self._inside[peer.uid] >= self._limits.connections_per_uid:
+            _turn_away(sock, 429, "OVER_LIMIT", f"cannot take another connection: your limit connections_per_uid is {self._limits.connections_per_uid}")
+        elif self._inside.total() >= self._limits.connections_total:
+            _turn_away(sock, 429, "OVER_LIMIT", f"cannot take another connection: the limit connections_total is {self._limits.connections_total}")
+        else:
+            self._inside[peer.uid] += 1
+            return peer
+        return None
+
+    def leave(self, peer: Peer) -> None:
+        self._inside[peer.uid] -= 1
+        if not self._inside[peer.uid]:
+            del self._inside[peer.uid]
+
+
+def _turn_away(sock: socket.socket, status: int, code: str, message: str) -> None:
+    """A whole answer in one write into an empty buffer: it costs no waiting and no memory."""
+    body = refusal_body(code, message)
+    head = f"HTTP/1.1 {status} Refused\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    with sock, contextlib.suppress(OSError):
+        sock.setblocking(False)
+        sock.send(head.encode() + body)
+
+
+class Connection(web.RequestHandler):
+    """One admitted connection. Its peer was settled when it was accepted and never changes."""
+
+    __slots__ = ("_head_deadline_seconds", "_head_timer", "_on_gone", "peer")
+
+    def __init__(self, server: web.Server, peer: Peer, limits: Limits, on_gone: Callable[[Peer], None]) -> None:
+        super().__init__(
+            server,
+            loop=asyncio.get_running_loop(),
+            keepalive_timeout=limits.http_head_deadline_seconds,
+            tcp_keepalive=False,
+            access_log=None,  # type: ignore[arg-type]
+            max_headers=_HEADERS,
+            lingering_time=0.0,  # an unread body ends the connection: nobody waits for the rest of it
+            auto_decompress=False,
+        )
+        self.peer = peer
+        self._on_gone = on_gone
+        self._head_deadline_seconds = limits.http_head_deadline_seconds
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._await_head()
+
+    def _await_head(self) -> None:
+        """From here to the end of the next head; trickling does not lengthen it."""
+        self.head_arrived()
+        self._head_timer = self._loop.call_later(self._head_deadline_seconds, self.force_close)
+
+    def head_arrived(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    async def finish_response(self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None) -> tuple[web.StreamResponse, bool]:
+        done = await super().finish_response(request, resp, start_time)
+        if self.transport is not None:
+            self._await_head()
+        return done
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self.head_arrived()
+        super().connection_lost(exc)
+        self._on_gone(self.peer)
+
+    def handle_error(self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None) -> web.StreamResponse:
+        """What is not even HTTP, or broke under way: our one shape, no traceback, and the connection ends."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("cannot answer twice")
+        if status == 400:
+            response = refuse(400, "BAD_REQUEST", "cannot read the request: it is not HTTP/1.1")
+        else:
+            log.error("cannot answer a request", exc_info=exc)
+            response = refuse(500, "INTERNAL", "cannot answer: something is wrong in the daemon; its log says what")
+        response.force_close()
+        return response
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        log.error(*args, **kw)

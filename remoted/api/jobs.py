@@ -1,0 +1,127 @@
+"""Jobs: list, show, wait, result, cancel, retry. An id may be given by its beginning.
+
+Another user's job and an unknown one are the same answer from the same code path (T10).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+
+from aiohttp import web
+
+from remoted.api import schemas, views
+from remoted.api.exchange import Ask, reply
+from remoted.api.services import Services
+from remoted.api.watching import watching
+from remoted.calls import Call
+from remoted.errors import Conflict, NotFound
+from remoted.model import Status
+from remoted.workers import Content
+
+_KIND = re.compile(r"[a-z]{1,20}")
+_CHUNK_BYTES = 256 * 1024
+
+
+async def list_jobs(services: Services, ask: Ask) -> web.StreamResponse:
+    """Your jobs, newest first: the live ones, or all that are kept."""
+    query = ask.query_as(schemas.JobsQuery)
+    rows = await services.jobs.rows(ask.peer, query.all, query.limit)
+    direct = [call for call in services.direct.calls.values() if call.uid == ask.peer.uid]
+    found = views.of_many(services, direct, rows)
+    found.sort(key=lambda job: job.submitted_at, reverse=True)
+    return reply(schemas.Jobs(jobs=found[: query.limit]))
+
+
+async def show(services: Services, ask: Ask) -> web.StreamResponse:
+    """One job with its attempts."""
+    return reply(await _detail(services, ask, await resolve(services, ask)))
+
+
+async def wait(services: Services, ask: Ask) -> web.StreamResponse:
+    """One job once it has ended, or as it is after ``timeout`` seconds: ask again then."""
+    query = ask.query_as(schemas.WaitQuery)
+    job_id = await resolve(services, ask)
+    call = live_call(services, job_id)
+    if call is not None:
+        with watching(call) as watcher, contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(watcher.over.wait(), query.timeout)
+    if call is not None and call.id not in services.jobs.calls and job_id not in services.direct.calls:
+        # It ended here and now: a direct call has no row to be read again.
+        return reply(await _with_attempts(services, views.of_live(services, call), call.traceback))
+    return reply(await _detail(services, ask, job_id))
+
+
+async def result(services: Services, ask: Ask) -> web.StreamResponse:
+    """The raw payload of a finished job; only the job's own Python should read it."""
+    row = await services.jobs.row(ask.peer, await resolve(services, ask))
+    if not Status(row["status"]).is_terminal:
+        raise Conflict("NOT_FINISHED", f"cannot give the result of {row['id']}: it is {row['status']}; wait for it first")
+    kind = row["result_kind"] if _KIND.fullmatch(row["result_kind"]) else "unknown"
+    headers = {"X-Remoted-Status": row["status"], "X-Remoted-Kind": kind}
+    content = services.jobs.stored_result(row)
+    if content.inline is not None:
+        return web.Response(body=content.inline, headers=headers, content_type="application/octet-stream")
+    return await _send_file(ask, content, headers, row["id"])
+
+
+async def _send_file(ask: Ask, content: Content, headers: dict[str, str], job_id: str) -> web.StreamResponse:
+    try:
+        fd = await asyncio.to_thread(content.open)
+    except OSError:
+        raise NotFound("NO_RESULT", f"cannot give the result of {job_id}: it ended without one") from None
+    try:
+        response = web.StreamResponse(headers={**headers, "Content-Type": "application/octet-stream"})
+        response.content_length = os.fstat(fd).st_size
+        await response.prepare(ask.request)
+        while chunk := await asyncio.to_thread(os.read, fd, _CHUNK_BYTES):
+            await response.write(chunk)
+        await response.write_eof()
+    finally:
+        os.close(fd)
+    return response
+
+
+async def cancel(services: Services, ask: Ask) -> web.StreamResponse:
+    """Ask for the end of a job: interrupt, then TERM, then KILL within ten seconds."""
+    job_id = await resolve(services, ask)
+    call = live_call(services, job_id)
+    if call is None:
+        row = await services.jobs.row(ask.peer, job_id)
+        return reply(schemas.Asked(id=job_id, status=row["status"], cancelling=False))
+    (services.direct if job_id in services.direct.calls else services.jobs).cancel(call)
+    return reply(schemas.Asked(id=job_id, status=call.status.value, cancelling=True))
+
+
+async def retry(services: Services, ask: Ask) -> web.StreamResponse:
+    """Submit a finished job again as a new one, in the environment given here."""
+    job_id = await resolve(services, ask)
+    new_id = await services.jobs.retry(ask.peer, job_id, ask.body_as(schemas.RetryBody).environ)
+    return reply(schemas.Retried(id=new_id, retry_of=job_id))
+
+
+async def resolve(services: Services, ask: Ask) -> str:
+    """The full id of the path's job. Raises NotFound, Conflict AMBIGUOUS."""
+    prefix = ask.parameters["id"]
+    direct = [call.id for call in services.direct.calls.values() if call.uid == ask.peer.uid and call.id.startswith(prefix)]
+    return direct[0] if len(direct) == 1 else await services.jobs.resolve(ask.peer, prefix)
+
+
+def live_call(services: Services, job_id: str) -> Call | None:
+    """A live call of either kind, by an id that ``resolve`` gave."""
+    return services.jobs.calls.get(job_id) or services.direct.calls.get(job_id)
+
+
+async def _detail(services: Services, ask: Ask, job_id: str) -> schemas.JobDetail:
+    call = live_call(services, job_id)
+    if call is not None:
+        return await _with_attempts(services, views.of_live(services, call), call.traceback)
+    row = await services.jobs.row(ask.peer, job_id)
+    return await _with_attempts(services, views.of_row(row), row["traceback"])
+
+
+async def _with_attempts(services: Services, job: schemas.Job, traceback: str) -> schemas.JobDetail:
+    rows = await services.jobs.attempts(job.id)
+    return schemas.JobDetail(**job.model_dump(), traceback=traceback, attempt_list=[views.of_attempt(row) for row in rows])

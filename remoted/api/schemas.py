@@ -1,0 +1,267 @@
+"""The shapes of the API: what queries and bodies may say, and what answers hold. Keys are stable.
+
+Times are Unix seconds; ids are shown as given. No shape has room for a payload, for values of variables or for
+the interpreter path of a worker.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+class _Shape(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# -- asked -------------------------------------------------------------------------------------------------
+
+
+class JobsQuery(_Shape):
+    """``all``: finished ones too. Newest first."""
+
+    all: bool = False
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+
+
+class LogsQuery(_Shape):
+    """``offset`` is one that was counted from records; ``follow`` waits for the job's end."""
+
+    stream: Annotated[str, Field(pattern="^(stdout|stderr|both)$")] = "both"
+    follow: bool = False
+    offset: Annotated[int, Field(ge=0, le=1 << 62)] = 0
+
+
+class WaitQuery(_Shape):
+    timeout: Annotated[float, Field(ge=0, le=600)] = 30.0
+
+
+def _no_nul(values: dict[str, str]) -> dict[str, str]:
+    if any("\0" in name or "=" in name or not name or "\0" in value for name, value in values.items()):
+        raise ValueError("a name or value cannot stand in an environment")
+    return values
+
+
+class RetryBody(_Shape):
+    """The environment of whoever retries: the first call's went with it."""
+
+    environ: Annotated[dict[str, str], AfterValidator(_no_nul)] = Field(default_factory=dict)
+
+
+class NoBody(_Shape):
+    """An empty body or ``{}``."""
+
+
+class PruneBody(_Shape):
+    unused_seconds: Annotated[float, Field(ge=0)] = 30 * 86_400.0
+
+
+# -- answered ----------------------------------------------------------------------------------------------
+
+
+class Version(_Shape):
+    version: str
+    protocol: int
+    api: int
+    mode: str
+    pid: int
+
+
+class Job(_Shape):
+    """One call. ``kind`` is queue (durable) or direct (load-balanced). ``position``: its place in its lane, 1 is next."""
+
+    id: str
+    kind: str
+    name: str
+    function: str
+    pool: str
+    status: str
+    state_reason: str
+    detail: str
+    position: int | None
+    submitted_at: float
+    started_at: float | None
+    ended_at: float | None
+    run_seconds: float
+    attempts: int
+    worker: str
+    gpus: list[str]
+    items: int
+    result_size: int
+    error: str
+    error_type: str
+    parent: str
+
+
+class Attempt(_Shape):
+    number: int
+    worker: str
+    pid: int
+    gpus: list[str]
+    started_at: float
+    ended_at: float | None
+    outcome: str
+    message: str
+
+
+class JobDetail(Job):
+    traceback: str
+    attempt_list: list[Attempt]
+
+
+class Jobs(_Shape):
+    jobs: list[Job]
+
+
+class Asked(_Shape):
+    """``cancelling`` is False when the job was over already."""
+
+    id: str
+    status: str
+    cancelling: bool
+
+
+class Retried(_Shape):
+    id: str
+    retry_of: str
+
+
+class Holder(_Shape):
+    worker: str
+    pool: str
+    uid: int
+    jobs: list[str]
+
+
+class ForeignProcess(_Shape):
+    """A process outside the daemon. pid 0: somebody's whom this host does not show us."""
+
+    pid: int
+    uid: int | None
+    command: str
+    used_bytes: int | None
+
+
+class Gpu(_Shape):
+    uuid: str
+    index: int
+    minor: int | None
+    name: str
+    memory_bytes: int
+    memory_used_bytes: int | None
+    utilization_percent: int | None
+    compute_capability: str
+    free: bool
+    holder: Holder | None
+    foreign: list[ForeignProcess]
+
+
+class Gpus(_Shape):
+    """``problem`` says why nothing is known, if so. ``seen_at``: when NVML was asked."""
+
+    gpus: list[Gpu]
+    problem: str
+    seen_at: float | None
+
+
+class Worker(_Shape):
+    """``idle_until``: when it ends if nobody needs it; None while it works."""
+
+    id: str
+    pool: str
+    config_class: str
+    state: str
+    pid: int
+    python: str
+    gpus: list[str]
+    started_at: float | None
+    since: float
+    idle_until: float | None
+    calls_done: int
+    running: list[str]
+
+
+class Workers(_Shape):
+    workers: list[Worker]
+
+
+class Pool(_Shape):
+    config_class: str
+    name: str
+    workers_min: int
+    workers_max: int
+    idle_timeout_seconds: float
+    workers: int
+    idle: int
+    busy: int
+    queued: int
+    held_until: float | None
+
+
+class Daemon(_Shape):
+    version: str
+    mode: str
+    pid: int
+    uid: int
+    started_at: float
+    uptime_seconds: float
+    draining: bool
+    sockets: str
+
+
+class Counts(_Shape):
+    queued: int
+    running: int
+    workers: int
+    completed: int
+    cpus: float
+    cpus_used: float
+
+
+class Status(_Shape):
+    """Everything at a glance. ``queue`` shows the first 200; ``counts.queued`` counts all."""
+
+    daemon: Daemon
+    gpus: list[Gpu]
+    gpu_problem: str
+    gpus_seen_at: float | None
+    pools: list[Pool]
+    workers: list[Worker]
+    running: list[Job]
+    queue: list[Job]
+    counts: Counts
+
+
+class Check(_Shape):
+    name: str
+    ok: bool
+    detail: str
+    advice: str
+
+
+class Doctor(_Shape):
+    checks: list[Check]
+
+
+class Configuration(_Shape):
+    """What is in force: the file's values with the defaults, and every limit."""
+
+    file: str
+    config: dict[str, object]
+    limits: dict[str, float]
+
+
+class Environment(_Shape):
+    key: str
+    requirements: list[str]
+    size_bytes: int
+    last_used: float
+
+
+class EnvironmentList(_Shape):
+    environments: list[Environment]
+
+
+class Pruned(_Shape):
+    removed: list[str]

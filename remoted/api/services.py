@@ -1,0 +1,31 @@
+"""What the handlers may use, handed in whole by the composition root."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from remoted.clock import Clock
+from remoted.config import Config
+from remoted.engine import Engine
+from remoted.environments import Environments
+from remoted.jobs import Jobs
+from remoted.leases import DirectCalls
+from remoted.limits import Limits
+from remoted.paths import Paths
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """One daemon as its API sees it."""
+
+    jobs: Jobs
+    direct: DirectCalls
+    engine: Engine
+    environments: Environments
+    config: Config
+    limits: Limits
+    paths: Paths
+    clock: Clock
+    #: When this daemon began to serve, on the monotonic clock.
+    started_at: float
+    mode: str = "user"

@@ -1,0 +1,117 @@
+"""The daemon as a whole: version, status, configuration, health."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import resource
+import shutil
+
+from aiohttp import web
+
+import remoted
+from remoted.api import devices, schemas, views, workers
+from remoted.api.exchange import Ask, reply
+from remoted.api.services import Services
+from remoted.errors import StoreError
+from remoted.model import Status
+from remoted_client import wire
+
+_API = 1
+
+
+async def version(services: Services, ask: Ask) -> web.StreamResponse:
+    """Who answers."""
+    return reply(schemas.Version(version=remoted.__version__, protocol=wire.PROTOCOL, api=_API, mode=services.mode, pid=os.getpid()))
+
+
+async def status(services: Services, ask: Ask) -> web.StreamResponse:
+    """Everything at a glance: daemon, GPUs, pools, workers, what runs and what waits."""
+    await devices.refresh(services)
+    calls = {call.id: call for call in views.live(services, ask.peer)}
+    gpus = await devices.views(services, ask.peer)
+    return reply(
+        schemas.Status(
+            daemon=_daemon(services),
+            gpus=gpus,
+            gpu_problem=services.engine.devices.problem,
+            gpus_seen_at=devices.seen_at(services),
+            pools=workers.pools(services, ask.peer),
+            workers=workers.views(services, ask.peer),
+            running=[views.of_call(services, call) for call in calls.values() if call.status is Status.IN_PROGRESS],
+            queue=views.queue(services, ask.peer, calls),
+            counts=_counts(services, [call.status for call in calls.values()]),
+        )
+    )
+
+
+def _daemon(services: Services) -> schemas.Daemon:
+    uptime = services.clock.monotonic() - services.started_at
+    return schemas.Daemon(
+        version=remoted.__version__,
+        mode=services.mode,
+        pid=os.getpid(),
+        uid=os.geteuid(),
+        started_at=services.clock.wall() - uptime,
+        uptime_seconds=uptime,
+        draining=services.engine.draining,
+        sockets=os.fspath(services.paths.sockets),
+    )
+
+
+def _counts(services: Services, statuses: list[Status]) -> schemas.Counts:
+    scheduler = services.engine.scheduler
+    return schemas.Counts(
+        queued=statuses.count(Status.IN_QUEUE),
+        running=statuses.count(Status.IN_PROGRESS),
+        workers=len(scheduler.workers),
+        completed=services.jobs.completed,
+        cpus=scheduler.cpus,
+        cpus_used=scheduler.cpus_used(),
+    )
+
+
+async def config(services: Services, ask: Ask) -> web.StreamResponse:
+    """The configuration and the limits that are in force."""
+    document = services.config.model_dump(mode="json", exclude={"limits"})
+    return reply(schemas.Configuration(file=os.fspath(services.paths.config), config=document, limits=dataclasses.asdict(services.limits)))
+
+
+async def doctor(services: Services, ask: Ask) -> web.StreamResponse:
+    """What only the daemon can check of this host; `remotectl doctor` adds what anybody can."""
+    checks = [_check_gpus(services), _check_disk(services), _check_descriptors(services), await _check_store(services, ask)]
+    return reply(schemas.Doctor(checks=checks))
+
+
+def _check_gpus(services: Services) -> schemas.Check:
+    known = services.engine.devices
+    detail = known.problem or ", ".join(f"{device.name} ({device.uuid})" for device in known.known) or "no GPU is known"
+    advice = "" if known.known and not known.problem else "see whether `nvidia-smi` lists your GPUs; CPU functions run without"
+    return schemas.Check(name="gpus", ok=not known.problem, detail=detail, advice=advice)
+
+
+def _check_disk(services: Services) -> schemas.Check:
+    free, reserve = shutil.disk_usage(services.paths.state).free, services.limits.free_disk_reserve_bytes
+    detail = f"{free / 1e9:.1f} GB are free below {services.paths.state}; {reserve / 1e6:.0f} MB stay reserved"
+    roomy = free > 2 * reserve
+    return schemas.Check(name="disk", ok=roomy, detail=detail, advice="" if roomy else "free some space: new jobs will be refused")
+
+
+def _check_descriptors(services: Services) -> schemas.Check:
+    """Two sockets may be full, and every worker takes some ten descriptors."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * services.limits.connections_total + 256
+    fits = soft == resource.RLIM_INFINITY or soft >= wanted
+    advice = "" if fits else f"raise the limit of open files above {wanted} (ulimit -n), or lower connections_total"
+    return schemas.Check(name="descriptors", ok=fits, detail=f"the daemon may open {soft} files", advice=advice)
+
+
+async def _check_store(services: Services, ask: Ask) -> schemas.Check:
+    """A whole transaction, as every submission needs one."""
+    began = services.clock.monotonic()
+    try:
+        await services.jobs.rows(ask.peer, False, 1)
+    except StoreError as error:
+        return schemas.Check(name="database", ok=False, detail=str(error), advice="free some space, and look at the daemon's log")
+    took = services.clock.monotonic() - began
+    return schemas.Check(name="database", ok=True, detail=f"a transaction took {took * 1000:.1f} ms", advice="")

@@ -1,0 +1,92 @@
+"""Workers and pools as their owner sees them."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from aiohttp import web
+
+from remoted.access import Peer
+from remoted.api import schemas
+from remoted.api.exchange import Ask, reply
+from remoted.api.services import Services
+from remoted.scheduler.state import PoolKey, PoolPolicy, WorkerState, WorkerView
+
+
+async def workers(services: Services, ask: Ask) -> web.StreamResponse:
+    """Every worker of yours: what it does, and until when it stays idle."""
+    return reply(schemas.Workers(workers=views(services, ask.peer)))
+
+
+def views(services: Services, peer: Peer) -> list[schemas.Worker]:
+    found = (worker for worker in services.engine.scheduler.workers.values() if worker.need.uid == peer.uid)
+    return [_view(services, worker) for worker in found]
+
+
+def _view(services: Services, view: WorkerView) -> schemas.Worker:
+    process = services.engine.workers.get(view.id)
+    hello = process.hello if process else None
+    return schemas.Worker(
+        id=view.id,
+        pool=view.need.pool[2],
+        config_class=view.need.pool[1],
+        state=view.state.value,
+        pid=process.pid if process else 0,
+        python=".".join(map(str, hello.python)) if hello else "",
+        gpus=list(view.devices),
+        started_at=process.started_at if process else None,
+        since=to_wall(services, view.since),
+        idle_until=_idle_until(services, view),
+        calls_done=process.calls_done if process else 0,
+        running=list(view.running),
+    )
+
+
+def to_wall(services: Services, moment: float) -> float:
+    """A moment of the monotonic clock in Unix seconds."""
+    return services.clock.wall() + moment - services.clock.monotonic()
+
+
+def _idle_until(services: Services, view: WorkerView) -> float | None:
+    """When it ends at the earliest; one of a held pool's ``workers_min`` stays as long as the pool is held."""
+    if view.state is not WorkerState.IDLE:
+        return None
+    scheduler = services.engine.scheduler
+    policy = scheduler.policies.get(view.need.pool, PoolPolicy())
+    until = view.since + policy.idle_timeout_seconds
+    if policy.workers_min:
+        until = max(until, scheduler.held_until.get(view.need.pool, until))
+    return to_wall(services, until)
+
+
+def pools(services: Services, peer: Peer) -> list[schemas.Pool]:
+    """The pools in use: with workers, with calls that wait, or held."""
+    scheduler = services.engine.scheduler
+    workers_of: dict[PoolKey, list[WorkerView]] = {}
+    for worker in scheduler.workers.values():
+        workers_of.setdefault(worker.need.pool, []).append(worker)
+    queued = Counter[PoolKey]()
+    for lanes in scheduler.users.values():
+        for lane in lanes.values():
+            queued[lane.need.pool] += len(lane.tickets)
+    keys = {*workers_of, *queued, *scheduler.held_until}
+    return [_pool(services, key, workers_of.get(key, []), queued[key]) for key in sorted(keys) if key[0] == peer.uid]
+
+
+def _pool(services: Services, key: PoolKey, members: list[WorkerView], queued: int) -> schemas.Pool:
+    scheduler = services.engine.scheduler
+    policy = scheduler.policies.get(key, PoolPolicy())
+    states = Counter(worker.state for worker in members)
+    held = scheduler.held_until.get(key)
+    return schemas.Pool(
+        config_class=key[1],
+        name=key[2],
+        workers_min=policy.workers_min,
+        workers_max=policy.workers_max,
+        idle_timeout_seconds=policy.idle_timeout_seconds,
+        workers=len(members),
+        idle=states[WorkerState.IDLE],
+        busy=states[WorkerState.BUSY],
+        queued=queued,
+        held_until=to_wall(services, held) if held is not None else None,
+    )

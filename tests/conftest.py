@@ -1,0 +1,29 @@
+"""Fixtures that every folder uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.harness import Host, host
+
+
+@pytest.fixture
+def bare_host() -> Iterator[Host]:
+    """A host without a daemon."""
+    with host() as made:
+        yield made
+
+
+@pytest.fixture
+def daemon(bare_host: Host) -> Host:
+    """A host with a daemon of its own."""
+    return bare_host.start()
+
+
+@pytest.fixture(scope="module")
+def shared_daemon() -> Iterator[Host]:
+    """A daemon for tests that only call functions."""
+    with host() as made:
+        yield made.start()
