@@ -17,7 +17,7 @@ from remoted.access import Peer
 from remoted.clock import Clock
 from remoted.contents import Contents
 from remoted.engine import Engine, WorkerPlan
-from remoted.environments import EnvironmentRequest
+from remoted.environments import EnvironmentFailed, EnvironmentRequest, normalise
 from remoted.errors import BadRequest, NotFound
 from remoted.limits import Limits
 from remoted.logs import STDERR, JobLog
@@ -28,6 +28,8 @@ from remoted.spec import Context, JobSpec, Options, kind_id
 from remoted.workers import AttemptEnd, AttemptSpec, Content, Worker
 
 
+_INSTALLER_VARIABLES = frozenset({"PATH", "HOME", "LANG", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"})
+_INSTALLER_PREFIXES = ("UV_", "PIP_", "SSL_CERT_", "HTTP_", "HTTPS_", "ALL_PROXY", "NO_PROXY", "http_", "https_", "all_proxy", "no_proxy")
 _NO_TOKEN = AttemptToken("")
 _NO_WORKER = WorkerId("")
 
@@ -182,6 +184,10 @@ class CallRunner:
         environ = {name: context.environ[name] for name in keep if name in context.environ} | context.worker_variables()
         request = None
         if spec.dependencies:
+            try:
+                normalise(spec.dependencies)
+            except EnvironmentFailed as error:
+                raise BadRequest("BAD_REQUIREMENT", str(error)) from error
             request = EnvironmentRequest(
                 uid=uid,
                 executable=spec.executable,
@@ -189,7 +195,8 @@ class CallRunner:
                 isolated=spec.pool.isolated,
                 accelerate_downloads=spec.accelerate_downloads,
             )
-        return WorkerPlan(spec.executable, environ, spec.pool.memory_bytes, request)
+        visible = {name: value for name, value in context.environ.items() if name in _INSTALLER_VARIABLES or name.startswith(_INSTALLER_PREFIXES)}
+        return WorkerPlan(spec.executable, environ, spec.pool.memory_bytes, request, visible)
 
     def _home(self, request: Request) -> WorkerId | None:
         """The worker that holds the instance, while it lives."""

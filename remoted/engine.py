@@ -39,6 +39,8 @@ class WorkerPlan:
     environ: Mapping[str, str]
     data_bytes: int | None = None
     environment: EnvironmentRequest | None = None
+    #: What of the caller's variables an installer may see: indexes, proxies, certificates.
+    build_environ: Mapping[str, str] = field(default_factory=dict)
 
 
 class TicketOwner(Protocol):
@@ -76,8 +78,7 @@ class Engine:
         self._runtime = runtime
         self._sockets = sockets
         self._plans: dict[str, WorkerPlan] = {}
-        self._requests: dict[str, EnvironmentRequest] = {}
-        self._pythons: dict[str, tuple[str, dict[str, str]]] = {}
+        self._requests: dict[str, tuple[EnvironmentRequest, Mapping[str, str]]] = {}
         self._owners: dict[TicketId, TicketOwner] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -89,7 +90,7 @@ class Engine:
         """Say how workers of this kind are started; the same kind always means the same plan."""
         self._plans.setdefault(kind, plan)
         if plan.environment is not None:
-            self._requests.setdefault(plan.environment.digest, plan.environment)
+            self._requests[plan.environment.digest] = (plan.environment, plan.build_environ)
 
     def submit(self, ticket: Ticket, policy: PoolPolicy, owner: TicketOwner) -> None:
         """Queue a ticket; the owner hears when it has a worker."""
@@ -186,17 +187,24 @@ class Engine:
         worker = Worker(worker_id, self._clock, self._limits, self._on_worker_dead)
         self.workers[worker_id] = worker
         plan = self._plans[need.kind]
-        python, extra = self._pythons.get(need.environment or "", (plan.executable, {}))
-        environ = {**plan.environ, **extra, **self._worker_variables(worker_id, devices)}
         try:
+            python, extra = await self._interpreter(plan)
+            environ = {**plan.environ, **extra, **self._worker_variables(worker_id, devices)}
             await worker.start((python, os.fspath(self._runtime)), environ, plan.data_bytes)
-        except SpawnError as error:
+        except (SpawnError, EnvironmentFailed) as error:
             log.warning("%s", error)
             self._fail_one_waiting(need, str(error))
             self._forget_worker(worker)
             return
         if worker.is_alive:
             self.handle(events.WorkerReady(worker_id))
+
+    async def _interpreter(self, plan: WorkerPlan) -> tuple[str, Mapping[str, str]]:
+        """(program, variables). An environment that was pruned or outdated since is built again (MECHANISMS 10)."""
+        if plan.environment is None:
+            return plan.executable, {}
+        found = await self._environments.ensure(plan.environment, lambda data: None, plan.build_environ)
+        return found.python, found.variables
 
     def _worker_variables(self, worker_id: WorkerId, devices: tuple[DeviceUuid, ...]) -> dict[str, str]:
         variables = {reaper.WORKER_VARIABLE: worker_id, "REMOTED_SOCKET": os.fspath(self._sockets)}
@@ -242,14 +250,16 @@ class Engine:
     # -- environments --------------------------------------------------------------------------------------
 
     async def _build(self, environment: str, ticket_id: TicketId) -> None:
-        request = self._requests[environment]
+        request, environ = self._requests[environment]
         try:
-            built = await self._environments.ensure(request, lambda data: self._on_build_output(environment, data))
-        except EnvironmentFailed as error:
+            await self._environments.ensure(request, lambda data: self._on_build_output(environment, data), environ)
+        except Exception as error:  # whatever went wrong: those who wait must hear of it
+            text = getattr(error, "log", "")
+            if not isinstance(error, EnvironmentFailed):
+                log.exception("cannot build environment %s", environment)
             for failed in self.scheduler.fail_environment(environment):
-                self._tell_unplaceable(failed, Reason.ENVIRONMENT, str(error), error.log)
+                self._tell_unplaceable(failed, Reason.ENVIRONMENT, str(error), text)
             return
-        self._pythons[environment] = (built.python, dict(built.variables))
         self.handle(events.EnvironmentReady(environment))
 
     def _on_build_output(self, environment: str, data: bytes) -> None:

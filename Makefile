@@ -1,0 +1,48 @@
+# `make demo` and `make test` need python3 with venv, gcc and make; everything else is set up here, from uv.lock.
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+DEV := .venv
+DEMO := .venv-demo
+
+.PHONY: demo test test-root lint bench clean
+
+demo: $(DEMO)/.ready
+	@echo "== first run: builds the environment, starts the daemon and the workers"
+	@rm -rf demo-output
+	@$(DEMO)/bin/python examples/digits_sweep.py
+	@echo
+	@echo "== second run: environment and workers are warm"
+	@$(DEMO)/bin/python examples/digits_sweep.py
+	@echo
+	@$(DEMO)/bin/remotectl status
+
+test: $(DEV)/.ready
+	$(DEV)/bin/python -m pytest -m "not root" $(TESTS)
+
+test-root: $(DEV)/.ready
+	bash tests/root/setup.sh
+	$(DEV)/bin/python -m pytest -m root $(TESTS)
+
+lint: $(DEV)/.ready
+	$(DEV)/bin/ruff check .
+	$(DEV)/bin/lint-imports
+	$(DEV)/bin/mypy
+	$(DEV)/bin/pyright
+
+bench: $(DEV)/.ready
+	$(DEV)/bin/python benchmarks/run.py $(BENCH)
+
+clean:
+	rm -rf $(DEV) $(DEMO) demo-output dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(DEV)/.ready: pyproject.toml uv.lock
+	$(PYTHON) -m venv $(DEV)
+	$(DEV)/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	UV_PROJECT_ENVIRONMENT=$(DEV) $(DEV)/bin/uv sync --quiet --frozen --extra daemon --group dev
+	touch $@
+
+$(DEMO)/.ready: pyproject.toml uv.lock
+	$(PYTHON) -m venv $(DEMO)
+	$(DEMO)/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	UV_PROJECT_ENVIRONMENT=$(DEMO) $(DEMO)/bin/uv sync --quiet --frozen --extra daemon --no-default-groups
+	touch $@
