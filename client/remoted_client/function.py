@@ -21,6 +21,7 @@ from remoted_client.local import LocalHandle, LocalStream
 from remoted_client.mapping import MapResult
 from remoted_client.payload import Payload, PayloadWriter
 from remoted_client.suggest import check_amount, check_int
+from remoted_client.surroundings import own_entries
 
 if TYPE_CHECKING:
     from remoted_client.codec import Code
@@ -81,7 +82,7 @@ class Settings:
             "executable": sys.executable,
             "stream": stream,
             "cwd": os.getcwd(),
-            "sys_path": sys.path,
+            "sys_path": own_entries(sys.path, os.getcwd()),
             "declared": sorted(self.declared),
         }
 

@@ -80,6 +80,20 @@ def _environ() -> object:
     return dict(data) if data is not None else dict(os.environ)
 
 
+def own_entries(path: list[str], cwd: str) -> list[str]:
+    """The script's part of the import path. What the interpreter and its packages add, a worker has by itself.
+
+    The difference matters in a worker with ``dependencies=``: there the environment comes before the caller's
+    packages, which this list would put first. A relative entry ("" is the current directory) means something here
+    only, so it is made absolute.
+    """
+    from remoted_client.codec.modules import is_installed
+
+    library = f"python{sys.version_info[0]}{sys.version_info[1]}.zip"
+    entries = [os.path.join(cwd, entry) for entry in path if not entry.endswith(library)]
+    return [entry for entry in entries if not is_installed(entry)]
+
+
 def _encode(environ: dict[str, str], facts: tuple[str, int, list[str], list[str]], declared: dict[str, str]) -> bytes:
     cwd, umask, path, argv = facts
     document = {
@@ -87,8 +101,7 @@ def _encode(environ: dict[str, str], facts: tuple[str, int, list[str], list[str]
         "declared": declared,
         "cwd": cwd,
         "umask": umask,
-        # "" means the directory of an interactive caller; a relative entry means something here only.
-        "sys_path": [os.path.join(cwd, entry) for entry in path],
+        "sys_path": own_entries(path, cwd),
         "argv": argv,
     }
     return json.dumps(document, sort_keys=True).encode("utf-8", "surrogateescape")

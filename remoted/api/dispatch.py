@@ -138,7 +138,8 @@ async def _read_body(request: web.BaseRequest, limits: Limits) -> bytes:
     try:
         await asyncio.wait_for(read(), limits.http_body_deadline_seconds)
     except asyncio.TimeoutError:
-        raise HttpRefusal(408, "TOO_SLOW", f"cannot wait longer for the body: the limit http_body_deadline_seconds is {limits.http_body_deadline_seconds:g}") from None
+        limit = f"http_body_deadline_seconds is {limits.http_body_deadline_seconds:g}"
+        raise HttpRefusal(408, "TOO_SLOW", f"cannot wait longer for the body: the limit {limit}") from None
     except web.RequestPayloadError:
         raise BadRequest("BAD_BODY", "cannot read the body: it is not what its head says") from None
     return bytes(received)

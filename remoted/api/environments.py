@@ -7,6 +7,7 @@ from aiohttp import web
 from remoted.api import schemas
 from remoted.api.exchange import Ask, reply
 from remoted.api.services import Services
+from remoted.environments import EnvironmentEntry
 
 #: An environment is marked as used when a worker is about to start in it; clocks of files are coarse.
 _SLACK_SECONDS = 60.0
@@ -15,8 +16,11 @@ _SLACK_SECONDS = 60.0
 async def list_environments(services: Services, ask: Ask) -> web.StreamResponse:
     """The complete environments, the one used last first."""
     entries = await services.environments.list()
-    found = [schemas.Environment(key=entry.key, requirements=list(entry.requirements), size_bytes=entry.size_bytes, last_used=entry.last_used) for entry in entries]
-    return reply(schemas.EnvironmentList(environments=found))
+    return reply(schemas.EnvironmentList(environments=[_view(entry) for entry in entries]))
+
+
+def _view(entry: EnvironmentEntry) -> schemas.Environment:
+    return schemas.Environment(key=entry.key, requirements=list(entry.requirements), size_bytes=entry.size_bytes, last_used=entry.last_used)
 
 
 async def prune(services: Services, ask: Ask) -> web.StreamResponse:

@@ -51,14 +51,20 @@ class Door:
             return None
         if not admits(peer, self._daemon_uid):
             _turn_away(sock, 403, "FORBIDDEN", "cannot serve you: this daemon serves another user")
-        elif self._inside[peer.uid] >= self._limits.connections_per_uid:
-            _turn_away(sock, 429, "OVER_LIMIT", f"cannot take another connection: your limit connections_per_uid is {self._limits.connections_per_uid}")
-        elif self._inside.total() >= self._limits.connections_total:
-            _turn_away(sock, 429, "OVER_LIMIT", f"cannot take another connection: the limit connections_total is {self._limits.connections_total}")
+        elif limit := self._reached(peer):
+            _turn_away(sock, 429, "OVER_LIMIT", f"cannot take another connection: the limit {limit}; close some")
         else:
             self._inside[peer.uid] += 1
             return peer
         return None
+
+    def _reached(self, peer: Peer) -> str:
+        """The cap that is reached, with its value; "" if there is room."""
+        if self._inside[peer.uid] >= self._limits.connections_per_uid:
+            return f"connections_per_uid is {self._limits.connections_per_uid}"
+        if self._inside.total() >= self._limits.connections_total:
+            return f"connections_total is {self._limits.connections_total}"
+        return ""
 
     def leave(self, peer: Peer) -> None:
         self._inside[peer.uid] -= 1
@@ -110,7 +116,9 @@ class Connection(web.RequestHandler):
             self._head_timer.cancel()
             self._head_timer = None
 
-    async def finish_response(self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None) -> tuple[web.StreamResponse, bool]:
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
         done = await super().finish_response(request, resp, start_time)
         if self.transport is not None:
             self._await_head()
@@ -121,7 +129,9 @@ class Connection(web.RequestHandler):
         super().connection_lost(exc)
         self._on_gone(self.peer)
 
-    def handle_error(self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None) -> web.StreamResponse:
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
         """What is not even HTTP, or broke under way: our one shape, no traceback, and the connection ends."""
         if request.writer.output_size > 0:
             raise ConnectionError("cannot answer twice")

@@ -68,6 +68,23 @@ def test_a_module_imported_in_a_body_is_watched_on_disk(peers: Peers) -> None:
     assert peers.run(script) == "stale\n"
 
 
+def test_scripts_of_two_folders_do_not_share_a_module_by_name(peers: Peers) -> None:
+    script = """
+        import sys
+        sys.argv[0] = __file__
+        def work():
+            import lazy
+            return lazy.VALUE
+        kind, value = send_only(work)
+        print(kind, encoder.decode_result(value) if kind == "value" else value)
+        """
+    peers.write("lazy.py", "VALUE = 1\n")
+    peers.write("other/lazy.py", "VALUE = 2\n")
+
+    assert peers.run(script) == "value 1\n"
+    assert peers.run(script, name="other/script.py") == "stale ('lazy',)\n"
+
+
 def test_packages_relative_imports_and_packages_without_init(peers: Peers) -> None:
     peers.write("pkg/__init__.py", "from .inner import value\n")
     peers.write("pkg/inner.py", "from . import deep\nfrom .deep.leaf import LEAF\nvalue = LEAF\n")

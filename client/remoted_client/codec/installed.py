@@ -22,10 +22,15 @@ from .modules import ModuleSet, ModuleText, is_project_file, read_module, text_d
 class TextLoader(SourceFileLoader):
     """Runs a text, whatever its file holds by now."""
 
-    def __init__(self, name: str, file: str, text: str, digest: str) -> None:
+    def __init__(self, name: str, file: str, text: str, digest: str, stamp: object = None) -> None:
         super().__init__(name, file)
         self._text = text
+        self._stamp = stamp
         self.digest = digest
+
+    def is_edited(self) -> bool:
+        """Has the file that the text was read from changed?"""
+        return self._stamp is not None and _stamp(self.path) != self._stamp
 
     def get_source(self, fullname: str) -> str:
         return self._text
@@ -45,6 +50,8 @@ class ProjectFinder(MetaPathFinder):
 
     def __init__(self) -> None:
         self.installed = ModuleSet()
+        self._checked: tuple[str, list[str]] | None = None
+        self._from_disk: list[TextLoader] = []
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
@@ -53,14 +60,20 @@ class ProjectFinder(MetaPathFinder):
         if found is not None:
             return _spec(found)
         spec = self._elsewhere(fullname, path, target)
-        return None if spec is None else _remembering(spec)
+        if spec is not None and isinstance(_remembering(spec).loader, TextLoader):
+            self._from_disk.append(spec.loader)  # type: ignore[arg-type]
+        return spec
 
     def install(self, modules: ModuleSet) -> None:
-        """Serve these texts from now on."""
+        """Serve these texts from now on. The same again costs a look at what came from disk."""
+        checked = (modules.digest, sys.path)
+        if checked == self._checked and not any(each.is_edited() for each in self._from_disk):
+            return
         stale = tuple(self._stale(modules))
         if stale:
             raise StaleModules(stale)
         self.installed = modules
+        self._checked = (modules.digest, list(sys.path))
 
     def _stale(self, modules: ModuleSet) -> Iterator[str]:
         for name, module in list(sys.modules.items()):
@@ -113,12 +126,21 @@ def _spec(found: ModuleText) -> ModuleSpec | None:
 def _remembering(spec: ModuleSpec) -> ModuleSpec:
     """The same spec, with a loader that reads the file once and for all."""
     if type(spec.loader) is SourceFileLoader and is_project_file(spec.origin) and spec.origin is not None:
+        stamp = _stamp(spec.origin)
         try:
             text = decode_source(spec.loader.get_data(os.fspath(spec.origin)))
         except (OSError, SyntaxError, UnicodeDecodeError):
             return spec  # import itself will say what is wrong
-        spec.loader = TextLoader(spec.name, spec.origin, text, text_digest(text))
+        spec.loader = TextLoader(spec.name, spec.origin, text, text_digest(text), stamp)
     return spec
+
+
+def _stamp(file: str) -> object:
+    try:
+        status = os.stat(file)
+    except OSError:
+        return ()
+    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def _loader(module: object) -> object:
