@@ -75,6 +75,8 @@ class Call:
     status: Status = Status.IN_QUEUE
     reason: Reason | None = None
     attempts: int = 0
+    #: Rows in ``attempts``; more than ``attempts`` when a stale worker refused one before any code ran.
+    tries: int = 0
     token: AttemptToken = _NO_TOKEN
     worker: Worker | None = None
     worker_id: WorkerId = _NO_WORKER
@@ -92,7 +94,6 @@ class Call:
     items: list[Content] = field(default_factory=list)
     items_read: int = 0
     reconstructed: bool = False
-    constructed_before: bool = False
     stop_requested: Reason | None = None
     watchers: set[Watcher] = field(default_factory=set)
     children: set[str] = field(default_factory=set)
@@ -139,6 +140,7 @@ class CallRunner:
         self.others: tuple[CallRunner, ...] = (self,)
         self._kind_key = kind_key
         self._homes: dict[str, WorkerId] = {}
+        self._constructed: set[str] = set()
 
     # -- from a request to a ticket ------------------------------------------------------------------------
 
@@ -196,7 +198,7 @@ class CallRunner:
                 accelerate_downloads=spec.accelerate_downloads,
             )
         visible = {name: value for name, value in context.environ.items() if name in _INSTALLER_VARIABLES or name.startswith(_INSTALLER_PREFIXES)}
-        return WorkerPlan(spec.executable, environ, spec.pool.memory_bytes, request, visible)
+        return WorkerPlan(spec.executable, environ, spec.pool.memory_bytes, request, spec.python, visible)
 
     def _home(self, request: Request) -> WorkerId | None:
         """The worker that holds the instance, while it lives."""
@@ -211,6 +213,7 @@ class CallRunner:
     def on_assigned(self, ticket_id: str, worker: Worker, devices: tuple[DeviceUuid, ...], inline: bool) -> None:
         call = self.calls[ticket_id]
         call.attempts += 1
+        call.tries += 1
         call.token = AttemptToken(secrets.token_hex(16))
         call.worker, call.worker_id, call.devices = worker, worker.id, devices
         call.attempt_started = self.clock.wall()
@@ -302,8 +305,17 @@ class CallRunner:
         if call.worker is not None and call.status is Status.IN_PROGRESS:
             call.worker.credit(call.token, items)
 
+    def note_construction(self, call: Call, end: AttemptEnd) -> None:
+        """Constructed for this call although it had been before: its state was lost, and the caller is told."""
+        if call.request.instance is None or not end.constructed:
+            return
+        instance = call.request.instance[0]
+        call.reconstructed = call.reconstructed or instance in self._constructed
+        self._constructed.add(instance)
+
     def drop_instance(self, instance: str) -> None:
         """Its handle is gone: the worker that holds it forgets it."""
+        self._constructed.discard(instance)
         home = self.engine.workers.get(self._homes.pop(instance, WorkerId("")))
         if home is not None:
             home.drop_instance(instance)

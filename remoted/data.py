@@ -266,7 +266,7 @@ class Connection:
         try:
             call = self._find(job_id)
         except NotFound:
-            await self._tell_finished(job_id)
+            await self._tell_finished(job_id, int(frame.header.get("offset", 0)))
             return
         if frame.header.get("mine"):
             self._mine.add(call.id)
@@ -333,9 +333,12 @@ class Connection:
     def _send_output(self, call: Call, stream: int, data: bytes, behind: int) -> None:
         """One record of the log; ``behind`` is the offset from which a client that comes back goes on."""
         self._followed[call.id] = behind
+        self._send_record(call.id, stream, data, behind)
+
+    def _send_record(self, call_id: str, stream: int, data: bytes, behind: int) -> None:
         for start in range(0, len(data), _OUTPUT_CHUNK_BYTES):
             last = start + _OUTPUT_CHUNK_BYTES >= len(data)
-            header = {"op": "output", "id": call.id, "stream": stream, **({"offset": behind} if last else {})}
+            header = {"op": "output", "id": call_id, "stream": stream, **({"offset": behind} if last else {})}
             self.send(header, data[start : start + _OUTPUT_CHUNK_BYTES])
 
     def _pump_output(self, call: Call) -> None:
@@ -379,10 +382,25 @@ class Connection:
         self._mine.discard(call.id)
         self._send_content(_done_header(call), call.result or Content("", b"", None))
 
-    async def _tell_finished(self, job_id: str) -> None:
+    async def _replay_output(self, job_id: str, offset: int) -> None:
+        """What a finished job printed beyond ``offset``, at the reader's pace."""
+        path = self._server.jobs.log_path(job_id)
+        while self._open:
+            records, end = logs.read_records(path, offset, _OUTPUT_CHUNK_BYTES)
+            if not records:
+                return
+            for stream, data in records:
+                offset += logs.RECORD_OVERHEAD + len(data)
+                self._send_record(job_id, stream, data, offset)
+            offset = end
+            if self._outbox_bytes > self._server.limits.outbox_bytes // 4:
+                await self._drained()
+
+    async def _tell_finished(self, job_id: str, offset: int = 0) -> None:
         """The same, of a job that was over before anybody here asked."""
         try:
             row = await self._server.jobs.row(self.peer, job_id)
+            await self._replay_output(job_id, offset)
             for number, content in enumerate(await self._server.jobs.stored_items(job_id)):
                 self._send_content({"op": "item", "id": job_id, "number": number}, content)
         except RemotedError as error:

@@ -24,7 +24,7 @@ from remoted.scheduler import events
 from remoted.scheduler.policy import Scheduler
 from remoted.scheduler.state import Need, PoolKey, PoolPolicy, Ticket, TicketId, WorkerView
 from remoted.spawn import reaper
-from remoted.workers import Worker
+from remoted.workers import Hello, Worker
 
 log = logging.getLogger(__name__)
 #: A device with this much memory in use and no visible process belongs to somebody we cannot see.
@@ -39,6 +39,8 @@ class WorkerPlan:
     environ: Mapping[str, str]
     data_bytes: int | None = None
     environment: EnvironmentRequest | None = None
+    #: The caller's version: code does not travel between minor versions of Python.
+    version: tuple[int, ...] = ()
     #: What of the caller's variables an installer may see: indexes, proxies, certificates.
     build_environ: Mapping[str, str] = field(default_factory=dict)
 
@@ -60,6 +62,22 @@ class Devices:
     foreign: dict[DeviceUuid, tuple[int, ...]] = field(default_factory=dict)
     seen_at: float = float("-inf")
     problem: str = ""
+
+
+async def _check_versions(worker: Worker, hello: Hello, plan: WorkerPlan) -> None:
+    """Raises SpawnError, with the worker ended, when caller and worker would not understand each other."""
+    problem = ""
+    if hello.python[:2] != plan.version[:2]:
+        problem = f"the worker has Python {_dotted(hello.python)} and the caller {_dotted(plan.version)}: code does not travel between them"
+    elif int(hello.cloudpickle.split(".")[0]) < 3:
+        problem = f"the worker has cloudpickle {hello.cloudpickle}: 3 or newer is needed"
+    if problem:
+        await worker.end(problem, grace_seconds=0)
+        raise SpawnError(f"cannot use the worker: {problem}")
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
 
 
 class Engine:
@@ -190,7 +208,8 @@ class Engine:
         try:
             python, extra = await self._interpreter(plan)
             environ = {**plan.environ, **extra, **self._worker_variables(worker_id, devices)}
-            await worker.start((python, os.fspath(self._runtime)), environ, plan.data_bytes)
+            hello = await worker.start((python, os.fspath(self._runtime)), environ, plan.data_bytes)
+            await _check_versions(worker, hello, plan)
         except (SpawnError, EnvironmentFailed) as error:
             log.warning("%s", error)
             self._fail_one_waiting(need, str(error))

@@ -18,6 +18,7 @@ import random
 import secrets
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from remoted.access import Peer
@@ -38,6 +39,8 @@ from remoted.workers import AttemptEnd, Content
 from remoted_client import wire
 
 log = logging.getLogger(__name__)
+#: A nested call that was refused is refused again: trying would only multiply along the chain of callers.
+_PERMANENT = frozenset(f"remoted_client.errors.{name}" for name in ("SubmissionRefused", "NoMatchingGPU", "WouldDeadlock", "SerializationError", "VersionMismatch"))
 
 
 class Jobs(CallRunner):
@@ -80,7 +83,7 @@ class Jobs(CallRunner):
             spec=spec,
             name=request.options.name or spec.function.qualname,
             ticket=ticket,
-            log=JobLog(self._paths.logs / f"{call_id}.log", self.limits.log_bytes_per_job),
+            log=JobLog(self.log_path(call_id), self.limits.log_bytes_per_job),
             submitted_at=self.clock.wall(),
             caller=caller,
         )
@@ -168,7 +171,7 @@ class Jobs(CallRunner):
         row: dict[str, Any] = {
             "token": call.token,
             "job": call.id,
-            "number": call.attempts,
+            "number": call.tries,
             "worker": call.worker_id,
             "worker_pid": worker.pid,
             "worker_started": worker.started_at,
@@ -179,7 +182,7 @@ class Jobs(CallRunner):
 
         def begin(db: Statements) -> None:
             db.run("begin_attempt", **row)
-            db.run("mark_running", job=call.id, number=row["number"], worker=row["worker"], devices=row["devices"], now=row["now"])
+            db.run("mark_running", job=call.id, attempts=call.attempts, worker=row["worker"], devices=row["devices"], now=row["now"])
 
         self._store.submit(begin).add_done_callback(lambda done: self._begun(call, inline, done))
 
@@ -217,7 +220,7 @@ class Jobs(CallRunner):
             end = AttemptEnd("unsendable", message=str(error), reason=Reason.RESULT_LOST, stopped_by=end.stopped_by)
         status, reason = self._verdict(call, end)
         call.error, call.error_type, call.traceback = self._describe(call, status, reason, end)
-        call.reconstructed = call.reconstructed or (end.constructed and call.constructed_before)
+        self.note_construction(call, end)
         if status is None:
             await self._requeue(call, token, end, reason)
         else:
@@ -246,7 +249,8 @@ class Jobs(CallRunner):
         if end.stopped_by is not None:
             return Status.CANCELLED, end.stopped_by
         reason = end.reason or {"exited": Reason.EXITED, "unsendable": Reason.RESULT_LOST}.get(end.kind, Reason.EXCEPTION)
-        if call.attempts <= call.max_retries and not call.items and reason is not Reason.RESULT_LOST:
+        may_help = reason is not Reason.RESULT_LOST and end.error_type not in _PERMANENT
+        if call.attempts <= call.max_retries and not call.items and may_help:
             return None, Reason.WAITING_RETRY
         return Status.FAILED, reason
 
@@ -434,6 +438,10 @@ class Jobs(CallRunner):
     async def rows(self, peer: Peer, everything: bool, limit: int) -> list[Row]:
         return await self._store.submit(lambda db: db.all("list_jobs", uid=peer.uid, all=int(everything), limit=limit))
 
+    def log_path(self, job_id: str) -> Path:
+        """Where the output of a job is kept."""
+        return self._paths.logs / f"{job_id}.log"
+
     async def attempts(self, job_id: str) -> list[Row]:
         return await self._store.submit(lambda db: db.all("get_attempts", job=job_id))
 
@@ -501,9 +509,10 @@ class Jobs(CallRunner):
             spec=spec,
             name=row["name"],
             ticket=ticket,
-            log=JobLog(self._paths.logs / f"{row['id']}.log", self.limits.log_bytes_per_job),
+            log=JobLog(self.log_path(row["id"]), self.limits.log_bytes_per_job),
             submitted_at=row["submitted_at"],
             attempts=row["attempts"],
+            tries=row["tries"],
             started_at=row["started_at"],
             run_seconds=row["run_seconds"],
             worker_id=WorkerId(row["worker"]),
@@ -535,7 +544,7 @@ class Jobs(CallRunner):
         for job_id in gone:
             await self._store.submit(functools.partial(_delete_job, job_id))
             self._blobs.remove_job(job_id)
-            self._blobs.remove(self._paths.logs / f"{job_id}.log")
+            self._blobs.remove(self.log_path(job_id))
         return len(gone)
 
     async def _beyond_quota(self, uid: int, stored: int) -> list[str]:

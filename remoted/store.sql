@@ -73,7 +73,7 @@ VALUES (:token, :job, :number, :worker, :worker_pid, :worker_started, :boot_id, 
 
 -- name: mark_running
 -- The job of an attempt that begins.
-UPDATE jobs SET status = 'IN_PROGRESS', state_reason = '', attempts = :number, worker = :worker, gpus = :devices,
+UPDATE jobs SET status = 'IN_PROGRESS', state_reason = '', attempts = :attempts, worker = :worker, gpus = :devices,
     started_at = coalesce(started_at, :now)
 WHERE id = :job AND status IN ('IN_QUEUE', 'IN_PROGRESS');
 
@@ -104,7 +104,8 @@ SELECT number, size, inline FROM items WHERE job = :job ORDER BY number;
 
 -- name: live_jobs
 -- Everything that is not over, oldest first: the queue after a restart.
-SELECT * FROM jobs WHERE status IN ('IN_QUEUE', 'IN_PROGRESS') ORDER BY submitted_at, rowid;
+SELECT *, (SELECT coalesce(max(number), 0) FROM attempts WHERE job = jobs.id) AS tries
+FROM jobs WHERE status IN ('IN_QUEUE', 'IN_PROGRESS') ORDER BY submitted_at, rowid;
 
 -- name: live_attempts
 -- Attempts that had begun when the last daemon ended.

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoted_client import context, wire
 from remoted_client.daemon import connect, connect_or_start
-from remoted_client.errors import DaemonUnreachable, RemotedError, WorkerLost, for_code
+from remoted_client.errors import DaemonUnreachable, RemotedError, VersionMismatch, WorkerLost, for_code
 from remoted_client.payload import Payload
 from remoted_client.surroundings import Surroundings
 
@@ -57,6 +57,7 @@ class Connection:
     def __init__(self) -> None:
         from remoted_client.codec import Encoder
 
+        _check_cloudpickle()
         self.pid = os.getpid()
         self.encoder: Encoder = Encoder()
         self.surroundings = Surroundings()
@@ -240,6 +241,9 @@ class Connection:
         with self._lock:
             self._sock.setblocking(False)
             self._ready = True
+            for call_id, count in self._waiting.items():
+                if count:
+                    self.send({"op": "waiting", "id": call_id, "waiting": True})
             unsent, self._unsent = self._unsent, []
             for state in unsent:
                 if state.id and state.is_durable:
@@ -360,6 +364,14 @@ class Connection:
             names = ", ".join(sorted({state.name for state in left})[:3])
             plural = "calls were" if len(left) > 1 else "call was"
             sys.stderr.write(f"remoted: {len(left)} {plural} not awaited and ended with this script ({names}); .options(detach=True) lets a call run on\n")
+
+
+def _check_cloudpickle() -> None:
+    """Raises VersionMismatch: older ones pickle classes in another way, and the worker would not understand."""
+    import cloudpickle
+
+    if int(cloudpickle.__version__.split(".")[0]) < 3:
+        raise VersionMismatch(f"cannot send calls with cloudpickle {cloudpickle.__version__}: 3 or newer is needed; run: {sys.executable} -m pip install -U cloudpickle")
 
 
 _current: Connection | None = None

@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
@@ -144,7 +145,9 @@ class _Described:
         self.code, self.uploads = code, uploads
 
 
-_described: dict[tuple[int, int], tuple[Any, _Described]] = {}
+#: By target, settings and whether the call streams; the oldest go (functions made in a loop must not stay for ever).
+_described: OrderedDict[tuple[int, int, bool], tuple[Any, _Described]] = OrderedDict()
+_DESCRIBED_MOST = 1000
 _modules: list[tuple[Any, Upload]] = []
 
 
@@ -156,13 +159,15 @@ def _describe(line: Connection, target: Callable[..., Any], settings: Settings, 
         code = line.encoder.encode_call_target(target)
     except UnpicklableError as error:
         raise SerializationError(str(error), getattr(error, "path", "")) from error
-    key = (id(target), id(settings))
+    key = (id(target), id(settings), stream)
     known = _described.get(key)
     if known is None or known[0] is not target or known[1].code.payload is not code.payload:
         document = settings.spec(function_identity(target), stream, instance)
         spec = json.dumps(document, sort_keys=True).encode()
         uploads = (Upload(hashlib.sha256(code.payload).hexdigest(), "code", code.payload), Upload(hashlib.sha256(spec).hexdigest(), "spec", spec))
         known = _described[key] = (target, _Described(code, uploads))
+        if len(_described) > _DESCRIBED_MOST:
+            _described.popitem(last=False)
     return code, *known[1].uploads
 
 

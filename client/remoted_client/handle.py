@@ -272,7 +272,8 @@ def _decode_done(frame: Frame) -> tuple[Any, BaseException | None]:
     kind = frame.header["kind"]
     if "lost" in frame.header:
         return None, RemoteExecutionError(frame.header["lost"])
-    if kind not in ("returned", "raised", "exited", "cancelled", "unsendable") or not (frame.body or frame.fds):
+    # A stopped body's last exception (KeyboardInterrupt, CancelledError) is ours, not the caller's.
+    if kind not in ("returned", "raised", "exited", "unsendable") or not (frame.body or frame.fds):
         frame.close()
         return None, None
     try:

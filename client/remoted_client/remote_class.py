@@ -86,7 +86,8 @@ class RemoteInstance(_Methods):
         self._settings = settings
         self._id = secrets.token_hex(16)
         line = connection.current()
-        self._constructor = encode_arguments(line, args, kwargs, line.encoder.encode_call_target(cls))
+        # Complete in itself: it may be replayed in another worker, beside newer code.
+        self._constructor = encode_arguments(line, args, kwargs, None)
         self._finalizer = weakref.finalize(self, _drop, self._id)
 
     def __repr__(self) -> str:

@@ -249,7 +249,7 @@ class Configuration(_Shape):
 
     file: str
     config: dict[str, object]
-    limits: dict[str, float]
+    limits: dict[str, int | float]
 
 
 class Environment(_Shape):

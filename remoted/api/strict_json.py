@@ -46,10 +46,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check(value: Any, depth: int) -> None:
-    if depth < 0:
-        raise BadJson(f"it is nested deeper than {DEPTH} levels")
     if isinstance(value, str):
         _check_text(value)
+    elif depth == 0 and isinstance(value, (list, dict)):
+        raise BadJson(f"it is nested deeper than {DEPTH} levels")
     elif isinstance(value, list):
         for item in value:
             _check(item, depth - 1)

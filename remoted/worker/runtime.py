@@ -49,7 +49,7 @@ class Runtime:
         self._instances = Instances()
         self._contents: dict[str, bytes | int] = {}
         self._contexts: dict[str, CallContext] = {}
-        self._modules = ""
+        self._modules: tuple[str, Any] | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._credits: dict[str, threading.Semaphore] = {}
         self._closed_streams: set[str] = set()
@@ -185,21 +185,14 @@ class Runtime:
             raise KeyboardInterrupt
 
     def _dispatch(self, run: Run) -> None:
-        if self._tasks and not self._is_async_run(run):
-            self._finish_tasks()
         prepared = self._prepare(run)
         if isinstance(prepared, Outcome):
             self._finish(run, prepared)
         elif is_async(prepared):
             self._start_task(run, prepared)
         else:
+            self._finish_tasks()
             self._run_sync(run, prepared)
-
-    def _is_async_run(self, run: Run) -> bool:
-        try:
-            return is_async(self._load_target(run))
-        except BaseException:
-            return False  # the failure is told when the call is prepared
 
     def _finish_tasks(self) -> None:
         if self._tasks:
@@ -214,8 +207,8 @@ class Runtime:
     def _prepare(self, run: Run) -> Any:
         """The callable without arguments left, or the outcome if it cannot be made."""
         try:
-            self._install_modules(run)
             with self._call_context(run):
+                self._install_modules(run)
                 return self._bind(run)
         except BaseException as error:
             if type(error).__name__ == "StaleModules":
@@ -223,11 +216,13 @@ class Runtime:
             return raised(error, self._survives, run.attempt in self._cancelled)
 
     def _install_modules(self, run: Run) -> None:
-        if run.modules and run.modules != self._modules:
-            from remoted_client.codec import ModuleSet, install_modules
+        """At every call: a module that a body imported from disk may have been edited since (it is then stale)."""
+        from remoted_client.codec import ModuleSet, install_modules
 
-            install_modules(ModuleSet.from_bytes(self._content(run.modules)))
-            self._modules = run.modules
+        if self._modules is None or self._modules[0] != run.modules:
+            found = ModuleSet.from_bytes(self._content(run.modules)) if run.modules else ModuleSet()
+            self._modules = (run.modules, found)
+        install_modules(self._modules[1])
 
     def _content(self, digest: str) -> bytes:
         found = self._contents[digest]
@@ -240,10 +235,6 @@ class Runtime:
         if run.context not in self._contexts:
             self._contexts[run.context] = CallContext(json.loads(self._content(run.context)))
         return self._contexts[run.context].applied(self._own)
-
-    def _load_target(self, run: Run) -> Any:
-        target = self._decoder.load_target(self._content(run.code), run.code)
-        return getattr(target, run.instance["method"]) if run.instance else target
 
     def _bind(self, run: Run) -> _Bound:
         target: Any = self._decoder.load_target(self._content(run.code), run.code)

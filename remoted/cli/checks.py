@@ -1,0 +1,94 @@
+"""What ``remotectl doctor`` checks of this host by itself; the daemon's own checks are added when it answers."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from remoted import paths
+from remoted.cli import transport
+from remoted.cli.ending import CliError
+
+Check = dict[str, Any]
+_PACKAGES = ("aiohttp", "pydantic", "pynvml", "psutil", "cloudpickle", "click")
+_MINIMUM = (3, 10)
+_FREE_BYTES = 1 << 30
+
+
+def run() -> list[Check]:
+    """Every check, the daemon's last."""
+    local: list[Callable[[], Check]] = [_python, _packages, _uv, _nvml, _state, _disk, _sockets, _isolation]
+    return [*(check() for check in local), *_daemon()]
+
+
+def _check(name: str, ok: bool, detail: str, advice: str = "") -> Check:
+    return {"name": name, "ok": ok, "detail": detail, "advice": advice}
+
+
+def _python() -> Check:
+    ok = sys.version_info >= _MINIMUM
+    return _check("python", ok, f"{sys.version.split()[0]} at {sys.executable}", "" if ok else "use Python 3.10 or newer")
+
+
+def _packages() -> Check:
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        return _check("packages", False, f"missing: {', '.join(missing)}", f"run: {sys.executable} -m pip install 'remoted[daemon]'")
+    return _check("packages", True, "the daemon's packages are installed")
+
+
+def _uv() -> Check:
+    beside = Path(sys.executable).with_name("uv")
+    found = str(beside) if beside.exists() else shutil.which("uv")
+    advice = "" if found else "`dependencies=` cannot be served without it; run: pip install uv"
+    return _check("uv", found is not None, found or "not found", advice)
+
+
+def _nvml() -> Check:
+    """Only whether the library loads: what it says, the daemon asks with a deadline."""
+    try:
+        ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError as error:
+        return _check("nvml", True, f"no NVIDIA driver library: {error}", "without it there are CPU workers only")
+    return _check("nvml", True, "libnvidia-ml.so.1 loads")
+
+
+def _state() -> Check:
+    folder = paths.user_paths(dict(os.environ)).state
+    return _check("state", True, f"{folder} on {paths.filesystem_type(folder) or 'an unknown file system'}")
+
+
+def _disk() -> Check:
+    folder = paths.user_paths(dict(os.environ)).state
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    ok = free > _FREE_BYTES
+    return _check("disk space", ok, f"{free / 1e9:.1f} GB free", "" if ok else "results and environments need space: free some")
+
+
+def _sockets() -> Check:
+    path = paths.user_paths(dict(os.environ)).api_socket
+    length = len(os.fsencode(path)) + 1
+    ok = length <= paths.SUN_PATH_BYTES
+    advice = "" if ok else "set REMOTED_SOCKET to a shorter directory"
+    return _check("socket path", ok, f"{path} ({length} of {paths.SUN_PATH_BYTES} bytes)", advice)
+
+
+def _isolation() -> Check:
+    detail = "user mode: the GPU pool is advisory (other programs may use the GPUs too), limits are rlimits and not cgroups"
+    return _check("isolation", True, detail)
+
+
+def _daemon() -> list[Check]:
+    """A daemon that does not run is no illness."""
+    try:
+        return list(transport.get("/v1/doctor")["checks"])
+    except CliError as error:
+        return [_check("daemon", True, str(error))]

@@ -1,0 +1,59 @@
+"""The table of commands; each is imported when it is used."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+from remoted.cli.ending import INTERRUPTED
+
+_COMMANDS = {
+    "status": "remoted.cli.look",
+    "top": "remoted.cli.look",
+    "gpus": "remoted.cli.look",
+    "workers": "remoted.cli.look",
+    "ps": "remoted.cli.jobs",
+    "show": "remoted.cli.jobs",
+    "cancel": "remoted.cli.jobs",
+    "retry": "remoted.cli.jobs",
+    "logs": "remoted.cli.following",
+    "wait": "remoted.cli.following",
+    "run": "remoted.cli.running",
+    "env": "remoted.cli.system",
+    "config": "remoted.cli.system",
+    "doctor": "remoted.cli.system",
+    "version": "remoted.cli.system",
+    "completion": "remoted.cli.system",
+}
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        found: click.Command = getattr(importlib.import_module(_COMMANDS[cmd_name]), cmd_name)
+        return found
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+def remotectl() -> None:
+    """See and steer the daemon that runs your functions. JOB is an id or its beginning.
+
+    Exit codes: 0 done, 1 the job failed, 2 usage, 3 no daemon, 4 not found, 130 Ctrl-C.
+    """
+
+
+def run(arguments: list[str]) -> int:
+    """One command line; its exit code."""
+    try:
+        code = remotectl.main(arguments, prog_name="remotectl", standalone_mode=False)
+    except click.Abort:
+        return INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    return code if isinstance(code, int) else 0

@@ -1,0 +1,115 @@
+"""logs, wait: staying with a job until it ends."""
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from remoted.cli import overview, transport
+from remoted.cli.ending import CliError
+from remoted.cli.jobs import path_of
+from remoted.cli.text import cell, duration, escape, print_json, short
+
+_RECORD = struct.Struct("!BI")
+_PROGRESS_SECONDS = 1.0
+_WAIT_SECONDS = 60.0
+_TERMINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
+
+
+@click.command()
+@click.argument("job")
+@click.option("-f", "--follow", is_flag=True, help="Stay until the job ends; exit 1 unless it completed.")
+@click.option("--stdout", "stream", flag_value="stdout", help="Only what it wrote to standard output.")
+@click.option("--stderr", "stream", flag_value="stderr", help="Only what it wrote to standard error.")
+def logs(job: str, follow: bool, stream: str | None) -> int:
+    """What a job printed: its stdout on stdout, its stderr on stderr, byte for byte."""
+    path = path_of(job, f"/logs?stream={stream or 'both'}&follow={int(follow)}")
+    answer = transport.request("GET", path, timeout=None if follow else 60.0)
+    job_id = answer.headers.get("x-remoted-job", job)
+    if stream is None:
+        _copy_both(answer.chunks())
+    else:
+        for data in answer.chunks():
+            _write(2 if stream == "stderr" else 1, data)
+    return exit_code(transport.get(path_of(job_id))) if follow else 0
+
+
+def _copy_both(chunks: Iterator[bytes]) -> None:
+    """Undo the records of ``api.output``: stream u8, length u32, bytes."""
+    buffer = bytearray()
+    for chunk in chunks:
+        buffer += chunk
+        while len(buffer) >= _RECORD.size:
+            stream, length = _RECORD.unpack_from(buffer)
+            if len(buffer) < _RECORD.size + length:
+                break
+            _write(stream, bytes(buffer[_RECORD.size : _RECORD.size + length]))
+            del buffer[: _RECORD.size + length]
+
+
+def _write(stream: int, data: bytes) -> None:
+    """Straight to the descriptor, so that the two streams keep their order."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(stream, view) :]
+
+
+def exit_code(job: dict[str, Any]) -> int:
+    return 0 if job["status"] == "COMPLETED" else 1
+
+
+@click.command()
+@click.argument("jobs", nargs=-1, required=True, metavar="JOB...")
+@click.option("--timeout", type=click.FloatRange(min=0), help="Give up after so many seconds (exit code 1); the jobs go on.")
+@click.option("--json", "as_json", is_flag=True, help="Print documents with stable keys.")
+def wait(jobs: tuple[str, ...], timeout: float | None, as_json: bool) -> int:
+    """Wait until jobs have ended; exit 0 if all completed."""
+    until = None if timeout is None else time.monotonic() + timeout
+    ended = []
+    for job in jobs:
+        ended.append(_wait_for(job, until))
+        if not as_json:
+            _erase()
+            print(_sentence(ended[-1]))
+    if as_json:
+        print_json({"jobs": ended})
+    return max(map(exit_code, ended))
+
+
+def _wait_for(job: str, until: float | None) -> dict[str, Any]:
+    shows = sys.stderr.isatty()
+    while True:
+        step = _PROGRESS_SECONDS if shows else _WAIT_SECONDS
+        left = step if until is None else min(step, max(0.0, until - time.monotonic()))
+        found: dict[str, Any] = transport.get(path_of(job, f"/wait?timeout={left:.3f}"), timeout=left + 30.0)
+        if found["status"] in _TERMINAL:
+            return found
+        if until is not None and time.monotonic() >= until:
+            _erase()
+            raise CliError(f"job {found['id']} is not over: it is {found['status']} ({overview.why(found) or 'running'}); it goes on")
+        if shows:
+            _show_progress(found)
+
+
+def _show_progress(job: dict[str, Any]) -> None:
+    since = time.time() - (job["started_at"] or job["submitted_at"])
+    place = f", place {job['position']}" if job["position"] else ""
+    sys.stderr.write(f"\r\x1b[K{short(job['id'])} {cell(job['name'])}: {job['status']} {overview.why(job)}{place}, {duration(since)}")
+    sys.stderr.flush()
+
+
+def _erase() -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\x1b[K")
+        sys.stderr.flush()
+
+
+def _sentence(job: dict[str, Any]) -> str:
+    error = f": {escape(job['error'])}" if job["error"] else ""
+    return f"{job['id']} {cell(job['name'])} {job['status']} after {duration(job['run_seconds'])}{error}"

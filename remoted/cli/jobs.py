@@ -1,0 +1,156 @@
+"""ps, show, cancel, retry: one's own jobs."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+from urllib.parse import quote
+
+import click
+
+from remoted.cli import overview, transport
+from remoted.cli.ending import CliError, Refusal
+from remoted.cli.text import cell, duration, escape, print_json, short, table
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print documents with stable keys.")
+
+
+def path_of(job: str, what: str = "") -> str:
+    return f"/v1/jobs/{quote(job, safe='')}{what}"
+
+
+@click.command()
+@click.option("-a", "--all", "everything", is_flag=True, help="Finished ones too.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True, help="At most so many, the newest.")
+@_json
+def ps(everything: bool, limit: int, as_json: bool) -> int:
+    """Your jobs, newest first."""
+    document = transport.get(f"/v1/jobs?all={int(everything)}&limit={limit}")
+    if as_json:
+        print_json(document)
+        return 0
+    rows = [_row(job, time.time()) for job in document["jobs"]]
+    print("\n".join(table(["JOB", "NAME", "POOL", "STATUS", "TRY", "AGE", "RUN", "WHY"], rows)) if rows else "no job of yours is live")
+    return 0
+
+
+def _row(job: dict[str, Any], now: float) -> list[str]:
+    return [
+        short(job["id"]),
+        cell(job["name"]),
+        cell(job["pool"]),
+        job["status"],
+        str(job["attempts"]),
+        duration(now - job["submitted_at"]),
+        duration(_run_seconds(job, now)),
+        cell(job["error"], 60) if job["error"] else overview.why(job),
+    ]
+
+
+def _run_seconds(job: dict[str, Any], now: float) -> float:
+    if job["status"] == "IN_PROGRESS" and job["started_at"]:
+        return now - float(job["started_at"])
+    return float(job["run_seconds"])
+
+
+@click.command()
+@click.argument("job")
+@_json
+def show(job: str, as_json: bool) -> int:
+    """Everything about one job and its attempts."""
+    document = transport.get(path_of(job))
+    if as_json:
+        print_json(document)
+        return 0
+    print("\n".join(_detail_lines(document)))
+    return 0
+
+
+def _detail_lines(job: dict[str, Any]) -> list[str]:
+    times = {name: _clock(job[f"{name}_at"]) for name in ("submitted", "started", "ended")}
+    facts = {
+        "id": job["id"],
+        "name": job["name"],
+        "function": job["function"],
+        "pool": f"{job['pool']} ({job['kind']})",
+        "status": job["status"],
+        "why": overview.why(job),
+        "place": str(job["position"] or ""),
+        **times,
+        "ran": duration(_run_seconds(job, time.time())),
+        "worker": job["worker"],
+        "gpus": " ".join(job["gpus"]),
+        "items": str(job["items"] or ""),
+        "parent": job["parent"],
+        "error": job["error"],
+    }
+    lines = [f"{name + ':':<11}{escape(value)}" for name, value in facts.items() if value]
+    if job["attempt_list"]:
+        rows = [_attempt_row(attempt) for attempt in job["attempt_list"]]
+        lines += ["", *table(["TRY", "WORKER", "PID", "GPUS", "STARTED", "RAN", "OUTCOME", "MESSAGE"], rows)]
+    if job["traceback"]:
+        lines += ["", escape(job["traceback"].rstrip())]
+    return lines
+
+
+def _attempt_row(attempt: dict[str, Any]) -> list[str]:
+    ran = (attempt["ended_at"] or time.time()) - attempt["started_at"]
+    return [
+        str(attempt["number"]),
+        attempt["worker"],
+        str(attempt["pid"]),
+        cell(",".join(attempt["gpus"])),
+        _clock(attempt["started_at"]),
+        duration(ran),
+        cell(attempt["outcome"] or "runs"),
+        cell(attempt["message"], 80),
+    ]
+
+
+def _clock(moment: float | None) -> str:
+    return "" if moment is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+
+
+@click.command()
+@click.argument("jobs", nargs=-1, required=True, metavar="JOB...")
+@_json
+def cancel(jobs: tuple[str, ...], as_json: bool) -> int:
+    """Stop jobs: interrupt, then TERM, then KILL within ten seconds."""
+    answers, worst = [], 0
+    for job in jobs:
+        try:
+            answers.append(transport.post(path_of(job, "/cancel")))
+        except Refusal as error:  # the others are to be stopped all the same
+            click.echo(f"remotectl: {escape(str(error))}", err=True)
+            worst = max(worst, error.exit_code)
+    if as_json:
+        print_json({"jobs": answers})
+    else:
+        for answer in answers:
+            print(f"{answer['id']}: " + ("cancelling" if answer["cancelling"] else f"over already ({answer['status']})"))
+    return worst
+
+
+@click.command()
+@click.argument("job")
+@_json
+def retry(job: str, as_json: bool) -> int:
+    """Submit a finished job again, with this shell's environment. Prints the new id."""
+    answer = transport.post(path_of(job, "/retry"), {"environ": _environ()})
+    if as_json:
+        print_json(answer)
+    else:
+        print(answer["id"])
+    return 0
+
+
+def _environ() -> dict[str, str]:
+    """This environment as JSON can carry it."""
+    found = dict(os.environ)
+    for name, value in found.items():
+        try:
+            (name + value).encode("utf-8")
+        except UnicodeEncodeError:
+            raise CliError(f"cannot send the variable {name!a}: it is not UTF-8; unset it first") from None
+    return found

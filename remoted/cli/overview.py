@@ -1,0 +1,170 @@
+"""What ``remotectl status`` shows. No click here: this is the path that has 100 ms."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from remoted.cli import transport
+from remoted.cli.text import cell, duration, paint, print_json, short, size, table
+
+Document = dict[str, Any]
+
+
+def show(as_json: bool) -> int:
+    document = transport.get("/v1/status")
+    if as_json:
+        print_json(document)
+    else:
+        print("\n".join(lines(document)))
+    return 0
+
+
+def watch(seconds: float = 1.0) -> int:
+    """Again and again until Ctrl-C; a terminal is redrawn, anything else gets one block after another."""
+    while True:
+        shown = "\n".join(lines(transport.get("/v1/status")))
+        home = "\x1b[H\x1b[2J" if sys.stdout.isatty() else ""
+        print(home + shown, flush=True)
+        time.sleep(seconds)
+
+
+def lines(document: Document) -> list[str]:
+    now = time.time()
+    blocks = [_head(document), gpu_lines(document["gpus"], document["gpu_problem"])]
+    if document["pools"]:
+        blocks.append(_pool_lines(document["pools"], now))
+    if document["workers"]:
+        blocks.append(worker_lines(document["workers"], now))
+    if document["running"]:
+        blocks.append(_running_lines(document["running"], now))
+    if document["queue"]:
+        blocks.append(_queue_lines(document, now))
+    return [line for block in blocks for line in (*block, "")][:-1]
+
+
+def _head(document: Document) -> list[str]:
+    daemon, counts = document["daemon"], document["counts"]
+    draining = paint("; takes no new work", "yellow") if daemon["draining"] else ""
+    return [
+        f"remoted {daemon['version']}, {daemon['mode']} mode, pid {daemon['pid']}, up {duration(daemon['uptime_seconds'])}{draining}",
+        f"{counts['running']} running, {counts['queued']} queued, {counts['workers']} workers, "
+        f"{counts['cpus_used']:g} of {counts['cpus']:g} CPUs reserved",
+    ]
+
+
+def gpu_lines(gpus: list[Document], problem: str) -> list[str]:
+    if not gpus:
+        return [f"no GPU is known{': ' + cell(problem, 200) if problem else ''}"]
+    rows = [
+        [
+            str(gpu["index"]),
+            cell(gpu["name"]),
+            f"{size(gpu['memory_used_bytes'])} of {size(gpu['memory_bytes'])}",
+            "?" if gpu["utilization_percent"] is None else f"{gpu['utilization_percent']}%",
+            _used_by(gpu),
+        ]
+        for gpu in gpus
+    ]
+    return table(["GPU", "NAME", "MEMORY", "USE", "USED BY"], rows) + ([cell(problem, 200)] if problem else [])
+
+
+def _used_by(gpu: Document) -> str:
+    users = []
+    if holder := gpu["holder"]:
+        whose = f"{holder['worker']} ({cell(holder['pool'])})" if holder["worker"] else f"uid {holder['uid']}"
+        users.append(" ".join([whose, *map(short, holder["jobs"])]))
+    users += [f"outside: {_process(process)}" for process in gpu["foreign"]]
+    return ", ".join(users) or ("free" if gpu["free"] else "kept back")
+
+
+def _process(process: Document) -> str:
+    if not process["pid"]:
+        return "a process that cannot be seen from here"
+    who = f" of uid {process['uid']}" if process["uid"] is not None else ""
+    return f"pid {process['pid']} {cell(process['command'])}{who}"
+
+
+def _pool_lines(pools: list[Document], now: float) -> list[str]:
+    rows = [
+        [
+            cell(pool["name"]),
+            pool["config_class"],
+            f"{pool['workers']} of {pool['workers_min']}..{pool['workers_max']}",
+            str(pool["busy"]),
+            str(pool["idle"]),
+            str(pool["queued"]),
+            duration(pool["idle_timeout_seconds"]),
+            duration(pool["held_until"] - now) if pool["held_until"] else "",
+        ]
+        for pool in pools
+    ]
+    return table(["POOL", "CLASS", "WORKERS", "BUSY", "IDLE", "QUEUED", "IDLE TIMEOUT", "HELD FOR"], rows)
+
+
+def worker_lines(workers: list[Document], now: float) -> list[str]:
+    rows = [
+        [
+            worker["id"],
+            cell(worker["pool"]),
+            worker["state"],
+            str(worker["pid"] or ""),
+            worker["python"],
+            str(worker["calls_done"]),
+            _gpus(worker["gpus"]),
+            _doing(worker, now),
+        ]
+        for worker in workers
+    ]
+    return table(["WORKER", "POOL", "STATE", "PID", "PYTHON", "CALLS", "GPUS", "DOING"], rows)
+
+
+def _doing(worker: Document, now: float) -> str:
+    if worker["running"]:
+        return " ".join(map(short, worker["running"]))
+    if worker["idle_until"] is not None:
+        return f"ends in {duration(worker['idle_until'] - now)} if idle"
+    return f"for {duration(now - worker['since'])}"
+
+
+def _gpus(uuids: list[str]) -> str:
+    return ",".join(uuid[:12] for uuid in uuids)
+
+
+def _running_lines(jobs: list[Document], now: float) -> list[str]:
+    rows = [
+        [
+            short(job["id"]),
+            cell(job["name"]),
+            cell(job["pool"]),
+            job["worker"],
+            _gpus(job["gpus"]),
+            str(job["attempts"]),
+            duration(now - (job["started_at"] or now)),
+        ]
+        for job in jobs
+    ]
+    return table(["RUNNING", "NAME", "POOL", "WORKER", "GPUS", "TRY", "FOR"], rows)
+
+
+def _queue_lines(document: Document, now: float) -> list[str]:
+    rows = [
+        [
+            short(job["id"]),
+            cell(job["name"]),
+            cell(job["pool"]),
+            str(job["position"] or "-"),
+            duration(now - job["submitted_at"]),
+            why(job),
+        ]
+        for job in document["queue"]
+    ]
+    left = document["counts"]["queued"] - len(rows)
+    return table(["QUEUED", "NAME", "POOL", "PLACE", "FOR", "WAITS FOR"], rows) + ([f"and {left} more"] if left > 0 else [])
+
+
+def why(job: Document) -> str:
+    """Why a job waits, or how it ended."""
+    reason, detail = str(job["state_reason"]), cell(job["detail"], 100)
+    return f"{reason}: {detail}" if detail else reason

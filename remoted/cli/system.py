@@ -1,0 +1,146 @@
+"""env, config, doctor, version, completion: the installation itself."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import click
+
+import remoted
+from remoted.cli import transport
+from remoted.cli.ending import CliError, NoDaemon
+from remoted.cli.text import cell, duration, escape, paint, print_json, short, size, table
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print documents with stable keys.")
+
+
+@click.group()
+def env() -> None:
+    """Environments that `dependencies=` made."""
+
+
+@env.command("list")
+@_json
+def env_list(as_json: bool) -> int:
+    """What lies there, the one used last first."""
+    document = transport.get("/v1/environments", timeout=120.0)
+    if as_json:
+        print_json(document)
+        return 0
+    now = time.time()
+    rows = [
+        [short(entry["key"]), size(entry["size_bytes"]), duration(now - entry["last_used"]), cell(" ".join(entry["requirements"]), 100)]
+        for entry in document["environments"]
+    ]
+    print("\n".join(table(["ENVIRONMENT", "SIZE", "UNUSED FOR", "PACKAGES"], rows)) if rows else "there is no environment")
+    return 0
+
+
+@env.command("prune")
+@click.option("--unused", type=click.FloatRange(min=0), default=30.0, show_default=True, help="Days since the last use.")
+@_json
+def env_prune(unused: float, as_json: bool) -> int:
+    """Remove environments that nobody used; those of the running daemon stay."""
+    document = transport.post("/v1/environments/prune", {"unused_seconds": unused * 86_400})
+    if as_json:
+        print_json(document)
+    else:
+        print(f"removed {len(document['removed'])} environments")
+    return 0
+
+
+@click.group()
+def config() -> None:
+    """The daemon's configuration."""
+
+
+@config.command("show")
+@_json
+def config_show(as_json: bool) -> int:
+    """What is in force, defaults included."""
+    document = transport.get("/v1/config")
+    if as_json:
+        print_json(document)
+        return 0
+    print(f"# {escape(document['file'])}")
+    sections = {name: value for name, value in document["config"].items() if isinstance(value, dict)}
+    for name, value in document["config"].items():
+        if name not in sections:
+            print(f"{name} = {_toml(value)}")
+    for name, section in {**sections, "limits": document["limits"]}.items():
+        print(f"\n[{name}]")
+        print("\n".join(f"{key} = {_toml(value)}" for key, value in section.items()))
+    return 0
+
+
+def _toml(value: object) -> str:
+    import json
+
+    return "# not set" if value is None else escape(json.dumps(value))
+
+
+@config.command("check")
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+def config_check(file: Path | None) -> int:
+    """Say whether the daemon would take FILE (default: the one it reads)."""
+    from remoted import config as configuration
+    from remoted import errors, paths
+
+    path = file or paths.user_paths(dict(os.environ)).config
+    if file is not None and not path.exists():
+        raise CliError(f"cannot read {path}: there is no such file")
+    try:
+        configuration.load(path).build_limits()
+    except errors.StartupError as error:
+        raise CliError(str(error)) from error
+    print(f"{escape(str(path))}: " + ("good" if path.exists() else "not there, so the defaults hold"))
+    return 0
+
+
+@click.command()
+@_json
+def doctor(as_json: bool) -> int:
+    """Check this host and the daemon; works without a daemon too."""
+    from remoted.cli import checks
+
+    found = checks.run()
+    if as_json:
+        print_json({"checks": found})
+    else:
+        for check in found:
+            mark = paint("ok  ", "green") if check["ok"] else paint("BAD ", "red")
+            advice = f"\n       {escape(check['advice'])}" if check["advice"] else ""
+            print(f"{mark} {check['name'] + ':':<14} {escape(check['detail'])}{advice}")
+    return 0 if all(check["ok"] for check in found) else 1
+
+
+@click.command()
+@_json
+def version(as_json: bool) -> int:
+    """The versions of this program and of the daemon."""
+    try:
+        daemon = transport.get("/v1/version")
+    except NoDaemon:
+        daemon = None
+    if as_json:
+        print_json({"version": remoted.__version__, "daemon": daemon})
+    else:
+        answering = f"daemon {daemon['version']} (pid {daemon['pid']})" if daemon else "no daemon answers"
+        print(f"remotectl {remoted.__version__}; {answering}")
+    return 0
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> int:
+    """Print what SHELL needs to complete remotectl, e.g. `eval "$(remotectl completion bash)"`."""
+    from click.shell_completion import get_completion_class
+
+    from remoted.cli.commands import remotectl
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    print(kind(remotectl, {}, "remotectl", "_REMOTECTL_COMPLETE").source())
+    return 0

@@ -1,0 +1,141 @@
+"""One HTTP request over the daemon's Unix socket, and no more than that.
+
+Imported on the way to ``remotectl status``, so it imports next to nothing: http.client would bring ssl and email
+(38 ms here). Before the first byte is sent, the server must be root's or ours by SO_PEERCRED (T08).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from typing import IO, Any
+
+from remoted.cli.ending import CliError, NoDaemon, Refusal
+
+_TIMEOUT_SECONDS = 30.0
+
+
+class CutOff(CliError):
+    """The daemon went away in the middle of an answer."""
+
+    exit_code = 3
+
+
+def socket_directory() -> str:
+    """As ``remoted.paths.socket_directory``, which imports too much for this path; a test compares the two."""
+    if named := os.environ.get("REMOTED_SOCKET"):
+        return named
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        return os.path.join(runtime, "remoted")
+    import tempfile
+
+    return os.path.join(tempfile.gettempdir(), f"remoted-{os.geteuid()}")
+
+
+@contextlib.contextmanager
+def _cut_off() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CutOff(f"the daemon did not answer: {error}") from error
+
+
+class Answer:
+    """The head of a response; the body is read once, whole or in pieces."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._file: IO[bytes] = sock.makefile("rb")
+        self.status = int(self._line().split(" ", 2)[1])
+        self.headers: dict[str, str] = {}
+        while line := self._line():
+            name, _, value = line.partition(":")
+            self.headers[name.strip().lower()] = value.strip()
+
+    def _line(self) -> str:
+        with _cut_off():
+            line = self._file.readline(65536)
+        if not line.endswith(b"\n"):
+            raise CutOff("the daemon ended before it had answered: try again")
+        return line.decode("latin-1").rstrip("\r\n")
+
+    def chunks(self) -> Iterator[bytes]:
+        """The body as it comes. Raises CutOff when it is not whole. A chunk is given out as soon as it is here."""
+        if self.headers.get("transfer-encoding", "") == "chunked":
+            while size := int(self._line(), 16):
+                yield self._exactly(size)
+                self._line()
+            self._line()
+        else:
+            yield self._exactly(int(self.headers.get("content-length", "0")))
+        self.close()
+
+    def _exactly(self, size: int) -> bytes:
+        with _cut_off():
+            data = self._file.read(size)
+        if len(data) < size:
+            raise CutOff("the daemon ended in the middle of its answer: ask again when it is back")
+        return data
+
+    def read(self) -> bytes:
+        return b"".join(self.chunks())
+
+    def close(self) -> None:
+        self._file.close()
+        self._sock.close()
+
+
+def request(method: str, path: str, body: Any = None, timeout: float | None = _TIMEOUT_SECONDS) -> Answer:
+    """A successful answer, its body unread. Raises NoDaemon, Refusal."""
+    sock = connect()
+    sock.settimeout(timeout)
+    data = b"" if body is None else json.dumps(body).encode()
+    head = f"{method} {path} HTTP/1.1\r\nHost: remoted\r\nConnection: close\r\nContent-Length: {len(data)}\r\n\r\n"
+    with contextlib.suppress(BrokenPipeError):  # turned away before it was read: the reason is there to be read
+        sock.sendall(head.encode() + data)
+    try:
+        answer = Answer(sock)
+        if answer.status != 200:
+            raise _refusal(answer)
+    except CliError:
+        sock.close()
+        raise
+    return answer
+
+
+def _refusal(answer: Answer) -> Refusal:
+    try:
+        error = json.loads(answer.read())["error"]
+        return Refusal(answer.status, str(error["code"]), str(error["message"]))
+    except (ValueError, KeyError, TypeError):
+        return Refusal(answer.status, "UNKNOWN", f"the daemon refused with HTTP status {answer.status}")
+
+
+def get(path: str, timeout: float | None = _TIMEOUT_SECONDS) -> Any:
+    return json.loads(request("GET", path, timeout=timeout).read())
+
+
+def post(path: str, body: Any = None) -> Any:
+    return json.loads(request("POST", path, body if body is not None else {}).read())
+
+
+def connect() -> socket.socket:
+    """A connection to a daemon that is root's or ours. Raises NoDaemon."""
+    path = os.path.join(socket_directory(), "api.sock")
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.connect(path)
+        _, uid, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    except OSError as error:
+        sock.close()
+        if isinstance(error, (FileNotFoundError, ConnectionRefusedError, NotADirectoryError)):
+            raise NoDaemon(f"no daemon answers at {path}: it starts with your first call, or run `remoted --user`") from None
+        raise NoDaemon(f"cannot reach the daemon at {path}: {error}; check REMOTED_SOCKET") from None
+    if uid not in (0, os.geteuid()):
+        sock.close()
+        raise NoDaemon(f"cannot trust the daemon at {path}: it runs as uid {uid}; check REMOTED_SOCKET")
+    return sock

@@ -1,0 +1,433 @@
+"""C04: ``remotectl`` against a real daemon with real workers, and against none."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remoted import paths
+from remoted.cli import text, transport
+
+ROOT = Path(__file__).parents[2]
+MAIN = "from remoted.cli import main; main()"
+PATIENCE_SECONDS = 60.0
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="NEEDS ROOT: two users")
+
+
+class Terminal:
+    """Runs remotectl in one user's environment."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environ = {
+            "PATH": os.environ["PATH"],
+            "HOME": os.fspath(folder),
+            "XDG_STATE_HOME": os.fspath(folder / "state"),
+            "XDG_CONFIG_HOME": os.fspath(folder / "config"),
+            "REMOTED_SOCKET": os.fspath(folder / "run"),
+            "PYTHONPATH": os.pathsep.join((os.fspath(ROOT), os.fspath(ROOT / "client"))),
+        }
+
+    def start(self, *arguments: str, program: str = MAIN) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", program, *arguments]
+        return subprocess.Popen(command, env=self.environ, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        """(exit code, stdout, stderr) of one command."""
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=PATIENCE_SECONDS)
+        return process.returncode, out.decode(), err.decode()
+
+    def json(self, *arguments: str) -> Any:
+        code, out, err = self(*arguments, "--json")
+        assert code == 0, err
+        return json.loads(out)
+
+    def job(self, *command: str, name: str = "test") -> str:
+        """A detached job; its id."""
+        code, out, err = self("run", "--detach", "--name", name, "--", *command)
+        assert code == 0, err
+        return out.strip()
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    """Short: a socket's path has 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="rc-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def alone() -> Iterator[Terminal]:
+    """A user without a daemon."""
+    with _folder() as folder:
+        yield Terminal(folder)
+
+
+@pytest.fixture(scope="module")
+def remotectl() -> Iterator[Terminal]:
+    """A user whose daemon runs."""
+    with _folder() as folder:
+        terminal = Terminal(folder)
+        command = [sys.executable, "-P", "-m", "remoted", "--user", "--log-file", os.fspath(folder / "log")]
+        daemon = subprocess.Popen(command, env=terminal.environ, cwd="/", stdin=subprocess.DEVNULL)
+        try:
+            _await_daemon(folder / "run" / "api.sock", daemon)
+            yield terminal
+        finally:
+            daemon.terminate()
+            daemon.wait(PATIENCE_SECONDS)
+
+
+def _await_daemon(path: Path, daemon: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline and daemon.poll() is None:
+        with socket.socket(socket.AF_UNIX) as sock, contextlib.suppress(OSError):
+            sock.connect(os.fspath(path))
+            return
+        time.sleep(0.02)  # another program: it offers no event before its socket
+    raise AssertionError("the daemon did not start")
+
+
+# -- looking -----------------------------------------------------------------------------------------------
+
+
+def test_c04_status_has_stable_keys(remotectl: Terminal) -> None:
+    document = remotectl.json("status")
+
+    assert set(document) == {"daemon", "gpus", "gpu_problem", "gpus_seen_at", "pools", "workers", "running", "queue", "counts"}
+    assert document["daemon"]["mode"] == "user"
+
+
+def test_c04_status_of_a_running_and_a_waiting_job(remotectl: Terminal) -> None:
+    job = remotectl.job("sleep", "60", name="looked-at")
+    _wait_until_running(remotectl, job)
+
+    code, out, _ = remotectl("status")
+    shown = remotectl.json("status")
+    remotectl("cancel", job)
+
+    assert code == 0
+    assert job[:10] in out
+    assert "looked-at" in out
+    worker = next(worker for worker in shown["workers"] if job in worker["running"])
+    assert (worker["state"], worker["idle_until"]) == ("BUSY", None)
+    assert "\x1b" not in out
+
+
+def test_c04_status_does_not_import_what_it_does_not_need(remotectl: Terminal) -> None:
+    """The budget of 100 ms, as a shape: no web server, no models, no click on this path."""
+    program = (
+        "import sys; from remoted.cli import main\ntry: main()\nfinally: print(sorted(set(sys.modules) & "
+        "{'aiohttp', 'pydantic', 'rich', 'click', 'asyncio', 'http.client', 'ssl', 'subprocess', 'remoted_client'}), file=sys.stderr)"
+    )
+    process = remotectl.start("status", program=program)
+    _, err = process.communicate(timeout=PATIENCE_SECONDS)
+
+    assert process.returncode == 0
+    assert err.decode().strip() == "[]"
+
+
+@pytest.mark.parametrize("command", ["ps", "gpus", "workers", "version", "doctor"])
+def test_c04_printing_commands_have_json_and_text(remotectl: Terminal, command: str) -> None:
+    assert remotectl.json(command)
+    code, out, _ = remotectl(command)
+    assert (code, bool(out.strip())) == (0, True)
+
+
+def test_c04_top_shows_cpu_and_memory_of_workers(remotectl: Terminal) -> None:
+    remotectl("run", "--", "true")
+
+    rows = remotectl.json("top")["workers"]
+
+    assert rows
+    assert rows[0]["resident_bytes"] > 1_000_000
+
+
+def test_c04_environments_and_configuration(remotectl: Terminal) -> None:
+    assert remotectl.json("env", "list") == {"environments": []}
+    assert remotectl.json("env", "prune") == {"removed": []}
+    assert remotectl.json("config", "show")["limits"]["connections_per_uid"] == 64
+    assert "connections_per_uid = 64\n" in remotectl("config", "show")[1]
+
+
+# -- jobs --------------------------------------------------------------------------------------------------
+
+
+def test_c04_run_has_the_commands_output_directory_and_exit_code(remotectl: Terminal) -> None:
+    code, out, err = remotectl("run", "--", "sh", "-c", "pwd; echo oops >&2; exit 7")
+
+    assert code == 7
+    assert out == f"{os.path.realpath(remotectl.folder)}\n"
+    assert "oops\n" in err
+
+
+def test_c04_run_of_a_killed_and_of_a_missing_command(remotectl: Terminal) -> None:
+    assert remotectl("run", "--", "sh", "-c", "kill -9 $$")[0] == 137
+    code, _, err = remotectl("run", "--", "/nonexistent/program")
+    assert code == 127
+    assert "cannot run /nonexistent/program" in err
+
+
+def test_c04_run_stops_at_its_timeout(remotectl: Terminal) -> None:
+    code, _, err = remotectl("run", "--timeout", "0.3", "--", "sleep", "60")
+
+    assert code == 1
+    assert "timeout" in err
+
+
+def test_f22_logs_give_each_stream_where_it_belongs_byte_for_byte(remotectl: Terminal) -> None:
+    job = remotectl.job("sh", "-c", r"printf '10%%\r20%%\r'; printf 'warn\377\n' >&2; printf 'done\n'")
+
+    following = remotectl.start("logs", "-f", job)
+    out, err = following.communicate(timeout=PATIENCE_SECONDS)
+
+    assert (following.returncode, out, err) == (0, b"10%\r20%\rdone\n", b"warn\xff\n")
+    assert remotectl("logs", job[:9], "--stdout")[1].replace("\r", "") == "10%20%done\n"
+    only = remotectl.start("logs", "--stderr", job)
+    assert only.communicate(timeout=PATIENCE_SECONDS) == (b"", b"warn\xff\n")
+
+
+def test_f22_logs_follow_live_and_ctrl_c_ends_only_the_following(remotectl: Terminal) -> None:
+    job = remotectl.job("sh", "-c", "echo ready; exec sleep 60")
+    following = remotectl.start("logs", "-f", job)
+    assert following.stdout is not None
+    assert following.stdout.readline() == b"ready\n"
+
+    following.send_signal(signal.SIGINT)
+
+    _, err = following.communicate(timeout=PATIENCE_SECONDS)
+    assert (following.returncode, err) == (130, b"")
+    assert remotectl.json("show", job)["status"] == "IN_PROGRESS"
+    remotectl("cancel", job)
+
+
+def test_f25_cancel_ends_the_command_and_its_children(remotectl: Terminal) -> None:
+    job = remotectl.job("sh", "-c", "sleep 61.5 & echo $!; sleep 61.5")
+    following = remotectl.start("logs", "-f", job)
+    assert following.stdout is not None
+    child = int(following.stdout.readline())
+
+    code, out, _ = remotectl("cancel", job[:10])
+
+    following.communicate(timeout=PATIENCE_SECONDS)
+    assert (code, out) == (0, f"{job}: cancelling\n")
+    assert following.returncode == 1
+    assert not _is_alive(child)
+    assert remotectl.json("show", job)["status"] == "CANCELLED"
+    assert remotectl("cancel", job)[1] == f"{job}: over already (CANCELLED)\n"
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def test_f25_ctrl_c_on_run_cancels_the_job(remotectl: Terminal) -> None:
+    running = remotectl.start("run", "--name", "interrupted", "--", "sh", "-c", "echo ready; exec sleep 62")
+    assert running.stdout is not None
+    assert running.stdout.readline() == b"ready\n"
+    job = next(job["id"] for job in remotectl.json("ps")["jobs"] if job["name"] == "interrupted")
+
+    running.send_signal(signal.SIGINT)
+
+    running.communicate(timeout=PATIENCE_SECONDS)
+    assert running.returncode == 130
+    assert remotectl("wait", job)[0] == 1
+    assert remotectl.json("show", job)["status"] == "CANCELLED"
+
+
+def test_c04_wait_says_how_jobs_ended(remotectl: Terminal) -> None:
+    good, bad = remotectl.job("true", name="good"), remotectl.job("sh", "-c", "exit 3", name="bad")
+
+    assert remotectl("wait", good)[0] == 0
+    code, out, _ = remotectl("wait", good, bad)
+
+    assert code == 1
+    assert f"{good} good COMPLETED" in out
+    assert f"{bad} bad FAILED" in out
+    assert [job["status"] for job in json.loads(remotectl("wait", "--json", good, bad)[1])["jobs"]] == ["COMPLETED", "FAILED"]
+
+
+def test_c04_wait_gives_up_and_leaves_the_job_alone(remotectl: Terminal) -> None:
+    job = remotectl.job("sleep", "63")
+
+    code, _, err = remotectl("wait", "--timeout", "0.2", job)
+
+    assert code == 1
+    assert "it goes on" in err
+    assert remotectl("cancel", job)[0] == 0
+
+
+def test_c04_retry_runs_it_again_with_this_environment(remotectl: Terminal) -> None:
+    job = remotectl.job("sh", "-c", "echo MODE=$MODE; test -n \"$MODE\"")
+    assert remotectl("wait", job)[0] == 1
+
+    remotectl.environ["MODE"] = "fast"
+    again = remotectl("retry", job)[1].strip()
+    del remotectl.environ["MODE"]
+
+    assert again != job
+    assert remotectl("wait", again)[0] == 0
+    assert remotectl("logs", again)[1] == "MODE=fast\n"
+
+
+def test_c04_show_and_ps_tell_attempts_and_reasons(remotectl: Terminal) -> None:
+    job = remotectl.job("sh", "-c", "exit 4", name="failing")
+    remotectl("wait", job)
+
+    document = remotectl.json("show", job[:12])
+    _, shown, _ = remotectl("show", job)
+    _, listed, _ = remotectl("ps", "-a")
+
+    assert (document["status"], document["state_reason"], len(document["attempt_list"])) == ("FAILED", "EXITED", 1)
+    assert "EXITED" in shown
+    assert re.search(rf"^{job[:10]}  failing .*FAILED", listed, re.MULTILINE)
+
+
+def test_t19_names_cannot_steer_the_terminal(remotectl: Terminal) -> None:
+    job = remotectl.job("true", name="\x1b[31mred\r\u202egnp\x07")
+    remotectl("wait", job)
+
+    for command in (("ps", "-a"), ("show", job), ("wait", job)):
+        out = remotectl(*command)[1]
+        assert not set(out) & {"\x1b", "\r", "\x07", "\u202e"}, command
+        assert "\\x1b[31mred\\r\\u202egnp\\x07" in out
+
+
+def test_t19_escape_leaves_readable_text_alone() -> None:
+    assert text.escape("naïve 日本 ✓\nnext") == "naïve 日本 ✓\nnext"
+    assert text.escape("a\tb\x9bc\u2028d\u200be\udcff") == "a\\tb\\x9bc\\u2028d\\u200be\\udcff"
+    assert text.cell("x" * 50, 10) == "x" * 9 + "…"
+
+
+# -- going wrong -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [["status"], ["ps"], ["show", "00"], ["logs", "00"], ["cancel", "00"], ["wait", "00"], ["gpus"], ["status", "-w"]])
+def test_c04_without_a_daemon_every_command_says_so_in_one_sentence(alone: Terminal, command: list[str]) -> None:
+    code, out, err = alone(*command)
+
+    assert (code, out, err.count("\n")) == (3, "", 1)
+    assert "no daemon answers at" in err
+    assert "remoted --user" in err
+
+
+def test_c04_what_needs_no_daemon_works_without(alone: Terminal) -> None:
+    assert alone("--help")[0] == 0
+    assert "no daemon answers" in alone("version")[1]
+    assert "_remotectl_completion" in alone("completion", "bash")[1]
+    assert "the defaults hold" in alone("config", "check")[1]
+    checks = json.loads(alone("doctor", "--json")[1])["checks"]
+    assert {"python", "packages", "uv", "nvml", "state", "disk space", "socket path", "isolation", "daemon"} <= {check["name"] for check in checks}
+    assert "advisory" in next(check["detail"] for check in checks if check["name"] == "isolation")
+
+
+def test_c04_config_check_names_the_wrong_key(alone: Terminal) -> None:
+    file = alone.folder / "bad.toml"
+    file.write_text("[gpu]\npol_seconds = 1\n")
+    code, _, err = alone("config", "check", os.fspath(file))
+    assert (code, "gpu.pol_seconds" in err) == (1, True)
+
+    file.write_text("[limits]\nspeed = 1\n")
+    assert "speed" in alone("config", "check", os.fspath(file))[2]
+    assert alone("config", "check", "/nonexistent")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (["nonsense"], 2),
+        (["status", "--nonsense"], 2),
+        (["status", "-w", "--json"], 2),
+        (["show"], 2),
+        (["run"], 2),
+        (["run", "--gpus", "1", "--cpus", "1", "--", "true"], 2),
+        (["run", "--gpu", "NOT_A_GPU", "--", "true"], 2),
+        (["run", "--gpus", "1", "--", "true"], 1),
+        (["show", "ffffffffffffffff0"], 4),
+        (["logs", "zz"], 4),
+        (["cancel", "../../etc"], 4),
+        (["wait", "ffffffffffffffff0"], 4),
+        (["retry", "ffffffffffffffff0"], 4),
+    ],
+)
+def test_c04_exit_codes(remotectl: Terminal, command: list[str], code: int) -> None:
+    found, out, err = remotectl(*command)
+
+    assert (found, out) == (code, "")
+    assert "Traceback" not in err
+    assert err.strip()
+
+
+def test_c04_a_reader_that_leaves_early_is_no_error(remotectl: Terminal) -> None:
+    process = remotectl.start("config", "show")
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    err = process.stderr.read()
+    process.stderr.close()
+
+    assert (process.wait(PATIENCE_SECONDS), err) == (0, b"")
+
+
+@pytest.mark.parametrize("environ", [{"REMOTED_SOCKET": "/a"}, {"XDG_RUNTIME_DIR": "/run/user/1"}, {"REMOTED_SOCKET": "", "XDG_RUNTIME_DIR": ""}])
+def test_c02_the_socket_directory_is_the_daemons(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("REMOTED_SOCKET", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+
+    assert transport.socket_directory() == os.fspath(paths.socket_directory(environ))
+
+
+FAKE = """
+import os, socket, sys
+os.setgid(60001); os.setuid(60001)
+with socket.socket(socket.AF_UNIX) as sock:
+    sock.bind(sys.argv[1]); os.chmod(sys.argv[1], 0o777); sock.listen()
+    print("listening", flush=True)
+    connection, _ = sock.accept()
+    print(connection.recv(1000), flush=True)
+"""
+
+
+@needs_root
+def test_t08_a_strangers_daemon_gets_not_one_byte() -> None:
+    folder = Path(tempfile.mkdtemp(prefix="rc-"))
+    folder.chmod(0o777)
+    victim = Terminal(folder)
+    victim.environ["REMOTED_SOCKET"] = os.fspath(folder)
+    fake = subprocess.Popen([sys.executable, "-S", "-c", FAKE, os.fspath(folder / "api.sock")], stdout=subprocess.PIPE, cwd="/")
+    assert fake.stdout is not None
+    assert fake.stdout.readline() == b"listening\n"
+
+    code, _, err = victim("status")
+
+    received, _ = fake.communicate(timeout=PATIENCE_SECONDS)
+    assert code == 3
+    assert "uid 60001" in err
+    assert received == b"b''\n"
+    shutil.rmtree(folder)
+
+
+def _wait_until_running(terminal: Terminal, job: str) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while terminal.json("show", job)["status"] != "IN_PROGRESS":
+        assert time.monotonic() < deadline

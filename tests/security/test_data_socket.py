@@ -1,0 +1,385 @@
+"""The data socket against hostile and broken clients: threats T12 to T21, T44 and T61 of reference/security.md."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import socket
+import struct
+from collections.abc import Iterator
+
+import pytest
+from remoted_client import wire
+
+from tests.faults.rawclient import RawClient, descriptors, prepare, raw, resident_bytes
+from tests.harness import Host, host, wait_until
+
+FLAT_BYTES = 24 << 20
+
+
+def work(x: int) -> int:
+    return x + 1
+
+
+def note(path: str) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write("ran\n")
+
+
+@pytest.fixture(scope="module")
+def impatient() -> Iterator[Host]:
+    """A daemon whose patience with slow senders is short, so that the tests are."""
+    with host("[limits]\nhello_deadline_seconds = 0.5\nframe_deadline_seconds = 0.5\n") as made:
+        yield made.start()
+
+
+def assert_works(host: Host) -> None:
+    """The daemon still serves a new client from beginning to end."""
+    with raw(host) as client:
+        client.submit(prepare(work, 1))
+        assert client.until("done", "refused").header.get("status") == "COMPLETED"
+
+
+# -- T12, T15, T17: bytes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "BAD_MAGIC"),
+        (os.urandom(4096).replace(b"RM", b"XX"), "BAD_MAGIC"),
+        (struct.pack("!2sBBII", b"RM", 99, 0, 2, 0) + b"{}", "BAD_VERSION"),
+        (struct.pack("!2sBBII", b"RM", wire.PROTOCOL, 0, 0xFFFFFFFF, 0), "TOO_LARGE"),
+        (struct.pack("!2sBBII", b"RM", wire.PROTOCOL, 0, 2, 0xFFFFFFFF) + b"{}", "TOO_LARGE"),
+        (struct.pack("!2sBBII", b"RM", wire.PROTOCOL, 200, 2, 0) + b"{}", "BAD_FDS"),
+        (struct.pack("!2sBBII", b"RM", wire.PROTOCOL, 1, 2, 0) + b"{}", "BAD_FDS"),
+        (struct.pack("!2sBBII", b"RM", wire.PROTOCOL, 0, 4, 0) + b"nope", "BAD_HEADER"),
+        (struct.pack("!2sBBII", b"RM", wire.PROTOCOL, 0, 2, 0) + b"[]", "BAD_HEADER"),
+        (struct.pack("!2sBBII", b"RM", wire.PROTOCOL, 0, 9, 0) + b'{"a":NaN}', "BAD_HEADER"),
+        (struct.pack("!2sBBII", b"RM", wire.PROTOCOL, 0, 60000, 0) + b"[" * 60000, "BAD_HEADER"),
+        (struct.pack("!2sBBII", b"RM", wire.PROTOCOL, 0, 10006, 0) + b'{"a":' + b"9" * 10000 + b"}", "BAD_HEADER"),
+    ],
+    ids=["http", "noise", "version", "header-4g", "body-4g", "200-fds", "missing-fd", "no-json", "no-object", "nan", "deep", "huge-int"],
+)
+@pytest.mark.parametrize("greet", [False, True], ids=["first", "later"])
+def test_t15_broken_bytes_are_refused_with_a_stable_code(shared_daemon: Host, data: bytes, code: str, greet: bool) -> None:
+    before = descriptors(shared_daemon)
+    with raw(shared_daemon, greet=greet) as client:
+        client.send_raw(data)
+        frame = client.until("refused")
+        assert frame.header["code"] == code
+        assert client.ended()
+    wait_until(lambda: descriptors(shared_daemon) <= before, 5, lambda: f"{descriptors(shared_daemon)} > {before}")
+
+
+def test_t15_a_flood_of_broken_clients_leaves_memory_flat(shared_daemon: Host) -> None:
+    assert_works(shared_daemon)
+    before = resident_bytes(shared_daemon)
+    for number in range(300):
+        with raw(shared_daemon, greet=bool(number % 2)) as client, contextlib.suppress(OSError):
+            client.send_raw(struct.pack("!2sBBII", b"RM", wire.PROTOCOL, 0, 60000, 60000) + os.urandom(100_000))
+            assert client.ended()
+    assert resident_bytes(shared_daemon) - before < FLAT_BYTES
+    assert_works(shared_daemon)
+
+
+@pytest.mark.parametrize("data", [b"", b"R", b"RM\x01\x00\x00\x00"], ids=["silent", "one-byte", "half-a-prefix"])
+def test_t12_a_client_that_does_not_introduce_itself_is_dropped(impatient: Host, data: bytes) -> None:
+    with raw(impatient, greet=False) as client:
+        if data:
+            client.send_raw(data)
+        assert client.until("refused").header["code"] == "TOO_SLOW"
+        assert client.ended()
+    assert_works(impatient)
+
+
+def test_t12_half_a_header_is_not_waited_for(impatient: Host) -> None:
+    frame = wire.encode({"op": "watch", "id": "0" * 32})
+    with raw(impatient) as client:
+        client.send_raw(frame[:20])
+        assert client.until("refused").header["code"] == "TOO_SLOW"
+        assert client.ended()
+
+
+def test_t12_a_trickling_sender_has_a_deadline_from_the_first_byte_to_the_last(impatient: Host) -> None:
+    """Each byte must not buy another half second."""
+    frame = wire.encode({"op": "watch", "id": "0" * 1000})
+    with raw(impatient) as client:
+        client.sock.settimeout(0.1)
+        refused = False
+        for byte in frame[:100]:
+            try:
+                client.send_raw(bytes([byte]))
+                refused = client.next().op == "refused"
+            except TimeoutError:
+                continue
+            except (OSError, EOFError):
+                break
+            if refused:
+                break
+        else:
+            raise AssertionError("ten seconds of trickling were accepted")
+    assert_works(impatient)
+
+
+def test_t17_an_unknown_op_and_bad_fields_are_refused_and_the_connection_goes_on(shared_daemon: Host) -> None:
+    with raw(shared_daemon) as client:
+        for header, code in [
+            ({"op": "become_root", "key": "k"}, "UNKNOWN_OP"),
+            ({"key": "k"}, "UNKNOWN_OP"),
+            ({"op": ["list"], "key": "k"}, "UNKNOWN_OP"),
+            ({"op": "submit", "key": "k"}, "BAD_REQUEST"),
+            ({"op": "submit", "key": 5}, "BAD_REQUEST"),
+            ({"op": "submit", "key": "12345678", "spec": {}, "code": "", "modules": "", "context": "", "options": 7}, "BAD_OPTIONS"),
+            ({"op": "submit", "key": "12345678", "spec": "x", "code": "", "modules": "", "context": "", "instance": 7}, "BAD_REQUEST"),
+            ({"op": "submit", "key": "12345678", "spec": "../../etc", "code": "", "modules": "", "context": ""}, "MISSING_CONTENT"),
+            ({"op": "watch"}, "BAD_REQUEST"),
+            ({"op": "watch", "id": "../../etc/passwd"}, "NOT_FOUND"),
+            ({"op": "watch", "id": "0" * 32, "offset": "x"}, "NOT_FOUND"),
+            ({"op": "cancel", "id": "0" * 32}, "NOT_FOUND"),
+            ({"op": "cancel", "id": None}, "NOT_FOUND"),
+            ({"op": "waiting", "id": "0" * 32}, "BAD_REQUEST"),
+            ({"op": "hold", "spec": "0" * 64}, "MISSING_CONTENT"),
+            ({"op": "put", "role": "spec"}, "BAD_REQUEST"),
+            ({"op": "put", "role": "x\x1b[31m", "digest": "0" * 64}, "BAD_CONTENT"),
+            ({"op": "put", "role": "spec", "digest": "../../../etc/passwd"}, "BAD_DIGEST"),
+        ]:
+            client.send(header)  # type: ignore[arg-type]
+            frame = client.until("refused")
+            assert frame.header["code"] == code, (header, frame.header)
+        client.submit(prepare(work, 1))
+        assert client.until("done").header["status"] == "COMPLETED"
+
+
+def test_t12_nothing_but_hello_is_understood_before_hello(shared_daemon: Host) -> None:
+    with raw(shared_daemon, greet=False) as client:
+        client.send({"op": "watch", "id": "0" * 32})
+        assert client.until("refused").header["code"] == "UNKNOWN_OP"
+    with raw(shared_daemon, greet=False) as client:
+        client.send({"op": "hello", "protocol": 99})
+        assert client.until("refused").header["code"] == "VERSION_MISMATCH"
+        assert client.ended()
+
+
+def test_t12_clients_that_vanish_before_hello_leave_nothing(shared_daemon: Host) -> None:
+    assert_works(shared_daemon)
+    before = descriptors(shared_daemon)
+    for _ in range(200):
+        RawClient(shared_daemon, greet=False).close()
+    assert_works(shared_daemon)
+    wait_until(lambda: descriptors(shared_daemon) <= before, 5, lambda: f"{descriptors(shared_daemon)} > {before}")
+
+
+def test_t13_400_connections_of_one_user_are_capped_and_it_works_again_afterwards(daemon: Host) -> None:
+    before = descriptors(daemon)
+    clients = [RawClient(daemon, greet=False) for _ in range(400)]
+    refused = 0
+    for client in clients[64:]:
+        frame = client.next()
+        assert frame.header["code"] == "OVER_LIMIT"
+        assert "connections_per_uid" in frame.header["message"]
+        refused += 1
+    assert refused == 336
+    assert descriptors(daemon) < before + 64 * 2 + 8
+    result = daemon.run(
+        """
+        from remoted_client import CpuLiveServerless, QuotaExceeded, remote
+        @remote(CpuLiveServerless(name="x"))
+        def f(): return 1
+        try: f().result()
+        except QuotaExceeded as error: print(error)
+        """
+    )
+    assert "connections_per_uid is 64" in result.out
+    for client in clients:
+        client.close()
+    wait_until(lambda: descriptors(daemon) <= before, 5)
+    assert_works(daemon)
+
+
+def test_t14_a_connect_storm_ends_with_a_daemon_that_works(shared_daemon: Host) -> None:
+    sockets = []
+    for _ in range(1000):
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(5)
+        sock.connect(str(shared_daemon.sockets / "data.sock"))
+        sockets.append(sock)
+        if len(sockets) == 100:
+            for opened in sockets:
+                opened.close()
+            sockets.clear()
+    assert_works(shared_daemon)
+
+
+# -- T20, T21: descriptors -----------------------------------------------------------------------------------
+
+
+def test_t20_descriptors_that_no_frame_asked_for_are_closed(shared_daemon: Host) -> None:
+    assert_works(shared_daemon)
+    before = descriptors(shared_daemon)
+    fd = os.open("/dev/null", os.O_RDONLY)
+    frame = wire.encode({"op": "nothing"})
+    for number in range(100):
+        with raw(shared_daemon, greet=bool(number % 2)) as client, contextlib.suppress(OSError):
+            client.send_raw(frame, (fd,) * 253)
+            assert client.until("refused").header["code"] in ("BAD_FDS", "UNKNOWN_OP")
+    os.close(fd)
+    assert_works(shared_daemon)
+    wait_until(lambda: descriptors(shared_daemon) <= before, 5, lambda: f"{descriptors(shared_daemon)} > {before}")
+
+
+@pytest.mark.parametrize("greet", [False, True], ids=["before-hello", "after-hello"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"op": "nothing"},
+        {"op": "watch", "id": "0" * 32},
+        {"op": "hello", "protocol": wire.PROTOCOL},
+        {"op": "submit", "key": "12345678"},
+        {"op": "put"},
+        {"op": "put", "digest": "0" * 64, "role": "nonsense"},
+        {"op": "put", "digest": "0" * 64, "role": "code"},
+    ],
+    ids=["unknown", "watch", "hello", "submit", "put-nothing", "put-role", "put-lie"],
+)
+def test_t20_descriptors_of_frames_that_are_refused_are_closed(shared_daemon: Host, header: dict[str, object], greet: bool) -> None:
+    assert_works(shared_daemon)
+    before = descriptors(shared_daemon)
+    fd = wire.memfd("test", b"content")
+    with raw(shared_daemon, greet=greet) as client:
+        for _ in range(20):
+            client.send(header, fds=(fd,) * (1 if header["op"] == "put" else 4))
+        client.ping()
+        during = descriptors(shared_daemon)
+    os.close(fd)
+    assert during <= before + 4
+    wait_until(lambda: descriptors(shared_daemon) <= before, 5, lambda: f"{descriptors(shared_daemon)} > {before}")
+
+
+def test_t20_a_good_frame_with_descriptors_before_garbage_leaks_none(shared_daemon: Host) -> None:
+    assert_works(shared_daemon)
+    before = descriptors(shared_daemon)
+    fd = os.open("/dev/null", os.O_RDONLY)
+    for _ in range(20):
+        with raw(shared_daemon) as client:
+            client.send_raw(wire.encode({"op": "put"}, fd_count=4) + b"garbage" * 10, (fd,) * 4)
+            assert client.until("refused").header["code"] == "BAD_MAGIC"
+    os.close(fd)
+    wait_until(lambda: descriptors(shared_daemon) <= before, 5, lambda: f"{descriptors(shared_daemon)} > {before}")
+
+
+def test_t21_a_memfd_truncated_after_sending_harms_nobody(shared_daemon: Host) -> None:
+    data = os.urandom(8 << 20)
+    digest = hashlib.sha256(data).hexdigest()
+    for _ in range(10):
+        with raw(shared_daemon) as client:
+            fd = wire.memfd("test", data)
+            client.send({"op": "put", "digest": digest, "role": "code"}, fds=(fd,))
+            os.ftruncate(fd, 100)
+            client.send({"op": "ping?", "key": "ping"})
+            frame = client.until("refused")
+            assert frame.header["code"] in ("BAD_DIGEST", "UNKNOWN_OP")
+            os.close(fd)
+    assert_works(shared_daemon)
+
+
+@pytest.mark.parametrize("how", ["device", "pipe", "socket", "directory", "grown"])
+def test_t21_only_a_plain_file_is_content(shared_daemon: Host, how: str) -> None:
+    """/dev/zero has no end, a pipe no size, and a file that grows while it is read would fill the disk."""
+    extra: list[int] = []
+    if how == "device":
+        fd = os.open("/dev/zero", os.O_RDONLY)
+    elif how == "pipe":
+        fd, other = os.pipe()
+        extra.append(other)
+    elif how == "socket":
+        left, right = socket.socketpair()
+        fd = left.detach()
+        extra.append(right.detach())
+    elif how == "directory":
+        fd = os.open("/", os.O_RDONLY)
+    else:
+        fd = os.memfd_create("sparse")
+        os.ftruncate(fd, 1 << 50)
+    with raw(shared_daemon) as client:
+        client.send({"op": "put", "digest": "0" * 64, "role": "code"}, fds=(fd,))
+        client.sock.settimeout(5)
+        frame = client.until("refused")
+        assert frame.header["code"] in ("BAD_CONTENT", "OVER_LIMIT", "DISK_FULL"), frame.header
+        assert frame.header["digest"] == "0" * 64
+    for number in (fd, *extra):
+        os.close(number)
+    assert_works(shared_daemon)
+
+
+@pytest.mark.parametrize("size", [10, 200_000], ids=["inline", "file"])
+def test_content_whose_digest_lies_is_refused(shared_daemon: Host, size: int) -> None:
+    data, claimed = os.urandom(size), hashlib.sha256(b"something else").hexdigest()
+    with raw(shared_daemon) as client:
+        if size <= wire.INLINE_BYTES:
+            client.send({"op": "put", "digest": claimed, "role": "code"}, data)
+        else:
+            fd = wire.memfd("test", data)
+            client.send({"op": "put", "digest": claimed, "role": "code"}, fds=(fd,))
+            os.close(fd)
+        frame = client.until("refused")
+        assert (frame.header["code"], frame.header["digest"]) == ("BAD_DIGEST", claimed)
+        key = client.submit(prepare(work, 1), code=claimed)
+        frame = client.until("refused", "accepted")
+        assert (frame.op, frame.header.get("key"), frame.header.get("code")) == ("refused", key, "MISSING_CONTENT")
+
+
+# -- T18: slow and greedy clients ----------------------------------------------------------------------------
+
+
+def test_t18_a_client_that_never_reads_makes_the_daemon_stop_reading_it(shared_daemon: Host) -> None:
+    """Each frame has an answer; who takes no answers may send no more, and the memory stays flat."""
+    assert_works(shared_daemon)
+    before = resident_bytes(shared_daemon)
+    with raw(shared_daemon) as client:
+        client.sock.settimeout(2)
+        frame = wire.encode({"op": "x" * 40, "key": "k" * 60_000}) * 4
+        with contextlib.suppress(TimeoutError, OSError):
+            for _ in range(2000):
+                client.sock.sendall(frame)
+        assert resident_bytes(shared_daemon) - before < 3 * FLAT_BYTES
+        assert_works(shared_daemon)
+
+
+# -- T61 -----------------------------------------------------------------------------------------------------
+
+
+def test_t61_the_same_key_again_is_the_same_job(shared_daemon: Host) -> None:
+    marks = shared_daemon.project / "t61"
+    call = prepare(note, str(marks))
+    with raw(shared_daemon) as client:
+        key = client.submit(call)
+        first = client.until("accepted").header["id"]
+        client.until("done")
+    with raw(shared_daemon) as client:
+        client.submit(call, key=key)
+        assert client.until("accepted").header["id"] == first
+        assert client.until("done").header["status"] == "COMPLETED"
+    with raw(shared_daemon) as client:
+        client.submit(call, key=key)
+        client.submit(call, key=key)
+        assert [client.until("accepted").header["id"] for _ in range(2)] == [first, first]
+    assert marks.read_text(encoding="utf-8") == "ran\n"
+
+
+def test_t61_an_acknowledgement_lost_in_a_crash_gives_one_job(daemon: Host) -> None:
+    """The client never read its acknowledgement; after the restart it sends the same key."""
+    marks = daemon.project / "t61"
+    call = prepare(note, str(marks))
+    with raw(daemon) as client:
+        key = client.submit(call)
+        wait_until(marks.exists, 20)
+        daemon.kill()
+    daemon.start()
+    with raw(daemon) as client:
+        client.submit(call, key=key)
+        client.submit(call, key=key)
+        assert client.until("accepted").header["id"] == client.until("accepted").header["id"]
+        assert client.until("done").header["status"] == "COMPLETED"
+    assert marks.read_text(encoding="utf-8") == "ran\n"
