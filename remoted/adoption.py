@@ -21,8 +21,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
-
 from remoted.blobs import Blobs
 from remoted.calls import Call, Request
 from remoted.clock import Clock
@@ -38,7 +36,7 @@ from remoted.store import Row, Store
 from remoted.workers import AttemptEnd
 
 log = logging.getLogger(__name__)
-_START_TOLERANCE_SECONDS = 2.0
+_START_TOLERANCE_SECONDS = 0.011
 
 
 class Adoption:
@@ -103,11 +101,7 @@ class Adoption:
             pidfd = os.pidfd_open(attempt["worker_pid"])
         except ProcessLookupError:
             return None
-        try:
-            created = psutil.Process(attempt["worker_pid"]).create_time()
-        except psutil.NoSuchProcess:
-            created = 0.0
-        if abs(created - attempt["worker_started"]) > _START_TOLERANCE_SECONDS:
+        if abs(reaper.started_at(attempt["worker_pid"]) - attempt["worker_started"]) > _START_TOLERANCE_SECONDS:
             os.close(pidfd)
             return None
         return pidfd

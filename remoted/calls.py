@@ -27,7 +27,6 @@ from remoted.scheduler.state import Need, PoolPolicy, Ticket
 from remoted.spec import Context, JobSpec, Options, kind_id
 from remoted.workers import AttemptEnd, AttemptSpec, Content, Worker
 
-
 _INSTALLER_VARIABLES = frozenset({"PATH", "HOME", "LANG", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"})
 _INSTALLER_PREFIXES = ("UV_", "PIP_", "SSL_CERT_", "HTTP_", "HTTPS_", "ALL_PROXY", "NO_PROXY", "http_", "https_", "all_proxy", "no_proxy")
 _NO_TOKEN = AttemptToken("")

@@ -17,6 +17,10 @@ class Clock:
         """Unix seconds."""
         return time.time()
 
+    def boottime(self) -> float:
+        """Seconds since this boot, sleep included: the clock of process start times (proc(5), field 22)."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
     def boot_id(self) -> str:
         """The kernel's id of this boot: a pid means something only together with it."""
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

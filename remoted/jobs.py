@@ -174,7 +174,7 @@ class Jobs(CallRunner):
             "number": call.tries,
             "worker": call.worker_id,
             "worker_pid": worker.pid,
-            "worker_started": worker.started_at,
+            "worker_started": worker.born,
             "boot_id": self._boot_id,
             "devices": " ".join(call.devices),
             "now": call.attempt_started,

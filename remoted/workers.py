@@ -94,7 +94,8 @@ class AttemptListener(Protocol):
 class _Attempt:
     spec: AttemptSpec
     listener: AttemptListener
-    started_wall: float
+    #: Seconds since boot.
+    started: float
     stopped_by: Reason | None = None
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
 
@@ -121,6 +122,8 @@ class Worker:
         self.hello: Hello | None = None
         self.pid = 0
         self.started_at = clock.wall()
+        #: Seconds since boot; with pid and boot id it names the process unmistakably.
+        self.born = 0.0
         self.calls_done = 0
         self._clock = clock
         self._limits = limits
@@ -166,6 +169,7 @@ class Worker:
             os.close(out_write)
             os.close(err_write)
         self.pid = self._process.pid
+        self.born = reaper.started_at(self.pid)
         self._loop.add_reader(self._process.pidfd, self._on_exit)
         for stream, fd in self._pipes.items():
             os.set_blocking(fd, False)
@@ -180,7 +184,7 @@ class Worker:
     def run(self, spec: AttemptSpec, listener: AttemptListener, inline: bool) -> None:
         """Send everything the attempt needs; the listener hears of it from now on."""
         assert self._channel is not None
-        attempt = _Attempt(spec, listener, self._clock.wall())
+        attempt = _Attempt(spec, listener, self._clock.boottime())
         self._attempts[spec.token] = attempt
         if not self.is_alive:
             self._loop.call_soon(self._end_attempt, spec.token, self._died(self._gone.result() if self._gone.done() else reaper.ExitStatus()))
@@ -305,7 +309,7 @@ class Worker:
 
     async def _clean_up(self, attempt: _Attempt, end: AttemptEnd) -> None:
         """The worker survived a stop: what the attempt started does not."""
-        since = attempt.started_wall - 0.05  # the kernel counts start times in ticks of 10 ms
+        since = attempt.started - 0.02  # the kernel counts start times in ticks of 10 ms
         await asyncio.to_thread(reaper.kill_descendants, self.pid, since)
         await asyncio.to_thread(reaper.kill_orphans, self.id, self.pid, since)
         self._end_attempt(attempt.spec.token, end)

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import psutil
+
 from remoted_client import CpuLiveLoadBalancer, CpuLiveServerless, wire
 from remoted_client.codec import Encoder
 from remoted_client.connection import Outgoing, Upload
 from remoted_client.decorator import remote
 from remoted_client.surroundings import Surroundings
-
 from tests.harness import Host
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +20,25 @@ import pytest
 
 from remoted import paths
 from remoted.cli import text, transport
+from tests.fakes.nvml.board import GIB, Board, build_library
+from tests.harness import Host, host
 
-ROOT = Path(__file__).parents[2]
 MAIN = "from remoted.cli import main; main()"
 PATIENCE_SECONDS = 60.0
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="NEEDS ROOT: two users")
 
 
 class Terminal:
-    """Runs remotectl in one user's environment."""
+    """Runs remotectl as the user of one host."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.environ = {
-            "PATH": os.environ["PATH"],
-            "HOME": os.fspath(folder),
-            "XDG_STATE_HOME": os.fspath(folder / "state"),
-            "XDG_CONFIG_HOME": os.fspath(folder / "config"),
-            "REMOTED_SOCKET": os.fspath(folder / "run"),
-            "PYTHONPATH": os.pathsep.join((os.fspath(ROOT), os.fspath(ROOT / "client"))),
-        }
+    def __init__(self, host: Host) -> None:
+        self.folder = host.project
+        self.environ = host.environ
 
     def start(self, *arguments: str, program: str = MAIN) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-c", program, *arguments]
-        return subprocess.Popen(command, env=self.environ, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, env=self.environ, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
 
     def __call__(self, *arguments: str) -> tuple[int, str, str]:
         """(exit code, stdout, stderr) of one command."""
@@ -64,43 +58,35 @@ class Terminal:
         return out.strip()
 
 
-@contextlib.contextmanager
-def _folder() -> Iterator[Path]:
-    """Short: a socket's path has 107 bytes."""
-    with tempfile.TemporaryDirectory(prefix="rc-") as name:
-        yield Path(name)
-
-
 @pytest.fixture
-def alone() -> Iterator[Terminal]:
+def alone(bare_host: Host) -> Terminal:
     """A user without a daemon."""
-    with _folder() as folder:
-        yield Terminal(folder)
+    return Terminal(bare_host)
 
 
 @pytest.fixture(scope="module")
-def remotectl() -> Iterator[Terminal]:
+def remotectl(shared_daemon: Host) -> Terminal:
     """A user whose daemon runs."""
-    with _folder() as folder:
-        terminal = Terminal(folder)
-        command = [sys.executable, "-P", "-m", "remoted", "--user", "--log-file", os.fspath(folder / "log")]
-        daemon = subprocess.Popen(command, env=terminal.environ, cwd="/", stdin=subprocess.DEVNULL)
-        try:
-            _await_daemon(folder / "run" / "api.sock", daemon)
-            yield terminal
-        finally:
-            daemon.terminate()
-            daemon.wait(PATIENCE_SECONDS)
+    return Terminal(shared_daemon)
 
 
-def _await_daemon(path: Path, daemon: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < deadline and daemon.poll() is None:
-        with socket.socket(socket.AF_UNIX) as sock, contextlib.suppress(OSError):
-            sock.connect(os.fspath(path))
-            return
-        time.sleep(0.02)  # another program: it offers no event before its socket
-    raise AssertionError("the daemon did not start")
+@dataclass
+class GpuHost:
+    """A daemon on a host with two cards of the fake driver."""
+
+    remotectl: Terminal
+    board: Board
+    cards: tuple[str, str]
+
+
+@pytest.fixture
+def gpu_host(tmp_path: Path) -> Iterator[GpuHost]:
+    board = Board(tmp_path / "board")
+    cards = (board.add_gpu("NVIDIA GeForce RTX 3090"), board.add_gpu("NVIDIA L4", compute_capability=(8, 9)))
+    board.write()
+    with host(f'[gpu]\nnvml_library = "{build_library(tmp_path)}"\n') as made:
+        made.start(REMOTED_FAKE_BOARD=os.fspath(board.path))
+        yield GpuHost(Terminal(made), board, cards)
 
 
 # -- looking -----------------------------------------------------------------------------------------------
@@ -165,6 +151,44 @@ def test_c04_environments_and_configuration(remotectl: Terminal) -> None:
     assert "connections_per_uid = 64\n" in remotectl("config", "show")[1]
 
 
+# -- GPUs --------------------------------------------------------------------------------------------------
+
+
+def test_c07_status_says_who_holds_a_gpu_and_who_uses_it_from_outside(gpu_host: GpuHost) -> None:
+    held, used = gpu_host.cards
+    gpu_host.board.set_fact(used, "utilization", 97)
+    gpu_host.board.add_process(used, os.getpid(), 5 * GIB)
+    gpu_host.board.write()
+    job = gpu_host.remotectl("run", "-d", "--gpus", "1", "--name", "train", "--", "sleep", "60")[1].strip()
+    _wait_until_running(gpu_host.remotectl, job)
+
+    gpus = {gpu["uuid"]: gpu for gpu in gpu_host.remotectl.json("status")["gpus"]}
+    _, out, _ = gpu_host.remotectl("status")
+
+    holder = gpus[held]["holder"]
+    assert (gpus[held]["name"], holder["pool"], holder["jobs"]) == ("NVIDIA GeForce RTX 3090", "run", [job])
+    assert (gpus[held]["free"], gpus[used]["free"], gpus[used]["holder"]) == (False, False, None)
+    assert gpus[used]["utilization_percent"] == 97
+    (stranger,) = gpus[used]["foreign"]
+    assert (stranger["pid"], stranger["uid"], stranger["used_bytes"]) == (os.getpid(), os.geteuid(), 5 * GIB)
+    assert re.search(rf"RTX 3090 .*\(run\) {job[:10]}", out)
+    assert f"outside: pid {os.getpid()} " in out
+
+
+def test_c07_a_job_says_why_it_waits_for_a_gpu(gpu_host: GpuHost) -> None:
+    first = gpu_host.remotectl("run", "-d", "--gpus", "2", "--", "sleep", "60")[1].strip()
+    _wait_until_running(gpu_host.remotectl, first)
+    second = gpu_host.remotectl("run", "-d", "--gpus", "1", "--", "true")[1].strip()
+
+    shown = gpu_host.remotectl.json("show", second)
+    _, out, _ = gpu_host.remotectl("status")
+
+    assert (shown["status"], shown["state_reason"], shown["position"]) == ("IN_QUEUE", "WAITING_GPU", 1)
+    assert f"WAITING_GPU: {shown['detail']}" in out
+    gpu_host.remotectl("cancel", first)
+    assert gpu_host.remotectl("wait", second)[0] == 0
+
+
 # -- jobs --------------------------------------------------------------------------------------------------
 
 
@@ -211,7 +235,7 @@ def test_f22_logs_follow_live_and_ctrl_c_ends_only_the_following(remotectl: Term
     following.send_signal(signal.SIGINT)
 
     _, err = following.communicate(timeout=PATIENCE_SECONDS)
-    assert (following.returncode, err) == (130, b"")
+    assert (following.returncode, err.strip()) == (130, b"")
     assert remotectl.json("show", job)["status"] == "IN_PROGRESS"
     remotectl("cancel", job)
 
@@ -320,9 +344,9 @@ def test_t19_escape_leaves_readable_text_alone() -> None:
 # -- going wrong -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", [["status"], ["ps"], ["show", "00"], ["logs", "00"], ["cancel", "00"], ["wait", "00"], ["gpus"], ["status", "-w"]])
-def test_c04_without_a_daemon_every_command_says_so_in_one_sentence(alone: Terminal, command: list[str]) -> None:
-    code, out, err = alone(*command)
+@pytest.mark.parametrize("command", ["status", "ps", "show 00", "logs 00", "cancel 00", "wait 00", "gpus", "status -w", "top", "env list"])
+def test_c04_without_a_daemon_every_command_says_so_in_one_sentence(alone: Terminal, command: str) -> None:
+    code, out, err = alone(*command.split())
 
     assert (code, out, err.count("\n")) == (3, "", 1)
     assert "no daemon answers at" in err
@@ -335,7 +359,8 @@ def test_c04_what_needs_no_daemon_works_without(alone: Terminal) -> None:
     assert "_remotectl_completion" in alone("completion", "bash")[1]
     assert "the defaults hold" in alone("config", "check")[1]
     checks = json.loads(alone("doctor", "--json")[1])["checks"]
-    assert {"python", "packages", "uv", "nvml", "state", "disk space", "socket path", "isolation", "daemon"} <= {check["name"] for check in checks}
+    names = {check["name"] for check in checks}
+    assert names == {"python", "packages", "uv", "nvml", "state", "disk space", "socket path", "isolation", "daemon"}
     assert "advisory" in next(check["detail"] for check in checks if check["name"] == "isolation")
 
 
@@ -387,7 +412,7 @@ def test_c04_a_reader_that_leaves_early_is_no_error(remotectl: Terminal) -> None
     assert (process.wait(PATIENCE_SECONDS), err) == (0, b"")
 
 
-@pytest.mark.parametrize("environ", [{"REMOTED_SOCKET": "/a"}, {"XDG_RUNTIME_DIR": "/run/user/1"}, {"REMOTED_SOCKET": "", "XDG_RUNTIME_DIR": ""}])
+@pytest.mark.parametrize("environ", [{"REMOTED_SOCKET": "/a"}, {"XDG_RUNTIME_DIR": "/run/x"}, {"REMOTED_SOCKET": "", "XDG_RUNTIME_DIR": ""}])
 def test_c02_the_socket_directory_is_the_daemons(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("REMOTED_SOCKET", "XDG_RUNTIME_DIR"):
         monkeypatch.delenv(name, raising=False)
@@ -409,10 +434,10 @@ with socket.socket(socket.AF_UNIX) as sock:
 
 
 @needs_root
-def test_t08_a_strangers_daemon_gets_not_one_byte() -> None:
+def test_t08_a_strangers_daemon_gets_not_one_byte(bare_host: Host) -> None:
     folder = Path(tempfile.mkdtemp(prefix="rc-"))
     folder.chmod(0o777)
-    victim = Terminal(folder)
+    victim = Terminal(bare_host)
     victim.environ["REMOTED_SOCKET"] = os.fspath(folder)
     fake = subprocess.Popen([sys.executable, "-S", "-c", FAKE, os.fspath(folder / "api.sock")], stdout=subprocess.PIPE, cwd="/")
     assert fake.stdout is not None

@@ -37,7 +37,9 @@ def test_t09_no_route_stands_twice_and_none_hides_another() -> None:
         assert found is route
 
 
-@pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/", "/v1/job", "/v1/jobs/a/unknown", "//v1/status", "/v1/status/", "/V1/status", "v1/status"])
+@pytest.mark.parametrize(
+    "path", ["", "/", "/v1", "/v1/", "/v1/job", "/v1/jobs/a/unknown", "//v1/status", "/v1/status/", "/V1/status", "v1/status"]
+)
 def test_t09_what_is_absent_is_refused(path: str) -> None:
     with pytest.raises(HttpRefusal) as refusal:
         find_route("GET", path)

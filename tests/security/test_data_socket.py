@@ -10,8 +10,8 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from remoted_client import wire
 
+from remoted_client import wire
 from tests.faults.rawclient import RawClient, descriptors, prepare, raw, resident_bytes
 from tests.harness import Host, host, wait_until
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from remoted_client import CpuLiveServerless, remote
 
+from remoted_client import CpuLiveServerless, remote
 from tests.harness import Host
 
 HEAD = """
