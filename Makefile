@@ -27,6 +27,7 @@ lint: $(DEV)/.ready
 	$(DEV)/bin/ruff check .
 	$(DEV)/bin/lint-imports
 	$(DEV)/bin/mypy
+	$(DEV)/bin/mypy tests/typing/reveal.py
 	$(DEV)/bin/pyright
 
 bench: $(DEV)/.ready

@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 from pathlib import Path
 
 from remoted.errors import BadRequest, OverLimit, StoreError
@@ -46,18 +47,25 @@ class Blobs:
 
     def check_space(self, size: int) -> None:
         """Raises OverLimit when storing ``size`` bytes would leave too little of the disk."""
-        free = shutil.disk_usage(self._paths.state).free
+        try:
+            free = shutil.disk_usage(self._paths.state).free
+        except OSError as error:
+            raise StoreError(f"cannot look at {self._paths.state}: {error.strerror}") from error
         if free - size < self._reserve:
             raise OverLimit("DISK_FULL", f"cannot store {size} bytes: {free} bytes are free below {self._paths.state} and {self._reserve} stay reserved; free some space")
 
     async def store_descriptor(self, fd: int, target: Path, expected_digest: str | None = None) -> int:
         """Copy a descriptor into ``target`` and close it. Returns the size. Raises OverLimit, BadRequest, StoreError."""
-        return await asyncio.to_thread(self._store_descriptor, fd, target, expected_digest)
+        # Shielded: whoever waits may be cancelled, the descriptor is closed all the same.
+        return await asyncio.shield(asyncio.to_thread(self._store_descriptor, fd, target, expected_digest))
 
     def _store_descriptor(self, fd: int, target: Path, expected_digest: str | None) -> int:
         try:
-            self.check_space(os.fstat(fd).st_size)
-            return self._write(target, lambda out: _copy(fd, out, expected_digest))
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode):
+                raise BadRequest("BAD_CONTENT", f"cannot store {target.name}: its descriptor is not that of a file")
+            self.check_space(found.st_size)
+            return self._write(target, lambda out: _copy(fd, out, found.st_size, expected_digest))
         finally:
             os.close(fd)
 
@@ -70,9 +78,9 @@ class Blobs:
 
     def _write(self, target: Path, fill: object) -> int:
         """tmp + fsync + rename + fsync(dir): the file is there whole or not at all (T49)."""
-        target.parent.mkdir(mode=0o700, exist_ok=True)
         part = target.with_name(f"{target.name}.{os.getpid()}.{id(fill):x}.part")
         try:
+            target.parent.mkdir(mode=0o700, exist_ok=True)
             out = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
                 size: int = fill(out)  # type: ignore[operator]
@@ -107,12 +115,12 @@ def _checked(name: str) -> str:
     return name
 
 
-def _copy(source: int, target: int, expected_digest: str | None) -> int:
-    """sendfile without a digest; read and hash with one."""
+def _copy(source: int, target: int, size: int, expected_digest: str | None) -> int:
+    """sendfile without a digest; read and hash with one. Never more than ``size``: the sender may still write."""
     if expected_digest is None:
-        return _sendfile(source, target)
+        return _sendfile(source, target, size)
     digest, offset = hashlib.sha256(), 0
-    while chunk := os.pread(source, _CHUNK_BYTES, offset):
+    while chunk := os.pread(source, min(_CHUNK_BYTES, size - offset), offset):
         digest.update(chunk)
         view = memoryview(chunk)
         while view:
@@ -123,9 +131,9 @@ def _copy(source: int, target: int, expected_digest: str | None) -> int:
     return offset
 
 
-def _sendfile(source: int, target: int) -> int:
+def _sendfile(source: int, target: int, size: int) -> int:
     offset = 0
-    while count := os.sendfile(target, source, offset, 1 << 30):
+    while count := os.sendfile(target, source, offset, min(1 << 30, size - offset)):
         offset += count
     return offset
 

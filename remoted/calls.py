@@ -49,6 +49,12 @@ class Request:
     instance: tuple[str, str, str] | None = None
     """(instance id, method, digest of the constructor's arguments)"""
 
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """All content that it refers to."""
+        constructor = self.instance[2] if self.instance else ""
+        return tuple(digest for digest in (self.spec, self.code, self.modules, self.context, self.arguments, constructor) if digest)
+
 
 class Watcher(Protocol):
     """Somebody who is told what happens to a call; never blocks."""
@@ -145,6 +151,7 @@ class CallRunner:
 
     def make_ticket(self, peer: Peer, call_id: str, request: Request, spec: JobSpec, ancestors: tuple[str, ...]) -> tuple[Ticket, PoolPolicy]:
         """Raises BadRequest when this host can never serve the call; names what the host has."""
+        self.contents.require(peer.uid, *request.digests)
         context = self.contents.context(peer.uid, request.context)
         gpu = self._gpu_request(spec)
         self._refuse_what_is_missing(spec)

@@ -8,7 +8,9 @@ never a row.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter, OrderedDict
+from typing import Any
 
 from remoted.blobs import Blobs
 from remoted.errors import BadRequest, OverLimit
@@ -20,6 +22,7 @@ from remoted_client import wire
 
 ROLES = frozenset({"spec", "code", "modules", "arguments", "constructor", "context"})
 _SECRET = "context"
+_ABSENT: Any = object()
 _Key = tuple[int, str]
 
 
@@ -32,6 +35,8 @@ class Contents:
         self._limits = limits
         #: The newest small ones, so that a warm call touches neither disk nor database.
         self._recent: OrderedDict[_Key, bytes] = OrderedDict()
+        #: Those that left ``_recent`` while a live call still refers to them.
+        self._needed: dict[_Key, bytes] = {}
         self._files: set[_Key] = set()
         self._secrets: dict[_Key, bytes | None] = {}
         self._holders: Counter[_Key] = Counter()
@@ -69,10 +74,10 @@ class Contents:
             await self._blobs.store_descriptor(fd, self._blobs.secret_path(uid, digest), digest)
             self._secrets[(uid, digest)] = None
             return
-        size = await self._blobs.store_descriptor(fd, self._blobs.content_path(uid, digest), digest)
-        if size > self._limits.content_bytes:
-            self._blobs.remove(self._blobs.content_path(uid, digest))
+        if (size := os.fstat(fd).st_size) > self._limits.content_bytes:
+            os.close(fd)
             raise OverLimit("OVER_LIMIT", f"cannot store {size} bytes of content: the limit content_bytes is {self._limits.content_bytes}")
+        size = await self._blobs.store_descriptor(fd, self._blobs.content_path(uid, digest), digest)
         self._files.add((uid, digest))
         row = {"uid": uid, "digest": digest, "role": role, "size": size, "inline": None, "now": now}
         await self._store.submit(lambda db: db.run("add_content", **row))
@@ -81,22 +86,30 @@ class Contents:
         self._recent[key] = data
         self._recent.move_to_end(key)
         while len(self._recent) > 4096:
-            self._recent.popitem(last=False)
+            old, left = self._recent.popitem(last=False)
+            if self._holders[old] > 0:
+                self._needed[old] = left
 
     def has(self, uid: int, digest: str) -> bool:
         key = (uid, digest)
-        return key in self._recent or key in self._files or key in self._secrets
+        return key in self._recent or key in self._needed or key in self._files or key in self._secrets
+
+    def require(self, uid: int, *digests: str) -> None:
+        """Raises BadRequest MISSING_CONTENT before anything is acknowledged that refers to it; "" means none."""
+        for digest in digests:
+            if digest and not self.has(uid, digest):
+                raise BadRequest("MISSING_CONTENT", f"cannot find the content {digest[:80]}: send it again")
 
     def content(self, uid: int, digest: str) -> Content:
         """For a worker. Raises BadRequest MISSING_CONTENT: the client sends it again."""
         key = (uid, digest)
-        if (data := self._recent.get(key)) is not None:
+        if (data := self._recent.get(key, self._needed.get(key))) is not None:
             return Content(digest, data, None)
         if key in self._files:
             return Content(digest, None, str(self._blobs.content_path(uid, digest)))
         if key in self._secrets:
             return self._secret(key)
-        raise BadRequest("MISSING_CONTENT", f"cannot find the content {digest}: send it again")
+        raise BadRequest("MISSING_CONTENT", f"cannot find the content {digest[:80]}: send it again")
 
     def _secret(self, key: _Key) -> Content:
         data = self._secrets[key]
@@ -125,9 +138,10 @@ class Contents:
             raise BadRequest("TOO_LARGE", f"cannot read the description: it is larger than {cap} bytes")
         return data
 
-    # -- secrets live as long as somebody needs them -------------------------------------------------------
+    # -- as long as somebody needs it ----------------------------------------------------------------------
 
     def hold(self, uid: int, digest: str) -> None:
+        """A connection or a live call refers to it: a secret keeps its file, small content its place in memory."""
         self._holders[(uid, digest)] += 1
 
     def release(self, uid: int, digest: str) -> None:
@@ -136,9 +150,10 @@ class Contents:
         self._holders[key] -= 1
         if self._holders[key] <= 0:
             del self._holders[key]
-            self._secrets.pop(key, None)
-            self._contexts.pop(key, None)
-            self._blobs.remove(self._blobs.secret_path(uid, digest))
+            self._needed.pop(key, None)
+            if self._secrets.pop(key, _ABSENT) is not _ABSENT:
+                self._contexts.pop(key, None)
+                self._blobs.remove(self._blobs.secret_path(uid, digest))
 
     # -- after a restart -----------------------------------------------------------------------------------
 

@@ -37,7 +37,14 @@ log = logging.getLogger(__name__)
 _READ_BYTES = 256 * 1024
 #: Frames of one client that wait to be handled; beyond it the daemon stops reading that socket.
 _INBOX_FRAMES = 2048
+_INBOX_BYTES = 8 << 20
+#: Taken at one turn of the loop: what closed meanwhile is noticed before it counts against its user's next ones.
+_ACCEPTS = 16
 _OUTPUT_CHUNK_BYTES = 48 * 1024
+#: What a descriptor that waits for its reader counts for: they are scarcer than memory.
+_DESCRIPTOR_COST = 64 * 1024
+#: JSON bytes that an error and a traceback may each take of a header (wire.HEADER_BYTES holds both).
+_TEXT_BYTES = 24 * 1024
 _SO_PEERPIDFD = 77  # linux 6.5, include/uapi/asm-generic/socket.h
 
 
@@ -76,7 +83,7 @@ class DataServer:
         self._loop.add_reader(self._sock.fileno(), self._accept)
 
     def _accept(self) -> None:
-        for _ in range(64):
+        for _ in range(_ACCEPTS):
             try:
                 sock, _address = self._sock.accept()
             except (BlockingIOError, InterruptedError):
@@ -101,8 +108,14 @@ class DataServer:
                 sock.send(wire.encode({"op": "refused", "code": code, "message": f"cannot serve this connection: {message}"}))
             sock.close()
             return
+        try:
+            connection = Connection(self, sock, peer)
+        except OSError as error:
+            log.error("cannot serve a connection: %s", error)
+            sock.close()
+            return
         self._per_uid[peer.uid] += 1
-        self.connections.add(Connection(self, sock, peer))
+        self.connections.add(connection)
 
     def gone(self, connection: Connection) -> None:
         self.connections.discard(connection)
@@ -125,6 +138,8 @@ class Connection:
         self._loop = asyncio.get_running_loop()
         self._reader = wire.FrameReader()
         self._inbox: deque[wire.Frame] = deque()
+        self._inbox_bytes = 0
+        self._paused = False
         self._arrived = asyncio.Event()
         self._outbox: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self._outbox_bytes = 0
@@ -133,11 +148,17 @@ class Connection:
         self._flushing = False
         self._secrets: list[tuple[int, str]] = []
         self._followed: dict[str, int] = {}
+        self._watching: set[Call] = set()
         self._mine: set[str] = set()
+        #: Submissions that are not committed yet: their calls are not known as ours before.
+        self._submitting = 0
+        #: News that found no room: a live call, or None for a job that is over and is read from the store.
+        self._late: dict[str, Call | None] = {}
+        self._telling_late = False
         self._pidfd = peer_pidfd(sock, peer.pid)
         self._caller = ""
         self._drain_waiters: list[asyncio.Future[None]] = []
-        self._timer = self._loop.call_later(server.limits.hello_deadline_seconds, self._too_slow, "it did not introduce itself")
+        self._timer: asyncio.TimerHandle | None = self._loop.call_later(server.limits.hello_deadline_seconds, self._too_slow, "it did not introduce itself")
         self._loop.add_reader(sock.fileno(), self._read)
         self._task = self._loop.create_task(self._serve())
 
@@ -158,20 +179,39 @@ class Connection:
         except OSError:
             self._on_eof()
             return
-        self._watch_deadline()
+        self._watch_deadline(bool(frames))
         if frames:
             self._inbox.extend(frames)
+            self._inbox_bytes += len(data)
             self._arrived.set()
-            if len(self._inbox) > _INBOX_FRAMES:
-                self._loop.remove_reader(self._sock.fileno())
+            if len(self._inbox) > _INBOX_FRAMES or self._inbox_bytes > _INBOX_BYTES:
+                self._pause()
 
-    def _watch_deadline(self) -> None:
-        """Half a frame may not stay half for ever (T12)."""
-        if not self._greeted:
+    def _watch_deadline(self, progress: bool) -> None:
+        """Half a frame may not stay half for ever, however slowly it trickles (T12)."""
+        if not self._greeted or not (progress or not self._timer or not self._reader.pending_bytes):
             return
-        self._timer.cancel()
+        self._stop_timer()
         if self._reader.pending_bytes:
             self._timer = self._loop.call_later(self._server.limits.frame_deadline_seconds, self._too_slow, "a frame stayed incomplete")
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _pause(self) -> None:
+        """It sends faster than its frames are handled. That is not its fault, so no deadline runs."""
+        self._paused = True
+        self._loop.remove_reader(self._sock.fileno())
+        if self._greeted:
+            self._stop_timer()
+
+    def _resume(self) -> None:
+        if self._open:
+            self._paused = False
+            self._loop.add_reader(self._sock.fileno(), self._read)
+            self._watch_deadline(progress=True)
 
     def _too_slow(self, why: str) -> None:
         self._refuse_and_close("TOO_SLOW", f"cannot wait any longer: {why}")
@@ -180,9 +220,12 @@ class Connection:
         """Frames in order, for as long as the connection lives."""
         while True:
             while self._inbox:
+                while self._open and self._is_full():
+                    await self._drained()  # who does not take its answers is not asked for more
                 await self._handle(self._inbox.popleft())
-                if len(self._inbox) == _INBOX_FRAMES // 2 and self._open:
-                    self._loop.add_reader(self._sock.fileno(), self._read)
+            self._inbox_bytes = 0
+            if self._paused:
+                self._resume()
             self._arrived.clear()
             await self._arrived.wait()
 
@@ -200,9 +243,11 @@ class Connection:
             self._refuse(frame, error.code, str(error))
         except RemotedError as error:
             self._refuse(frame, "STORE_ERROR" if isinstance(error, StoreError) else "FAILED", str(error))
+        except Exception as error:  # whatever it is: the others go on, and who asked must hear of it
+            log.exception("cannot handle %r", frame.op[:40])
+            self._refuse(frame, "FAILED", f"cannot handle {frame.op[:40]!r}: {type(error).__name__} in the daemon; its log says more")
         finally:
-            if frame.op != "put":
-                frame.close()
+            frame.close()
 
     def _refuse(self, frame: wire.Frame, code: str, message: str) -> None:
         reference = {name: frame.header[name] for name in ("key", "id", "digest") if isinstance(frame.header.get(name), str)}
@@ -219,7 +264,7 @@ class Connection:
             self._refuse_and_close("VERSION_MISMATCH", f"cannot talk: you speak protocol {frame.header['protocol']}, this daemon {wire.PROTOCOL}; install the same remoted on both sides")
             return
         self._greeted = True
-        self._timer.cancel()
+        self._stop_timer()
         started = int(frame.header.get("started", 0))
         self._caller = json.dumps([self.peer.pid, started])
         self.send({"op": "welcome", "protocol": wire.PROTOCOL, "version": remoted.__version__, "pid": os.getpid(), "uid": os.geteuid()})
@@ -227,7 +272,8 @@ class Connection:
     async def _on_put(self, frame: wire.Frame) -> None:
         digest, role = str(frame.header["digest"]), str(frame.header["role"])
         contents = self._server.jobs.contents
-        await contents.put(self.peer.uid, digest, role, frame, self._server.jobs.clock.wall())
+        copy = frame._replace(fds=tuple(map(os.dup, frame.fds)))
+        await contents.put(self.peer.uid, digest, role, copy, self._server.jobs.clock.wall())
         if role == "context":
             contents.hold(self.peer.uid, digest)
             self._secrets.append((self.peer.uid, digest))
@@ -236,22 +282,31 @@ class Connection:
         request = _parse_request(frame)
         accepted = self._server.jobs.submit(self.peer, request, "" if request.options.detach else self._caller)
         output = bool(frame.header.get("output", True))
+        self._submitting += 1
         accepted.add_done_callback(lambda done: self._accepted(request, output, done))
 
     def _accepted(self, request: Request, output: bool, done: asyncio.Future[str]) -> None:
+        self._submitting -= 1
         error = done.exception()
         if error is not None:
             code = error.code if isinstance(error, Refused) else "STORE_ERROR"
-            self.send({"op": "refused", "about": "submit", "key": request.key, "code": code, "message": str(error)})
+            self.send({"op": "refused", "about": "submit", "key": request.key, "code": code, "message": str(error)[:4000]})
+        else:
+            self._acknowledge(request, output, done.result())
+        if not self._open:
+            self._leave_calls()
+
+    def _acknowledge(self, request: Request, output: bool, job_id: str) -> None:
+        call = self._server.jobs.calls.get(job_id)
+        if call is not None and not request.options.detach:
+            self._mine.add(call.id)
+        if not self._open:
             return
-        call = self._server.jobs.calls.get(done.result())
-        self.send({"op": "accepted", "key": request.key, "id": done.result()})
+        self.send({"op": "accepted", "key": request.key, "id": job_id})
         if call is not None:
             self._watch(call, output)
-            if not request.options.detach:
-                self._mine.add(call.id)
         else:
-            self._loop.create_task(self._tell_finished(done.result()))
+            self._loop.create_task(self._tell_finished(job_id))
 
     def _on_call(self, frame: wire.Frame) -> None:
         request = _parse_request(frame)
@@ -272,7 +327,7 @@ class Connection:
             self._mine.add(call.id)
         for number, content in list(enumerate(call.items))[int(frame.header.get("items", 0)) :]:
             self.on_item(call, number, content)
-        self._watch(call, bool(frame.header.get("output", True)), int(frame.header.get("offset", 0)))
+        self._watch(call, bool(frame.header.get("output", True)), max(0, int(frame.header.get("offset", 0))))
 
     def _on_cancel(self, frame: wire.Frame) -> None:
         self._runner(str(frame.header["id"])).cancel(self._find(str(frame.header["id"])))
@@ -311,6 +366,7 @@ class Connection:
 
     def _watch(self, call: Call, output: bool, offset: int = 0) -> None:
         call.watchers.add(self)
+        self._watching.add(call)
         if output:
             self._followed[call.id] = offset
             self._pump_output(call)
@@ -319,6 +375,9 @@ class Connection:
     # -- what happens to their calls (Watcher) -------------------------------------------------------------
 
     def on_state(self, call: Call) -> None:
+        if self._is_full():
+            self._late.setdefault(call.id, call)
+            return
         self.send({"op": "state", "id": call.id, "status": call.status.value, "reason": call.reason.value if call.reason else "", "worker": call.worker_id})
 
     def on_output(self, call: Call, stream: int, data: bytes, offset: int) -> None:
@@ -380,7 +439,28 @@ class Connection:
     def _tell_done(self, call: Call) -> None:
         self._followed.pop(call.id, None)
         self._mine.discard(call.id)
-        self._send_content(_done_header(call), call.result or Content("", b"", None))
+        self._watching.discard(call)
+        self._late.pop(call.id, None)
+        durable = not call.spec.pool.load_balanced
+        if durable and self._is_full():
+            self._late[call.id] = None
+            return
+        # A direct result is nowhere else; it takes no more room than its call's arguments did.
+        self._send_content(_done_header(call), call.result or Content("", b"", None), bounded=durable)
+
+    async def _tell_late(self) -> None:
+        """There is room again: what waited for it, oldest first."""
+        self._telling_late = True
+        try:
+            while self._late and self._open and not self._is_full():
+                call_id = next(iter(self._late))
+                call = self._late.pop(call_id)
+                if call is None:
+                    await self._tell_finished(call_id)
+                else:
+                    self.on_state(call)
+        finally:
+            self._telling_late = False
 
     async def _replay_output(self, job_id: str, offset: int) -> None:
         """What a finished job printed beyond ``offset``, at the reader's pace."""
@@ -410,24 +490,27 @@ class Connection:
 
     # -- writing -------------------------------------------------------------------------------------------
 
-    def _send_content(self, header: dict[str, Any], content: Content) -> None:
+    def _send_content(self, header: dict[str, Any], content: Content, bounded: bool = True) -> None:
         try:
             if content.inline is not None:
-                self.send(header, content.inline)
+                self.send(header, content.inline, bounded=bounded)
             else:
-                self.send(header, fds=(content.open(),))
+                self.send(header, fds=(content.open(),), bounded=bounded)
         except OSError as error:
             self.send({**header, "lost": f"cannot read the stored payload: {error}"})
 
-    def send(self, header: dict[str, Any], body: bytes = b"", fds: tuple[int, ...] = ()) -> None:
+    def _is_full(self) -> bool:
+        return self._outbox_bytes > self._server.limits.outbox_bytes // 2
+
+    def send(self, header: dict[str, Any], body: bytes = b"", fds: tuple[int, ...] = (), bounded: bool = True) -> None:
         """Queue one frame; what one turn of the loop produces leaves together. Closes the descriptors once sent."""
         if not self._open:
             wire.close_all(fds)
             return
         data = wire.encode(header, body, len(fds))
         self._outbox.append((data, fds))
-        self._outbox_bytes += len(data)
-        if self._outbox_bytes > self._server.limits.outbox_bytes:
+        self._outbox_bytes += len(data) + _DESCRIPTOR_COST * len(fds)
+        if bounded and self._outbox_bytes > self._server.limits.outbox_bytes:
             self.close()  # it does not even take its results; it may come back and ask
         elif not self._flushing:
             self._flushing = True
@@ -447,13 +530,15 @@ class Connection:
                 self._on_eof()
                 return
             wire.close_all(fds)
-            self._outbox_bytes -= sent
+            self._outbox_bytes -= sent + _DESCRIPTOR_COST * len(fds)
             if sent < len(data):
                 self._outbox.appendleft((data[sent:], ()))
         self._flushing = False
         if self._open:
             self._loop.remove_writer(self._sock.fileno())
         self._wake_drain_waiters()
+        if self._late and self._open and not self._telling_late:
+            self._loop.create_task(self._tell_late())
 
     def _gather(self) -> tuple[bytes, tuple[int, ...]]:
         """The next frame, and those after it that carry no descriptors, as one write."""
@@ -475,16 +560,22 @@ class Connection:
     # -- the end -------------------------------------------------------------------------------------------
 
     def _on_eof(self) -> None:
-        """The client closed, or died. Its blocking calls end with its process, not with its connection."""
-        mine = [call for call in map(self._lookup, self._mine) if call is not None]
+        """The client closed, or died."""
         self.close()
+
+    def _leave_calls(self) -> None:
+        """Blocking calls end with their caller's process, not with its connection."""
+        if self._submitting:
+            return  # comes back here when the last of them is known
+        mine = [call for call in map(self._lookup, self._mine) if call is not None]
+        pidfd, self._pidfd = self._pidfd, None
         if not mine:
-            return
-        if self._pidfd is None:
+            if pidfd is not None:
+                os.close(pidfd)
+        elif pidfd is None:
             _cancel_orphans(self._server, mine)
         else:
-            watch_caller(self._server, self._pidfd, mine)
-            self._pidfd = None
+            watch_caller(self._server, pidfd, mine)
 
     def _lookup(self, call_id: str) -> Call | None:
         return self._server.jobs.calls.get(call_id) or self._server.direct.calls.get(call_id)
@@ -494,10 +585,10 @@ class Connection:
         if not self._open:
             return
         with contextlib.suppress(OSError):
-            if self._outbox and not self._outbox[0][1]:
-                self._sock.send(self._outbox[0][0])  # a refusal that explains the end
+            while self._outbox and not self._outbox[0][1]:
+                self._sock.send(self._outbox.popleft()[0])  # at the end stands a refusal that explains it
         self._open = False
-        self._timer.cancel()
+        self._stop_timer()
         self._task.cancel()
         self._loop.remove_reader(self._sock.fileno())
         self._loop.remove_writer(self._sock.fileno())
@@ -507,16 +598,15 @@ class Connection:
             frame.close()
         for _, fds in self._outbox:
             wire.close_all(fds)
-        for runner in (self._server.jobs, self._server.direct):
-            for call in runner.calls.values():
-                call.watchers.discard(self)
+        for call in self._watching:
+            call.watchers.discard(self)
+        self._watching.clear()
+        self._late.clear()
         for uid, digest in self._secrets:
             self._server.jobs.contents.release(uid, digest)
         self._wake_drain_waiters()
         self._server.gone(self)
-        if self._pidfd is not None and not self._mine:
-            os.close(self._pidfd)
-            self._pidfd = None
+        self._leave_calls()
 
 
 def watch_caller(server: DataServer, pidfd: int, calls: list[Call]) -> None:
@@ -562,6 +652,13 @@ def _parse_request(frame: wire.Frame) -> Request:
     )
 
 
+def _end_of(text: str) -> str:
+    """As much of the end of a text as a header has room for: a letter may take up to six bytes there."""
+    while len(text) * 6 > _TEXT_BYTES and (size := len(json.dumps(text, ensure_ascii=False).encode("utf-8", "surrogatepass"))) > _TEXT_BYTES:
+        text = text[-(len(text) * _TEXT_BYTES // size) :]
+    return text
+
+
 def _done_header(call: Call) -> dict[str, Any]:
     return {
         "op": "done",
@@ -569,9 +666,9 @@ def _done_header(call: Call) -> dict[str, Any]:
         "status": call.status.value,
         "reason": call.reason.value if call.reason else "",
         "kind": call.result_kind,
-        "error": call.error[-16000:],
-        "error_type": call.error_type,
-        "traceback": call.traceback[-16000:],
+        "error": _end_of(call.error),
+        "error_type": call.error_type[:1000],
+        "traceback": _end_of(call.traceback),
         "attempts": call.attempts,
         "worker": call.worker_id,
         "gpus": list(call.devices),
@@ -591,9 +688,9 @@ def _done_header_of_row(row: Row) -> dict[str, Any]:
         "status": row["status"],
         "reason": row["state_reason"],
         "kind": row["result_kind"],
-        "error": row["error"][-16000:],
-        "error_type": row["error_type"],
-        "traceback": row["traceback"][-16000:],
+        "error": _end_of(row["error"]),
+        "error_type": row["error_type"][:1000],
+        "traceback": _end_of(row["traceback"]),
         "attempts": row["attempts"],
         "worker": row["worker"],
         "gpus": row["gpus"].split(),

@@ -140,7 +140,8 @@ class Jobs(CallRunner):
     def _adopt_call(self, call: Call) -> None:
         self.calls[call.id] = call
         self._per_uid[call.uid] += 1
-        self.contents.hold(call.uid, call.request.context)
+        for digest in call.request.digests:
+            self.contents.hold(call.uid, digest)
         parent = self.lookup(call.request.parent)
         if parent is not None:
             parent.children.add(call.id)
@@ -152,7 +153,8 @@ class Jobs(CallRunner):
         self._per_uid[call.uid] -= 1
         self.engine.withdraw(call.id)
         self.engine.ended(call.id)
-        self.contents.release(call.uid, call.request.context)
+        for digest in call.request.digests:
+            self.contents.release(call.uid, digest)
         call.log.close()
         if call.retry_timer is not None:
             call.retry_timer.cancel()

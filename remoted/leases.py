@@ -53,7 +53,8 @@ class DirectCalls(CallRunner):
             caller=caller,
         )
         self.calls[call_id] = call
-        self.contents.hold(call.uid, request.context)
+        for digest in request.digests:
+            self.contents.hold(call.uid, digest)
         parent = self.lookup(request.parent)
         if parent is not None:
             parent.children.add(call_id)
@@ -138,7 +139,8 @@ class DirectCalls(CallRunner):
     def _finish(self, call: Call, status: Status, reason: Reason | None) -> None:
         call.status, call.reason, call.ended_at = status, reason, self.clock.wall()
         del self.calls[call.id]
-        self.contents.release(call.uid, call.request.context)
+        for digest in call.request.digests:
+            self.contents.release(call.uid, digest)
         if call.retry_timer is not None:
             call.retry_timer.cancel()
         for watcher in list(call.watchers):

@@ -16,9 +16,9 @@ from remoted.api.services import Services
 from remoted.engine import Engine
 from remoted.model import Device, DeviceUse, DeviceUuid, WorkerId
 
-#: A status must answer within 100 ms, whatever a driver does; facts as old as this are shown as they are.
+#: A status must answer within 100 ms, whatever a driver does; facts younger than this are shown as they are.
 _LOOK_SECONDS = 0.05
-_FRESH_SECONDS = 1.0
+_FRESH_SECONDS = 0.2
 
 
 async def gpus(services: Services, ask: Ask) -> web.StreamResponse:

@@ -65,14 +65,16 @@ class Answer:
 
     def chunks(self) -> Iterator[bytes]:
         """The body as it comes. Raises CutOff when it is not whole. A chunk is given out as soon as it is here."""
-        if self.headers.get("transfer-encoding", "") == "chunked":
-            while size := int(self._line(), 16):
-                yield self._exactly(size)
+        try:
+            if self.headers.get("transfer-encoding", "") == "chunked":
+                while size := int(self._line(), 16):
+                    yield self._exactly(size)
+                    self._line()
                 self._line()
-            self._line()
-        else:
-            yield self._exactly(int(self.headers.get("content-length", "0")))
-        self.close()
+            else:
+                yield self._exactly(int(self.headers.get("content-length", "0")))
+        finally:
+            self.close()
 
     def _exactly(self, size: int) -> bytes:
         with _cut_off():
@@ -91,19 +93,19 @@ class Answer:
 
 def request(method: str, path: str, body: Any = None, timeout: float | None = _TIMEOUT_SECONDS) -> Answer:
     """A successful answer, its body unread. Raises NoDaemon, Refusal."""
-    sock = connect()
-    sock.settimeout(timeout)
     data = b"" if body is None else json.dumps(body).encode()
     head = f"{method} {path} HTTP/1.1\r\nHost: remoted\r\nConnection: close\r\nContent-Length: {len(data)}\r\n\r\n"
-    with contextlib.suppress(BrokenPipeError):  # turned away before it was read: the reason is there to be read
-        sock.sendall(head.encode() + data)
+    sock = connect()
     try:
+        sock.settimeout(timeout)
+        with _cut_off(), contextlib.suppress(BrokenPipeError):  # turned away unread: the reason is there to be read
+            sock.sendall(head.encode() + data)
         answer = Answer(sock)
-        if answer.status != 200:
-            raise _refusal(answer)
-    except CliError:
+    except BaseException:
         sock.close()
         raise
+    if answer.status != 200:
+        raise _refusal(answer)
     return answer
 
 

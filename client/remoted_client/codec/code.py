@@ -39,6 +39,6 @@ def split(payload: bytes | bytearray | memoryview) -> tuple[str, memoryview]:
     """The digest of a payload of code, and the rest of it."""
     view = memoryview(payload)
     end = len(MAGIC) + _DIGEST_CHARACTERS
-    if view[: len(MAGIC)] != MAGIC:
+    if bytes(view[: len(MAGIC)]) != MAGIC:
         raise BadPayload("cannot read this code: it was made by another version of remoted_client")
     return str(view[len(MAGIC) : end], "ascii"), view[end:]

@@ -70,8 +70,9 @@ def _parts(path: str, value: Any) -> Iterator[Part]:
             yield f"{path}[{key!r}]", item
             yield f"key {key!r} of {path}", key
     elif issubclass(kind, (list, tuple)):
+        names: Any = getattr(kind, "_fields", None)
         for index, item in enumerate(value):
-            yield (f"{path}.{kind._fields[index]}" if hasattr(kind, "_fields") else f"{path}[{index}]"), item
+            yield (f"{path}.{names[index]}" if names else f"{path}[{index}]"), item
     elif issubclass(kind, (set, frozenset)):
         yield from ((f"an item of {path}", item) for item in value)
     elif kind is types.FunctionType:

@@ -55,7 +55,7 @@ class Binding:
 class Pickler(cp.Pickler):  # type: ignore[misc]
     """One payload in the making, with the list of all that it holds."""
 
-    dispatch_table: ClassVar[Any] = ChainMap(TABLE, cp.Pickler.dispatch_table)
+    dispatch_table: ClassVar[Any] = ChainMap(TABLE, cp.Pickler.dispatch_table)  # pyright: ignore[reportArgumentType]  # never written to
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class Pickler(cp.Pickler):  # type: ignore[misc]
             self._scheduled.discard((id(scope), name))
             self.dump(Binding(scope, self._origin.ref(scope), name))
 
-    def reducer_override(self, value: Any) -> Any:
+    def reducer_override(self, value: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]  # pickle passes it by position
         kind = type(value)
         if kind is types.FunctionType:
             return self._function(value)

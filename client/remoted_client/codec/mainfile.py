@@ -38,13 +38,13 @@ class MainSpec(ModuleSpec):
         super().__init__(_SPAWNED, None, origin=space.scope.get("__file__"))
 
     @property
-    def name(self) -> str:
+    def name(self) -> str:  # computed when it is asked for
         if sys._getframe(1).f_code.co_name == "get_preparation_data":
             os.environ[VARIABLE] = self._home.main_file.written(self._home, self._space)
         return _SPAWNED
 
     @name.setter
-    def name(self, _: str) -> None:
+    def name(self, _: str) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Fixed."""
 
     @property

@@ -165,13 +165,13 @@ class _HashSink:
 
 
 class _DigestPickler(cp.Pickler):  # type: ignore[misc]
-    dispatch_table: ClassVar[Any] = ChainMap(TABLE, cp.Pickler.dispatch_table)
+    dispatch_table: ClassVar[Any] = ChainMap(TABLE, cp.Pickler.dispatch_table)  # pyright: ignore[reportArgumentType]  # never written to
 
     def __init__(self, sink: _HashSink, origin: Origin) -> None:
         super().__init__(sink, protocol=5, buffer_callback=sink.add_buffer)
         self._origin = origin
 
-    def reducer_override(self, value: Any) -> Any:
+    def reducer_override(self, value: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]  # pickle passes it by position
         kind = type(value)
         if kind is types.FunctionType:
             return NotImplemented if by_reference(value) else (ops.known_function, (self._origin.token(value),))

@@ -1,0 +1,61 @@
+"""What a type checker sees of the public names. Never run: mypy and pyright check it (``test_f02_typing``)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import assert_type
+
+from remoted_client import CpuLiveLoadBalancer, CpuLiveServerless, Handle, JobOutput, StreamHandle, remote
+
+queue = CpuLiveServerless(name="queue")
+direct = CpuLiveLoadBalancer(name="direct")
+
+
+@remote(resource_config=queue)
+async def coroutine(x: int, *, flag: bool = False) -> str:
+    return str(x)
+
+
+@remote(queue, dependencies=["numpy"], timeout=60)
+def plain(x: int) -> list[int]:
+    return [x]
+
+
+@remote(direct)
+async def direct_coroutine(x: int) -> float:
+    return float(x)
+
+
+@remote(direct, method="POST", path="/x")
+def direct_plain(x: int) -> bytes:
+    return bytes(x)
+
+
+@remote(queue)
+def generator(n: int) -> Iterator[int]:
+    yield n
+
+
+@remote(direct)
+async def async_generator(n: int) -> AsyncIterator[str]:
+    yield str(n)
+
+
+async def use() -> None:
+    assert_type(coroutine(1, flag=True), Handle[JobOutput[str]])
+    assert_type(await coroutine(1), JobOutput[str])
+    assert_type((await coroutine(1)).output, str | None)
+    assert_type((await coroutine(1)).unwrap(), str)
+    assert_type(plain(1).result(timeout=3), JobOutput[list[int]])
+    assert_type(await direct_coroutine(1), float)
+    assert_type(direct_plain(1).result(), bytes)
+    assert_type(direct_plain.local(1), Handle[bytes])
+    assert_type(generator(3), StreamHandle[JobOutput[list[int]]])
+    assert_type(await async_generator(3), list[str])
+    assert_type(plain.options(timeout=5)(1), Handle[JobOutput[list[int]]])
+
+
+def misuse() -> None:
+    coroutine("one")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    plain()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    CpuLiveServerless(name="x", wokersMax=3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
