@@ -466,11 +466,11 @@ class Jobs(CallRunner):
         if not Status(row["status"]).is_terminal:
             raise Conflict("NOT_FINISHED", f"cannot retry {job_id}: it is {row['status']}; cancel it first")
         digests = {digest for digest in (row["spec"], row["code"], row["modules"], row["arguments"]) if digest}
-        await self.contents.recover(peer.uid, digests, row["context"])
-        spec = self.contents.spec(peer.uid, row["spec"])
-        context = await self._fresh_context(peer, spec, environ)
         options = json.loads(row["options"])
         instance = options.pop("instance", None)
+        await self.contents.recover(peer.uid, digests | ({instance[2]} if instance else set()), row["context"])
+        spec = self.contents.spec(peer.uid, row["spec"])
+        context = await self._fresh_context(peer, spec, environ)
         request = Request(
             key=secrets.token_hex(16),
             spec=row["spec"],

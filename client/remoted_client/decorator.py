@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-import warnings
+import types
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
@@ -19,11 +18,11 @@ from remoted_client.config import (
     ServerlessEndpoint,
 )
 from remoted_client.function import RemoteFunction, Settings
-from remoted_client.handle import Handle, StreamHandle
-from remoted_client.output import JobOutput
 from remoted_client.suggest import check_amount, check_bool, check_env, check_int, check_list, unknown_field, wrong_type
 
 if TYPE_CHECKING:
+    from remoted_client.handle import Handle, StreamHandle
+    from remoted_client.output import JobOutput
     from remoted_client.remote_class import RemoteClass
 
 P = ParamSpec("P")
@@ -134,7 +133,7 @@ def remote(
         if word not in _IGNORED:
             raise unknown_field("remote", word, _KNOWN)
     if not isinstance(resource_config, ResourceConfig):
-        hint = "; write @remote(LiveServerless(name=...)), with parentheses" if inspect.isfunction(resource_config) else ""
+        hint = "; write @remote(LiveServerless(name=...)), with parentheses" if isinstance(resource_config, types.FunctionType) else ""
         raise TypeError(str(wrong_type("resource_config", resource_config, "one of the resource config classes, e.g. LiveServerless(name=...)")) + hint)
     settings = Settings(
         resource_config,
@@ -166,6 +165,8 @@ def _check_route(settings: Settings) -> None:
     if settings.method is None and settings.path is None:
         return
     if not settings.config.is_load_balanced:
+        import warnings
+
         warnings.warn("method= and path= have no effect on queue classes; use a load-balanced class", stacklevel=4)
         return
     if settings.method not in (None, *_METHODS):
@@ -179,7 +180,7 @@ class _Decorator(Generic[R]):
         self._settings = settings
 
     def __call__(self, target: Any) -> Any:
-        if inspect.isclass(target):
+        if isinstance(target, type):
             from remoted_client.remote_class import RemoteClass
 
             return RemoteClass(target, self._settings)

@@ -9,9 +9,10 @@ import weakref
 from typing import Any, Generic, TypeVar
 
 from remoted_client import connection
-from remoted_client.function import Settings, encode_arguments, submit
+from remoted_client.function import Settings, streams
 from remoted_client.handle import Handle, StreamHandle
 from remoted_client.local import LocalHandle, LocalStream
+from remoted_client.submission import encode_arguments, submit
 from remoted_client.suggest import did_you_mean
 
 C = TypeVar("C")
@@ -95,7 +96,7 @@ class RemoteInstance(_Methods):
 
     def _call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
         function = self._check(method, args, kwargs)
-        stream = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+        stream = streams(function)
         state = submit(
             connection.current(),
             self._class,
@@ -131,7 +132,7 @@ class _LocalInstance(_Methods):
         durable = not self._settings.config.is_load_balanced
         name = f"{self._class.__qualname__}.{method}"
         bound = getattr(self._instance, method)
-        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        if streams(function):
             return LocalStream(name, bound(*args, **kwargs), durable=durable)
         return LocalHandle(name, lambda: bound(*args, **kwargs), durable=durable)
 

@@ -276,7 +276,7 @@ def _is_installed(library: str | None) -> bool:
 
 def _import_pynvml() -> Any:
     try:
-        import pynvml  # type: ignore[import-untyped]
+        import pynvml
     except ImportError as error:
         raise NvmlError("cannot ask NVML: pynvml is missing; install the daemon with `remoted[daemon]`") from error
     return pynvml

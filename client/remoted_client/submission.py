@@ -1,0 +1,137 @@
+"""From a decorated function and its arguments to a call that is on its way.
+
+Nothing here is imported before the first call: pickling, sockets and threads are not the business of a script
+that only decorates.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from remoted_client import context
+from remoted_client.call_state import CallState
+from remoted_client.connection import Connection, Outgoing, Upload
+from remoted_client.errors import SerializationError
+from remoted_client.function import Settings, name_of
+from remoted_client.payload import Payload, PayloadWriter
+
+if TYPE_CHECKING:
+    from remoted_client.codec import Code
+
+
+def submit(
+    line: Connection,
+    target: Callable[..., Any],
+    settings: Settings,
+    options: dict[str, Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    stream: bool,
+    instance: tuple[str, str, Payload] | None = None,
+    name: str = "",
+) -> CallState:
+    """Pickle, describe and start one call. Raises SerializationError naming what cannot be sent."""
+    code, code_upload, spec_upload = _describe(line, target, settings, stream, instance is not None)
+    payload = encode_arguments(line, args, kwargs, code)
+    context_data, context_digest = line.surroundings.document(settings.declared)
+    uploads = [spec_upload, code_upload, Upload(context_digest, "context", context_data)]
+    modules = _modules_upload(code)
+    if modules is not None:
+        uploads.append(modules)
+    if payload.digest:
+        uploads.append(Upload(payload.digest, "arguments", payload))
+    parent = context.running_call()
+    header: dict[str, Any] = {
+        "op": "call" if settings.config.is_load_balanced else "submit",
+        "key": secrets.token_hex(16),
+        "spec": spec_upload.digest,
+        "code": code_upload.digest,
+        "modules": modules.digest if modules else "",
+        "context": context_digest,
+        "arguments": payload.digest,
+        "options": options,
+        "parent": parent.id if parent else "",
+    }
+    if instance is not None:
+        constructor = _constructor_upload(instance[2])
+        uploads.append(constructor)
+        header["instance"] = [instance[0], instance[1], constructor.digest]
+    state = CallState(
+        options.get("name") or name or name_of(target),
+        Outgoing(header["key"], header, payload.inline, tuple(uploads)),
+        durable=not settings.config.is_load_balanced,
+        detached=bool(options.get("detach")),
+        stream=stream,
+        echo=True,
+    )
+    line.start(state)
+    return state
+
+
+class _Described:
+    """A target's content, as long as its code does not change."""
+
+    def __init__(self, code: Code, uploads: tuple[Upload, Upload]) -> None:
+        self.code, self.uploads = code, uploads
+
+
+#: By target, settings and whether the call streams; the oldest go (functions made in a loop must not stay for ever).
+_described: OrderedDict[tuple[int, int, bool], tuple[Any, _Described]] = OrderedDict()
+_DESCRIBED_MOST = 1000
+_modules: list[tuple[Any, Upload]] = []
+
+
+def _describe(line: Connection, target: Callable[..., Any], settings: Settings, stream: bool, instance: bool) -> tuple[Code, Upload, Upload]:
+    """(code, its upload, the spec's upload); built again only when the code was."""
+    from remoted_client.codec import UnpicklableError, function_identity
+
+    try:
+        code = line.encoder.encode_call_target(target)
+    except UnpicklableError as error:
+        raise SerializationError(str(error), getattr(error, "path", "")) from error
+    key = (id(target), id(settings), stream)
+    known = _described.get(key)
+    if known is None or known[0] is not target or known[1].code.payload is not code.payload:
+        document = settings.spec(function_identity(target), stream, instance)
+        spec = json.dumps(document, sort_keys=True).encode()
+        uploads = (Upload(hashlib.sha256(code.payload).hexdigest(), "code", code.payload), Upload(hashlib.sha256(spec).hexdigest(), "spec", spec))
+        known = _described[key] = (target, _Described(code, uploads))
+        if len(_described) > _DESCRIBED_MOST:
+            _described.popitem(last=False)
+    return code, *known[1].uploads
+
+
+def _modules_upload(code: Code) -> Upload | None:
+    if not code.modules:
+        return None
+    if not _modules or _modules[0][0] is not code.modules:
+        data = code.modules.to_bytes()
+        _modules[:] = [(code.modules, Upload(hashlib.sha256(data).hexdigest(), "modules", data))]
+    return _modules[0][1]
+
+
+def encode_arguments(line: Connection, args: tuple[Any, ...], kwargs: dict[str, Any], code: Code | None) -> Payload:
+    """Raises SerializationError naming argument and attribute."""
+    from remoted_client.codec import UnpicklableError
+
+    writer = PayloadWriter()
+    try:
+        line.encoder.encode_arguments_into(writer, args, kwargs, code)  # type: ignore[arg-type]
+    except BaseException as error:
+        writer.abandon()
+        if isinstance(error, UnpicklableError):
+            raise SerializationError(str(error), getattr(error, "path", "")) from error
+        raise
+    return writer.finish()
+
+
+def _constructor_upload(payload: Payload) -> Upload:
+    if payload.digest:
+        return Upload(payload.digest, "constructor", payload)
+    return Upload(hashlib.sha256(payload.inline).hexdigest(), "constructor", payload.inline)
