@@ -11,6 +11,7 @@ import fcntl
 import json
 import logging
 import os
+import resource
 import secrets
 import shutil
 import signal
@@ -42,7 +43,6 @@ from remoted.spawn import helper, reaper, runtime
 from remoted.store import Store
 
 log = logging.getLogger(__name__)
-_HOUSEKEEPING_SECONDS = 60.0
 
 
 class Daemon:
@@ -62,6 +62,7 @@ class Daemon:
         self._paths.create()
         self._take_lock()
         reaper.become_subreaper()
+        _raise_descriptor_limit()
         async with self._store() as store:
             await self._serve(store)
 
@@ -164,7 +165,7 @@ class Daemon:
     async def _housekeeping(self, jobs: Jobs, direct: DirectCalls, data: DataServer) -> None:
         """Expiry, forgotten sockets, and the end of an idle daemon (MECHANISMS 7)."""
         idle_since = self._clock.monotonic()
-        period = min(_HOUSEKEEPING_SECONDS, (self._idle_exit_seconds or _HOUSEKEEPING_SECONDS) / 4)
+        period = min(self._limits.housekeeping_seconds, (self._idle_exit_seconds or float("inf")) / 4)
         while True:
             await asyncio.sleep(period)
             await jobs.expire()
@@ -180,6 +181,12 @@ class Daemon:
     def _remove_sockets(self) -> None:
         for path in (self._paths.data_socket, self._paths.api_socket):
             path.unlink(missing_ok=True)
+
+
+def _raise_descriptor_limit() -> None:
+    """Connections, pipes and payloads are descriptors; the soft limit of a shell (1,024) is for programs that use select."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @contextlib.contextmanager

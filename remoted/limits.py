@@ -46,4 +46,5 @@ class Limits:
     retry_cap_seconds: float = 60.0
     caller_reattach_seconds: float = 60.0
     pool_busy_seconds: float = 30.0
+    housekeeping_seconds: float = 60.0
     user_mode_idle_seconds: float = 900.0
