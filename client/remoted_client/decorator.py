@@ -17,7 +17,8 @@ from remoted_client.config import (
     ResourceConfig,
     ServerlessEndpoint,
 )
-from remoted_client.function import RemoteFunction, Settings
+from remoted_client.function import RemoteFunction
+from remoted_client.settings import Settings
 from remoted_client.suggest import check_amount, check_bool, check_env, check_int, check_list, unknown_field, wrong_type
 
 if TYPE_CHECKING:

@@ -3,92 +3,19 @@
 from __future__ import annotations
 
 import functools
-import os
-import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
+from remoted_client.settings import Settings, name_of, streams
 from remoted_client.suggest import check_amount, check_int
 
 if TYPE_CHECKING:
     import inspect
 
-    from remoted_client.config import ResourceConfig
     from remoted_client.mapping import MapResult
 
 P = ParamSpec("P")
 H = TypeVar("H")
-# inspect's CO_GENERATOR and CO_ASYNC_GENERATOR, without the 20 ms that importing it costs.
-_GENERATOR_FLAGS = 0x20 | 0x200
-
-
-def streams(function: object) -> bool:
-    """Is it a generator function, plain or async?"""
-    code = getattr(getattr(function, "__func__", function), "__code__", None)
-    return code is not None and bool(code.co_flags & _GENERATOR_FLAGS)
-
-
-def name_of(target: Callable[..., Any]) -> str:
-    return getattr(target, "__qualname__", type(target).__qualname__)
-
-
-class Settings:
-    """What the decorator was told, checked; shared by a function and all its ``options`` variants."""
-
-    def __init__(
-        self,
-        config: ResourceConfig,
-        dependencies: tuple[str, ...] = (),
-        system_dependencies: tuple[str, ...] = (),
-        accelerate_downloads: bool = False,
-        env: dict[str, str | None] | None = None,
-        max_retries: int = 1,
-        timeout: float | None = 3600,
-        local: bool = False,
-        method: str | None = None,
-        path: str | None = None,
-    ) -> None:
-        self.config = config
-        self.dependencies = dependencies
-        self.system_dependencies = system_dependencies
-        self.accelerate_downloads = accelerate_downloads
-        self.env = dict(env or {})
-        self.max_retries = max_retries
-        self.timeout = timeout
-        self.local = local
-        self.method = method
-        self.path = path
-
-    @property
-    def declared(self) -> dict[str, str | None]:
-        """``env=`` of the decorator over the config's over the template's."""
-        return {**self.config.declared_env, **self.env}
-
-    @property
-    def runs_here(self) -> bool:
-        return self.local or os.environ.get("REMOTED_LOCAL", "") not in ("", "0")
-
-    def spec(self, identity: tuple[str, str, str], stream: bool, instance: bool) -> dict[str, Any]:
-        """The document that all calls of one function share."""
-        from remoted_client.surroundings import own_entries
-
-        module, qualname, digest = identity
-        return {
-            "function": {"module": module, "qualname": qualname, "digest": digest},
-            "pool": self.config.to_wire(),
-            "dependencies": self.dependencies,
-            "system_dependencies": self.system_dependencies,
-            "accelerate_downloads": self.accelerate_downloads,
-            "max_retries": 0 if self.config.is_load_balanced else self.max_retries,
-            "timeout_seconds": self.timeout,
-            "python": sys.version_info[:3],
-            "executable": sys.executable,
-            "stream": stream,
-            "cwd": os.getcwd(),
-            "sys_path": own_entries(sys.path, os.getcwd()),
-            "declared": sorted(self.declared),
-        }
-
 
 class RemoteFunction(Generic[P, H]):
     """A function that runs in a worker. Calling it starts a call; ``H`` is the handle it gives.

@@ -9,9 +9,9 @@ import weakref
 from typing import Any, Generic, TypeVar
 
 from remoted_client import connection
-from remoted_client.function import Settings, streams
 from remoted_client.handle import Handle, StreamHandle
 from remoted_client.local import LocalHandle, LocalStream
+from remoted_client.settings import Settings, streams
 from remoted_client.submission import encode_arguments, submit
 from remoted_client.suggest import did_you_mean
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,9 @@ from remoted_client import context
 from remoted_client.call_state import CallState
 from remoted_client.connection import Connection, Outgoing, Upload
 from remoted_client.errors import SerializationError
-from remoted_client.function import Settings, name_of
 from remoted_client.payload import Payload, PayloadWriter
+from remoted_client.settings import Settings, name_of
+from remoted_client.surroundings import current_directory, own_entries
 
 if TYPE_CHECKING:
     from remoted_client.codec import Code
@@ -37,7 +39,7 @@ def submit(
     name: str = "",
 ) -> CallState:
     """Pickle, describe and start one call. Raises SerializationError naming what cannot be sent."""
-    code, code_upload, spec_upload = _describe(line, target, settings, stream, instance is not None)
+    code, code_upload, spec_upload = _describe(line, target, settings, stream)
     payload = encode_arguments(line, args, kwargs, code)
     context_data, context_digest = line.surroundings.document(settings.declared)
     uploads = [spec_upload, code_upload, Upload(context_digest, "context", context_data)]
@@ -87,7 +89,7 @@ _DESCRIBED_MOST = 1000
 _modules: list[tuple[Any, Upload]] = []
 
 
-def _describe(line: Connection, target: Callable[..., Any], settings: Settings, stream: bool, instance: bool) -> tuple[Code, Upload, Upload]:
+def _describe(line: Connection, target: Callable[..., Any], settings: Settings, stream: bool) -> tuple[Code, Upload, Upload]:
     """(code, its upload, the spec's upload); built again only when the code was."""
     from remoted_client.codec import UnpicklableError, function_identity
 
@@ -98,7 +100,8 @@ def _describe(line: Connection, target: Callable[..., Any], settings: Settings, 
     key = (id(target), id(settings), stream)
     known = _described.get(key)
     if known is None or known[0] is not target or known[1].code.payload is not code.payload:
-        document = settings.spec(function_identity(target), stream, instance)
+        cwd = current_directory()
+        document = settings.spec(function_identity(target), stream, cwd, own_entries(sys.path, cwd))
         spec = json.dumps(document, sort_keys=True).encode()
         uploads = (Upload(hashlib.sha256(code.payload).hexdigest(), "code", code.payload), Upload(hashlib.sha256(spec).hexdigest(), "spec", spec))
         known = _described[key] = (target, _Described(code, uploads))

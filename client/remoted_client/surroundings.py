@@ -26,7 +26,7 @@ class Surroundings:
     def document(self, declared: dict[str, str | None]) -> tuple[bytes, str]:
         """(JSON, its digest) for a call with these ``env=`` values; None means the caller's own value (F16)."""
         values = self._resolve(declared) if declared else {}
-        facts = (_environ(), _cwd(), self._umask.read(), list(sys.path), list(sys.argv))
+        facts = (_environ(), current_directory(), self._umask.read(), list(sys.path), list(sys.argv))
         key = tuple(sorted(values.items()))
         known = self._made_from.get(key)
         if known is not None and known[0] == facts:
@@ -52,7 +52,7 @@ class Surroundings:
             warnings.warn(f"env={{{name!r}: None}} takes the value of your environment, where {name} is not set: it is unset in the worker too", stacklevel=6)
 
 
-def _cwd() -> str:
+def current_directory() -> str:
     try:
         return os.getcwd()
     except FileNotFoundError:
