@@ -21,6 +21,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from remoted import logs
 from remoted.blobs import Blobs
 from remoted.calls import Call, Request
 from remoted.clock import Clock
@@ -28,12 +29,13 @@ from remoted.contents import Contents
 from remoted.engine import Engine
 from remoted.errors import RemotedError
 from remoted.jobs import Jobs
-from remoted.model import AttemptToken, DeviceUuid, Reason, WorkerId
+from remoted.model import AttemptToken, DeviceUuid, Reason, Status, WorkerId
 from remoted.scheduler import events
 from remoted.spawn import reaper
 from remoted.spec import parse_options
 from remoted.store import Row, Store
-from remoted.workers import AttemptEnd
+from remoted.workers import AttemptEnd, clean
+from remoted_client import wire
 
 log = logging.getLogger(__name__)
 _START_TOLERANCE_SECONDS = 0.011
@@ -85,10 +87,11 @@ class Adoption:
         call.attempt_started = attempt["started_at"]
         pidfd = self._still_runs(attempt)
         if pidfd is None:
-            self._conclude(call)
+            self._engine.spawn(self._conclude(call))
             return
         worker_id = WorkerId(f"adopted-{attempt['worker']}")
         devices = tuple(DeviceUuid(uuid) for uuid in attempt["devices"].split())
+        call.status = Status.IN_PROGRESS
         log.info("job %s still runs in pid %d", call.id, attempt["worker_pid"])
         self._engine.handle(events.WorkerAdopted(worker_id, call.ticket, devices))
         self._engine.spawn(self._watch(call, attempt["worker_pid"], pidfd, worker_id))
@@ -128,12 +131,13 @@ class Adoption:
             loop.remove_reader(pidfd)
             os.close(pidfd)
         self._engine.handle(events.WorkerEnded(worker_id))
-        self._conclude(call, stopped_by)
+        await self._conclude(call, stopped_by)
 
-    def _conclude(self, call: Call, stopped_by: Reason | None = None) -> None:
-        """The attempt is over: as its outcome file says, else as lost."""
-        path = self._blobs.outcome_path(call.token)
-        end = read_outcome(path, stopped_by) or AttemptEnd(
+    async def _conclude(self, call: Call, stopped_by: Reason | None = None) -> None:
+        """The attempt is over: as its outcome file says, else as lost. The files go when that is committed."""
+        for stream, data in logs.iterate(self._blobs.output_path(call.token)):
+            self._jobs.add_output(call, stream, data)
+        end = await asyncio.to_thread(read_outcome, self._blobs.outcome_path(call.token), stopped_by) or AttemptEnd(
             "died", message="the daemon was restarted and the worker's outcome is lost", reason=Reason.LOST, stopped_by=stopped_by
         )
         self._jobs.attempt_ended(call, call.token, end)
@@ -170,20 +174,28 @@ def read_outcome(path: Path, stopped_by: Reason | None) -> AttemptEnd | None:
     with open(fd, "rb") as file:
         try:
             header = json.loads(file.read(int.from_bytes(file.read(4), "big")))
-            payload = file.read()
-            end = AttemptEnd(
-                kind=str(header["kind"]),
-                message=str(header["message"]),
-                error_type=str(header["error_type"]),
-                traceback=str(header["traceback"]),
-                exit_code=header["exit_code"],
+            size = os.fstat(fd).st_size - file.tell()
+            payload = file.read() if size <= wire.INLINE_BYTES else _copied(fd, file.tell(), size)
+            return AttemptEnd(
+                kind=clean(header["kind"]),
+                message=clean(header["message"]),
+                error_type=clean(header["error_type"]),
+                traceback=clean(header["traceback"]),
+                exit_code=header["exit_code"] if isinstance(header["exit_code"], int) else None,
                 payload=payload,
-                size=len(payload),
+                size=size,
                 stopped_by=stopped_by,
             )
-        except (ValueError, KeyError, TypeError, MemoryError):
+        except (OSError, ValueError, KeyError, TypeError, MemoryError):
             return None
-    path.unlink(missing_ok=True)
-    return end
+
+
+def _copied(source: int, offset: int, size: int) -> int:
+    """A descriptor of the payload alone, as a worker would have sent it."""
+    target = wire.memfd("remoted-outcome")
+    end = offset + size
+    while offset < end and (count := os.sendfile(target, source, offset, min(1 << 30, end - offset))):
+        offset += count
+    return target
 
 

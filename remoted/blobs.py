@@ -45,6 +45,10 @@ class Blobs:
         """Where a worker leaves its outcome when no daemon is there to hear it."""
         return self._paths.outcomes / f"{_checked(token)}.outcome"
 
+    def output_path(self, token: str) -> Path:
+        """What the attempt printed while no daemon was there."""
+        return self._paths.outcomes / f"{_checked(token)}.output"
+
     def check_space(self, size: int) -> None:
         """Raises OverLimit when storing ``size`` bytes would leave too little of the disk."""
         try:

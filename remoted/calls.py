@@ -165,7 +165,7 @@ class CallRunner:
             gpu=gpu,
             concurrency=spec.pool.max_concurrency,
             environment=plan.environment.digest if plan.environment else None,
-            home=self._home(request),
+            instance=_instance_key(peer.uid, request.instance[0]) if request.instance else None,
         )
         cpus = min(spec.pool.cpus or 0.0, self.engine.scheduler.cpus)
         policy = PoolPolicy(spec.pool.workers_min, spec.pool.workers_max, spec.pool.idle_timeout_seconds or 300.0)
@@ -205,14 +205,6 @@ class CallRunner:
             )
         visible = {name: value for name, value in context.environ.items() if name in _INSTALLER_VARIABLES or name.startswith(_INSTALLER_PREFIXES)}
         return WorkerPlan(spec.executable, environ, spec.pool.memory_bytes, request, spec.python, visible)
-
-    def _home(self, request: Request) -> WorkerId | None:
-        """The worker that holds the instance, while it lives."""
-        if request.instance is None:
-            return None
-        home = self._homes.get(request.instance[0])
-        view = self.engine.view(home) if home else None
-        return home if view is not None and view.state.value != "ENDING" else None
 
     # -- the engine's owner --------------------------------------------------------------------------------
 
@@ -261,6 +253,7 @@ class CallRunner:
             stream=call.spec.stream,
             outcome_path=os.fspath(self.outcome_path(call)),
             timeout_seconds=call.timeout_seconds,
+            concurrent=call.spec.pool.max_concurrency > 1,
             instance={"id": instance[0], "method": instance[1]} if instance else None,
             constructor=self.contents.content(call.uid, instance[2]) if instance else None,
         )
@@ -323,8 +316,10 @@ class CallRunner:
         """Its handle is gone: the worker that holds it forgets it."""
         self._constructed.discard(instance)
         home = self.engine.workers.get(self._homes.pop(instance, WorkerId("")))
-        if home is not None:
+        view = self.engine.view(home.id) if home is not None else None
+        if home is not None and view is not None:
             home.drop_instance(instance)
+            self.engine.drop_instance(_instance_key(view.need.uid, instance))
 
     def ancestors_of(self, peer: Peer, parent: str) -> tuple[str, ...]:
         """The chain above a nested call, outermost first. Raises BadRequest when it is too deep."""
@@ -344,3 +339,9 @@ class CallRunner:
     def _tell_state(self, call: Call) -> None:
         for watcher in list(call.watchers):
             watcher.on_state(call)
+
+
+def _instance_key(uid: int, instance: str) -> str:
+    """Ids are made by clients: nobody's id means another user's object."""
+    return f"{uid}:{instance}"
+

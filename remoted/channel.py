@@ -40,6 +40,11 @@ class Channel:
         self._open = True
         self._loop.add_reader(sock.fileno(), self._read)
 
+    @property
+    def is_open(self) -> bool:
+        """False once either side has closed it."""
+        return self._open
+
     def send(self, header: dict[str, Any], body: bytes = b"", fds: tuple[int, ...] = ()) -> None:
         """Send or queue one message. The descriptors are the channel's from here on: it closes them."""
         if not self._open or len(self._outbox) >= OUTBOX_MESSAGES:

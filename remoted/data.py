@@ -17,6 +17,8 @@ import socket
 import struct
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import remoted
@@ -400,11 +402,11 @@ class Connection:
             header = {"op": "output", "id": call_id, "stream": stream, **({"offset": behind} if last else {})}
             self.send(header, data[start : start + _OUTPUT_CHUNK_BYTES])
 
-    def _pump_output(self, call: Call) -> None:
+    def _pump_output(self, call: Call, path: Path | None = None) -> None:
         """Send what the log holds beyond this reader's offset, as far as there is room."""
         while self._open and call.id in self._followed and self._outbox_bytes < self._server.limits.outbox_bytes // 4:
             offset = self._followed[call.id]
-            records, _ = logs.read_records(call.log.path, offset, _OUTPUT_CHUNK_BYTES)
+            records, _ = logs.read_records(path or call.log.path, offset, _OUTPUT_CHUNK_BYTES)
             if not records:
                 return
             for stream, data in records:
@@ -415,28 +417,42 @@ class Connection:
         self._send_content({"op": "item", "id": call.id, "number": number}, content)
 
     def on_done(self, call: Call) -> None:
-        if call.id in self._followed:
-            self._loop.create_task(self._finish_output(call))
-        else:
-            self._tell_done(call)
+        """Log and result of a direct call are gone after this; a reader that lags behind keeps its own descriptors."""
+        result = call.result or Content("", b"", None)
+        if self._followed.get(call.id, call.log.size) >= call.log.size:
+            self._tell_done(call, result)
+            return
+        try:
+            log_fd = os.open(call.log.path, os.O_RDONLY | os.O_CLOEXEC)
+            kept = replace(result, fd=os.dup(result.fd)) if result.fd is not None else result
+        except OSError as error:
+            log.error("cannot keep the output of %s for its reader: %s", call.id, error)
+            self._tell_done(call, result)
+            return
+        self._loop.create_task(self._finish_output(call, log_fd, kept))
 
-    async def _finish_output(self, call: Call) -> None:
+    async def _finish_output(self, call: Call, log_fd: int, result: Content) -> None:
         """All of the output comes before the outcome, at the reader's pace."""
-        while self._open and self._followed.get(call.id, call.log.size) < call.log.size:
-            before = self._followed[call.id]
-            self._pump_output(call)
-            if self._followed.get(call.id) == before:
-                if not self._outbox_bytes:
-                    break
-                await self._drained()
-        self._tell_done(call)
+        try:
+            while self._open and self._followed.get(call.id, call.log.size) < call.log.size:
+                before = self._followed[call.id]
+                self._pump_output(call, Path(f"/proc/self/fd/{log_fd}"))
+                if self._followed.get(call.id) == before:
+                    if not self._outbox_bytes:
+                        break
+                    await self._drained()
+            self._tell_done(call, result)
+        finally:
+            os.close(log_fd)
+            if result.fd is not None:
+                os.close(result.fd)
 
     async def _drained(self) -> None:
         future: asyncio.Future[None] = self._loop.create_future()
         self._drain_waiters.append(future)
         await future
 
-    def _tell_done(self, call: Call) -> None:
+    def _tell_done(self, call: Call, result: Content) -> None:
         self._followed.pop(call.id, None)
         self._mine.discard(call.id)
         self._watching.discard(call)
@@ -446,7 +462,7 @@ class Connection:
             self._late[call.id] = None
             return
         # A direct result is nowhere else; it takes no more room than its call's arguments did.
-        self._send_content(_done_header(call), call.result or Content("", b"", None), bounded=durable)
+        self._send_content(_done_header(call), result, bounded=durable)
 
     async def _tell_late(self) -> None:
         """There is room again: what waited for it, oldest first."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,13 +22,14 @@ from remoted.limits import Limits
 from remoted.model import Device, DeviceUse, DeviceUuid, Reason, WorkerId
 from remoted.scheduler import events
 from remoted.scheduler.policy import Scheduler
-from remoted.scheduler.state import Need, PoolKey, PoolPolicy, Ticket, TicketId, WorkerView
+from remoted.scheduler.state import Need, PoolKey, PoolPolicy, Ticket, TicketId, Turns, WorkerView
 from remoted.spawn import reaper
 from remoted.workers import Hello, Worker
 
 log = logging.getLogger(__name__)
 #: A device with this much memory in use and no visible process belongs to somebody we cannot see.
 _UNEXPLAINED_BYTES = 1 << 30
+_ROUNDS_WITHOUT_DEVICES = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,8 @@ class Engine:
         self._owners: dict[TicketId, TicketOwner] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._on_idle: Callable[[], None] = lambda: None
+        self._look: asyncio.Task[None] | None = None
+        self._looking = asyncio.Lock()
 
     # -- for the use cases ---------------------------------------------------------------------------------
 
@@ -120,7 +122,10 @@ class Engine:
             self.handle(event)
 
     async def _look_then(self, event: events.Submitted) -> None:
-        await self.look_at_devices()
+        """A burst of submissions looks once."""
+        if self._look is None or self._look.done():
+            self._look = asyncio.get_running_loop().create_task(self.look_at_devices())
+        await asyncio.shield(self._look)
         if event.ticket.id in self._owners:
             self.handle(event)
 
@@ -131,6 +136,9 @@ class Engine:
     def ended(self, ticket_id: TicketId) -> None:
         """The attempt is over; its worker is free."""
         self._owners.pop(ticket_id, None)
+        worker = self.workers.get(self.scheduler.placed.get(ticket_id, WorkerId("")))
+        if worker is not None and not worker.is_alive:
+            self.handle(events.WorkerClosing(worker.id))  # nobody else is given to the dead
         self.handle(events.Ended(ticket_id))
 
     def retire(self, worker: Worker, why: str) -> None:
@@ -140,6 +148,9 @@ class Engine:
 
     def blocked(self, ticket_id: TicketId, waiting: bool) -> None:
         self.handle(events.Blocked(ticket_id, waiting))
+
+    def drop_instance(self, instance: str) -> None:
+        self.handle(events.InstanceDropped(instance))
 
     def hold_pool(self, pool: PoolKey, seconds: float) -> None:
         self.handle(events.PoolHeld(pool, self._clock.monotonic() + seconds))
@@ -294,16 +305,17 @@ class Engine:
 
     async def look_at_devices(self) -> None:
         """Ask NVML and tell the scheduler; when it does not answer, nothing is lent."""
-        try:
-            known = await self._nvml.devices()
-            uses = await self._nvml.uses() if known else ()
-        except NvmlError as error:
-            self.devices.problem = str(error)
-            self.handle(events.DevicesSeen(()))
-            return
-        foreign = await asyncio.to_thread(self._find_foreign, uses) if uses else {}
-        self.devices = Devices(known, uses, foreign, self._clock.monotonic())
-        self.handle(events.DevicesSeen(known, tuple(foreign.items())))
+        async with self._looking:  # looks end in the order in which they began
+            try:
+                known = await self._nvml.devices()
+                uses = await self._nvml.uses() if known else ()
+            except NvmlError as error:
+                self.devices.problem = str(error)
+                self.handle(events.DevicesSeen((), problem=str(error)))
+                return
+            foreign = await asyncio.to_thread(self._find_foreign, uses) if uses else {}
+            self.devices = Devices(known, uses, foreign, self._clock.monotonic(), "; ".join(self._nvml.lost))
+            self.handle(events.DevicesSeen(known, tuple(foreign.items())))
 
     def _find_foreign(self, uses: tuple[DeviceUse, ...]) -> dict[DeviceUuid, tuple[int, ...]]:
         """Processes on devices that are not below the worker which holds the device."""
@@ -326,14 +338,19 @@ class Engine:
     # -- life ----------------------------------------------------------------------------------------------
 
     async def watch_devices(self) -> None:
-        """For as long as the daemon lives: devices are looked at while somebody waits for one."""
+        """For as long as the daemon lives: devices are looked at while somebody waits for one.
+
+        Where there are none they are looked for now and then: the driver may be loaded after the daemon starts.
+        """
+        rounds = 0
         while True:
             await asyncio.sleep(self._poll_seconds)
-            if self._gpu_is_wanted():
+            rounds += 1
+            if self._gpu_is_wanted() or (not self.devices.known and rounds % _ROUNDS_WITHOUT_DEVICES == 0):
                 await self.look_at_devices()
 
     def _gpu_is_wanted(self) -> bool:
-        return bool(self.devices.known) and any(lane.need.gpu for lanes in self.scheduler.users.values() for lane in lanes.values())
+        return bool(self.scheduler.turns[Turns.DEVICES])
 
     async def close(self) -> None:
         """End every worker; running attempts are told how."""

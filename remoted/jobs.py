@@ -208,9 +208,9 @@ class Jobs(CallRunner):
                 os.close(end.payload)
             return
         worker, call.worker = call.worker, None
-        self.engine.ended(call.id)
         if end.kind == "stale" and worker is not None:
             self.engine.retire(worker, end.message)
+        self.engine.ended(call.id)
         call.run_seconds += max(0.0, self.clock.wall() - call.attempt_started)
         self._spawn(self._settle(call, token, end, worker))
 
@@ -227,7 +227,9 @@ class Jobs(CallRunner):
             await self._requeue(call, token, end, reason)
         else:
             await self._finish(call, token, end, status, reason)
-        if worker is not None and worker.is_alive:
+        if worker is None:  # found after a restart: what it left behind is committed now
+            self._blobs.remove(self._blobs.outcome_path(token), self._blobs.output_path(token))
+        elif worker.is_alive:
             worker.acknowledge(token)
 
     async def _keep_result(self, call: Call, end: AttemptEnd) -> None:

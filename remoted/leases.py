@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+from pathlib import Path
 
 from remoted.access import Peer
 from remoted.calls import Call, CallRunner, Request
@@ -83,8 +84,8 @@ class DirectCalls(CallRunner):
         self._finish(call, Status.FAILED, Reason.WAITING_WORKER)
 
     def outcome_path(self, call: Call) -> os.PathLike[str]:
-        """Nobody asks for the outcome of a direct call after a restart; the worker may leave it here."""
-        return self._paths.outcomes / f"{call.token}.direct"
+        """Nobody asks for the outcome of a direct call after a restart: the worker leaves none."""
+        return Path()
 
     def begin(self, call: Call, inline: bool) -> None:
         self.run(call, inline)
@@ -98,9 +99,10 @@ class DirectCalls(CallRunner):
 
     def attempt_ended(self, call: Call, token: AttemptToken, end: AttemptEnd) -> None:
         worker, call.worker = call.worker, None
-        self.engine.ended(call.id)
         if end.kind == "stale" and worker is not None:
             self.engine.retire(worker, end.message)
+        self.engine.ended(call.id)
+        if end.kind == "stale" and worker is not None:
             self._queue_again(call)
             return
         call.result, call.result_kind, call.result_size = _content(end.payload), end.kind, end.size

@@ -14,6 +14,8 @@ from pathlib import Path
 _RECORD = struct.Struct("!BI")
 RECORD_OVERHEAD = _RECORD.size
 STDOUT, STDERR = 1, 2
+#: No record is larger; what is appended comes in reads of a pipe.
+_RECORD_BYTES = 16 << 20
 
 
 class JobLog:
@@ -67,6 +69,8 @@ def read_records(path: Path, offset: int, limit_bytes: int) -> tuple[list[tuple[
         taken = 0
         while taken < limit_bytes and len(head := file.read(RECORD_OVERHEAD)) == RECORD_OVERHEAD:
             stream, length = _RECORD.unpack(head)
+            if length > _RECORD_BYTES:
+                break  # a reader's offset that is no record's beginning
             data = file.read(length)
             if len(data) < length:
                 break

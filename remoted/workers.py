@@ -61,6 +61,8 @@ class AttemptSpec:
     stream: bool
     outcome_path: str
     timeout_seconds: float | None
+    #: Other calls may run in the same worker at the same time.
+    concurrent: bool = False
     instance: dict[str, str] | None = None
     constructor: Content | None = None
 
@@ -186,13 +188,22 @@ class Worker:
         assert self._channel is not None
         attempt = _Attempt(spec, listener, self._clock.boottime())
         self._attempts[spec.token] = attempt
+        try:
+            for content in (spec.code, spec.modules, spec.context, spec.constructor):
+                if content is not None:
+                    self._teach(content)
+            self._send_run(spec, inline)
+        except OSError as error:
+            end = AttemptEnd("died", message=f"cannot read what the call needs: {error}", reason=Reason.LOST)
+            self._loop.call_soon(self._end_attempt, spec.token, end)
+            return
+        if not self._channel.is_open and self.calls_done:
+            # Nothing of this reached anybody, so it is no attempt. (One that never worked counts: it may never.)
+            self._loop.call_soon(self._end_attempt, spec.token, AttemptEnd("stale", message="the worker had ended before the call was sent"))
+            return
         if not self.is_alive:
             self._loop.call_soon(self._end_attempt, spec.token, self._died(self._gone.result() if self._gone.done() else reaper.ExitStatus()))
             return
-        for content in (spec.code, spec.modules, spec.context, spec.constructor):
-            if content is not None:
-                self._teach(content)
-        self._send_run(spec, inline)
         if spec.timeout_seconds is not None:
             attempt.timers.append(self._loop.call_later(spec.timeout_seconds, self.stop, spec.token, Reason.TIMEOUT))
 
@@ -222,6 +233,7 @@ class Worker:
             "stream": spec.stream,
             "credit": self._limits.stream_items,
             "inline": inline,
+            "concurrent": spec.concurrent,
             "outcome_path": spec.outcome_path,
         }
         if spec.instance is not None:
@@ -273,7 +285,10 @@ class Worker:
         attempt = self._attempts.get(str(header.get("attempt", "")))
         try:
             if frame.op == "hello" and not self._greeted.done():
-                self._greeted.set_result(_parse_hello(header))
+                self.hello = _parse_hello(header)
+                self._greeted.set_result(self.hello)
+            elif frame.op == "output" and attempt is not None and header["stream"] in (1, 2):
+                attempt.listener.on_output(header["stream"], frame.body)
             elif frame.op == "item" and attempt is not None:
                 attempt.listener.on_item(int(header["number"]), _payload(frame), _size(frame))
                 return
@@ -288,10 +303,10 @@ class Worker:
     def _on_done(self, attempt: _Attempt, frame: wire.Frame) -> None:
         header = frame.header
         end = AttemptEnd(
-            kind=str(header["kind"]),
-            message=str(header["message"]),
-            error_type=str(header["error_type"]),
-            traceback=str(header["traceback"]),
+            kind=clean(header["kind"]),
+            message=clean(header["message"]),
+            error_type=clean(header["error_type"]),
+            traceback=clean(header["traceback"]),
             exit_code=header["exit_code"] if isinstance(header["exit_code"], int) else None,
             payload=_payload(frame),
             size=_size(frame),
@@ -420,6 +435,11 @@ def _parse_hello(header: dict[str, object]) -> Hello:
     if not isinstance(python, list):
         raise TypeError("python is not a list")
     return Hello(pid=int(str(header["pid"])), python=tuple(int(part) for part in python), cloudpickle=str(header["cloudpickle"]))
+
+
+def clean(text: object) -> str:
+    """What a worker says, as text that every store and reader takes: half a surrogate pair is no character."""
+    return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _payload(frame: wire.Frame) -> bytes | int:

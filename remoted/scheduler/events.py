@@ -71,6 +71,15 @@ class DevicesSeen:
     devices: tuple[Device, ...]
     #: Processes that are not ours, by device.
     foreign: tuple[tuple[DeviceUuid, tuple[int, ...]], ...] = ()
+    #: Why the driver said nothing; then ``devices`` is empty, which does not mean that they are gone.
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceDropped:
+    """Nobody can call this instance any more."""
+
+    instance: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +110,7 @@ Event = (
     | WorkerEnded
     | WorkerAdopted
     | DevicesSeen
+    | InstanceDropped
     | EnvironmentReady
     | PoolHeld
     | Tick

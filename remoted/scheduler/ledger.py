@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 from remoted.model import Device, DeviceUuid, WorkerId
 from remoted.scheduler.matching import GpuRequest, candidates
@@ -15,27 +15,46 @@ class Ledger:
         self.devices: dict[DeviceUuid, Device] = {}
         self.holders: dict[DeviceUuid, WorkerId] = {}
         self.foreign: dict[DeviceUuid, tuple[int, ...]] = {}
+        #: Why the driver says nothing; while it is set no device is lent.
+        self.problem = ""
+        self._groups: dict[GpuRequest, list[tuple[DeviceUuid, ...]]] = {}
 
-    def see(self, devices: Iterable[Device], foreign: Mapping[DeviceUuid, tuple[int, ...]]) -> None:
+    def see(self, devices: Iterable[Device], foreign: Mapping[DeviceUuid, tuple[int, ...]], problem: str = "") -> None:
         """Take the newest facts. A device that vanished stays with its holder until that worker ends."""
-        self.devices = {device.uuid: device for device in devices}
+        known = {device.uuid: device for device in devices}
+        if known != self.devices:
+            self.devices = known
+            self._groups.clear()
         self.foreign = {uuid: pids for uuid, pids in foreign.items() if pids}
+        self.problem = problem
 
-    def pick(self, request: GpuRequest) -> tuple[Device, ...] | None:
+    def groups(self, request: GpuRequest) -> list[tuple[DeviceUuid, ...]]:
+        """For each alternative that this host can serve at all, the devices of it, the best first."""
+        found = self._groups.get(request)
+        if found is None:
+            tuples = candidates(request, self.devices.values())
+            found = [tuple(device.uuid for device in group) for group in tuples if len(group) >= request.count]
+            self._groups[request] = found
+        return found
+
+    def pick(self, request: GpuRequest, barred: Container[DeviceUuid] = ()) -> tuple[DeviceUuid, ...] | None:
         """Devices that are free now and serve the request, best first; None if there are not enough."""
-        free = [device for device in self.devices.values() if self.is_free(device.uuid)]
-        for group in candidates(request, free):
-            if len(group) >= request.count:
-                return tuple(group[: request.count])
+        for group in self.groups(request):
+            free = [uuid for uuid in group if uuid not in barred and self.is_free(uuid)]
+            if len(free) >= request.count:
+                return tuple(free[: request.count])
         return None
 
     def is_free(self, uuid: DeviceUuid) -> bool:
-        return uuid not in self.holders and uuid not in self.foreign
+        return uuid not in self.holders and self.is_usable(uuid)
+
+    def is_usable(self, uuid: DeviceUuid) -> bool:
+        """It is there, the driver answers for it, and no stranger uses it."""
+        return uuid in self.devices and uuid not in self.foreign
 
     def suitable(self, request: GpuRequest) -> list[DeviceUuid]:
         """Every device that could serve the request if nobody used it, preferred ones first, once each."""
-        groups = [group for group in candidates(request, self.devices.values()) if len(group) >= request.count]
-        return list(dict.fromkeys(device.uuid for group in groups for device in group))
+        return list(dict.fromkeys(uuid for group in self.groups(request) for uuid in group))
 
     def lend(self, worker: WorkerId, devices: Iterable[DeviceUuid]) -> None:
         for uuid in devices:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -34,8 +35,13 @@ class Need:
     gpu: GpuRequest | None = None
     concurrency: int = 1
     environment: str | None = None
-    #: An instance lives in one worker: its calls go there and nowhere else (MECHANISMS 14).
-    home: WorkerId | None = None
+    #: An object of a remote class lives in one worker: the first call chooses it, all others follow (MECHANISMS 14).
+    instance: str | None = None
+
+    @property
+    def is_wide(self) -> bool:
+        """It needs several devices at once, so a stream of narrow ones could pass it for ever."""
+        return self.gpu is not None and self.gpu.count > 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,9 @@ class WorkerView:
     running: dict[TicketId, Ticket] = field(default_factory=dict)
     #: Running tickets whose body waits for a nested call: they use neither CPU nor a place in the pool.
     waiting: set[TicketId] = field(default_factory=set)
+    #: Started for a ticket of its user's turn, and nothing has run in it yet; the CPUs that this ticket reserves.
+    is_fresh: bool = False
+    expected_cpus: float = 0.0
 
     @property
     def is_waiting(self) -> bool:
@@ -78,27 +87,80 @@ class WorkerView:
     def has_room(self) -> bool:
         return self.state is WorkerState.IDLE or (self.state is WorkerState.BUSY and not self.waiting and len(self.running) < self.need.concurrency)
 
-    def serves(self, need: Need) -> bool:
-        if need.home is not None:
-            return self.id == need.home
+    def fits(self, need: Need) -> bool:
+        """Is it the kind of worker that such tickets run in?"""
         mine = self.need
         return mine.pool == need.pool and mine.kind == need.kind and mine.gpu == need.gpu
 
 
+class Line:
+    """Waiting tickets in order of arrival, each with its number; leaving from anywhere costs the same."""
+
+    def __init__(self) -> None:
+        self._items: OrderedDict[TicketId, tuple[int, Ticket]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[tuple[int, Ticket]]:
+        return iter(self._items.values())
+
+    @property
+    def head(self) -> tuple[int, Ticket]:
+        return next(iter(self._items.values()))
+
+    def add(self, number: int, ticket: Ticket) -> None:
+        self._items[ticket.id] = (number, ticket)
+
+    def pop(self) -> Ticket:
+        return self._items.popitem(last=False)[1][1]
+
+    def remove(self, ticket_id: TicketId) -> Ticket:
+        return self._items.pop(ticket_id)[1]
+
+
+class Turns(Enum):
+    """What users take turns for; a turn at one thing is none at another."""
+
+    DEVICES = 0
+    CPUS = 1
+    WORKERS = 2
+
+
 @dataclass(slots=True)
 class Lane:
-    """Waiting tickets of one need and priority, in order of arrival."""
+    """Waiting tickets of one need, one reservation and one priority, in order of arrival."""
 
     need: Need
     priority: int
-    tickets: deque[tuple[int, Ticket]] = field(default_factory=deque)
+    cpus: float
+    tickets: Line = field(default_factory=Line)
     reason: Reason = Reason.WAITING_TURN
-    detail: str = ""
+    about: tuple[str, ...] = ()
+    #: Since when its head lacks devices or CPUs (monotonic seconds).
+    blocked_since: float | None = None
 
     @property
     def rank(self) -> tuple[int, int]:
         """Higher priority first, then the older head."""
-        return (-self.priority, self.tickets[0][0])
+        return (-self.priority, self.tickets.head[0])
+
+    @property
+    def turns(self) -> Turns:
+        if self.need.gpu is not None:
+            return Turns.DEVICES
+        return Turns.CPUS if self.cpus else Turns.WORKERS
+
+    @property
+    def is_wide(self) -> bool:
+        return self.need.is_wide or self.cpus > 1
+
+    @property
+    def detail(self) -> str:
+        return ", ".join(self.about)
+
+    def wait(self, reason: Reason, *about: str) -> None:
+        self.reason, self.about = reason, about
 
 
-LaneKey = tuple[Need, int]
+LaneKey = tuple[Need, int, float]

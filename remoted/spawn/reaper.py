@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,9 @@ _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 #: Present in the environment of every process of a worker, unless the user's code removed it.
 WORKER_VARIABLE = "REMOTED_WORKER_ID"
+_STRAY_SECONDS = 2.0
+#: Dead children by pid, and when they were first seen dead.
+_seen_dead: dict[int, float] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +126,23 @@ def kill_orphans(worker_id: str, session: int, younger_than: float = 0.0, rounds
         killed += _kill_all([process for root in roots for process in (root, *root.children(recursive=True))])
         for root in roots:
             _collect(root.pid)
-    for child in psutil.Process().children():
-        if child.pid != session and _session(child.pid) == session and _is_zombie(child):
-            _collect(child.pid)
+    _collect_strays(session)
     return killed
+
+
+def _collect_strays(session: int) -> None:
+    """Reap what was left to us dead: of this session at once, else what nobody has waited for in a while.
+
+    Workers and helpers are waited for by whoever started them, within moments; a child that a body forked and that
+    called setsid looks the same, but nobody waits for it.
+    """
+    now = time.monotonic()
+    dead = {child.pid for child in psutil.Process().children() if child.pid != session and _is_zombie(child)}
+    for pid in [pid for pid in _seen_dead if pid not in dead]:
+        _seen_dead.pop(pid, None)
+    for pid in dead:
+        if _session(pid) == session or now - _seen_dead.setdefault(pid, now) > _STRAY_SECONDS:
+            _collect(pid)
 
 
 def _belongs(process: psutil.Process, worker_id: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +64,15 @@ def _exit_code(error: SystemExit) -> int:
     """As the interpreter would exit: None is 0, a number is itself, anything else is 1."""
     if error.code is None:
         return 0
-    return error.code if isinstance(error.code, int) else 1
+    return error.code if isinstance(error.code, int) and abs(error.code) < 1 << 32 else 1
+
+
+def shorten(text: str, size: int, keep_end: bool = False) -> str:
+    """As much of a text as takes ``size`` bytes of a header: a letter may take up to six there."""
+    while len(text) * 6 > size and (actual := len(json.dumps(text, ensure_ascii=False).encode("utf-8", "surrogatepass"))) > size:
+        letters = len(text) * size // actual
+        text = text[-letters:] if keep_end else text[:letters]
+    return text
 
 
 def is_async(function: Any) -> bool:

@@ -19,10 +19,13 @@ class Link:
         self._sock.set_inheritable(False)
         self._sock.setblocking(True)
         self._lock = threading.Lock()
+        self._pid = os.getpid()
         self.closed = False
 
     def send(self, header: dict[str, Any], body: bytes = b"", fds: tuple[int, ...] = ()) -> bool:
         """False when the daemon is gone. The descriptors stay the caller's."""
+        if os.getpid() != self._pid:
+            os._exit(0)  # a child that a body forked has come back from it: it is no worker, and has no say
         data = wire.encode(header, body, len(fds))
         with self._lock:
             try:

@@ -24,7 +24,7 @@ from typing import Any
 from remoted_client import context as client_context
 from remoted_client import wire
 
-from .calls import Instances, Outcome, Run, as_iterator, is_async, raised, returned
+from .calls import Instances, Outcome, Run, as_iterator, is_async, raised, returned, shorten
 from .context import CallContext
 from .inbox import Inbox
 from .link import Link
@@ -56,6 +56,7 @@ class Runtime:
         self._cancelled: set[str] = set()
         self._unacknowledged: dict[str, tuple[Run, dict[str, Any], int]] = {}
         self._sync_attempt = ""
+        self._output_path = ""
         self._own = {name: os.environ[name] for name in _OWN_VARIABLES if name in os.environ}
 
     # -- orders from the daemon (channel thread) -----------------------------------------------------------
@@ -92,12 +93,18 @@ class Runtime:
             arguments=frame.fds[0] if frame.fds else frame.body,
             instance=header.get("instance"),
         )
+        self._output_path = run.outcome_path.replace(".outcome", ".output")
         if run.stream:
             self._credits[run.attempt] = threading.Semaphore(header["credit"])
+        if header["concurrent"]:
+            self._streams.route(self._send_output)
         if run.inline:
             threading.Thread(target=self._run_inline, args=(run,), name=f"nested-{run.job}").start()
         else:
             self._inbox.put(run)
+
+    def _send_output(self, attempt: str, stream: int, data: bytes) -> None:
+        self._link.send({"op": "output", "attempt": attempt, "stream": stream}, data)
 
     def _on_cancel(self, frame: wire.Frame) -> None:
         attempt = frame.header["attempt"]
@@ -142,6 +149,7 @@ class Runtime:
     def on_closed(self) -> None:
         """The daemon is gone: what runs is finished and left in its outcome file, then the worker ends."""
         self._inbox.put(_END)
+        self._streams.keep_output(self._output_path)
 
     # -- the main thread -----------------------------------------------------------------------------------
 
@@ -161,8 +169,10 @@ class Runtime:
             else:
                 self._drop_instance(item[1])
         self._finish_tasks()
+        self._streams.finish_output()
         for run, header, payload in list(self._unacknowledged.values()):
-            self._leave_outcome(run, header, payload)
+            if run.outcome_path.endswith(".outcome"):
+                self._leave_outcome(run, header, payload)
 
     def _greet(self) -> None:
         import cloudpickle
@@ -408,8 +418,8 @@ class Runtime:
             "attempt": run.attempt,
             "kind": outcome.kind,
             "error_type": outcome.error_type[:1000],
-            "message": outcome.message[:8000],
-            "traceback": outcome.traceback[-16000:],
+            "message": shorten(outcome.message, 16 * 1024),
+            "traceback": shorten(outcome.traceback, 24 * 1024, keep_end=True),
             "exit_code": outcome.exit_code,
             "constructed": bool(run.instance and run.instance.get("constructed")),
         }

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
+import struct
 import sys
+import threading
+from collections.abc import Callable
+
+from .routing import RoutedStream
+
+#: As ``remoted/logs.py`` writes them.
+_RECORD = struct.Struct("!BI")
+_KEPT_BYTES = 64 << 20
+_LOOK_MILLISECONDS = 50
 
 
 class StandardStreams:
@@ -13,10 +24,21 @@ class StandardStreams:
     def __init__(self) -> None:
         self._copies = {fd: os.dup(fd) for fd in (0, 1, 2)}
         self._identity = {fd: _identity(fd) for fd in (0, 1, 2)}
+        #: Read ends of the two pipes: without a daemon a full or broken pipe must not stop the body (MECHANISMS 4).
+        self._readers = {fd: os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC) for fd in (1, 2)}
+        self._keeping: threading.Thread | None = None
+        self._finished = threading.Event()
         self._objects = (sys.stdin, sys.stdout, sys.stderr)
         for stream in (sys.stdout, sys.stderr):
             # Live output: every write leaves at once, and what is not UTF-8 in a string must not raise.
             stream.reconfigure(write_through=True, errors="backslashreplace")  # type: ignore[union-attr]
+
+    def route(self, send: Callable[[str, int, bytes], object]) -> None:
+        """Several calls at once from now on: each write is sent with the call that made it."""
+        stdin, stdout, stderr = self._objects
+        if not isinstance(stdout, RoutedStream):
+            self._objects = (stdin, RoutedStream(stdout, 1, send), RoutedStream(stderr, 2, send))
+            sys.stdin, sys.stdout, sys.stderr = self._objects
 
     def flush(self) -> None:
         """What Python still buffers goes out before the outcome is told."""
@@ -36,6 +58,32 @@ class StandardStreams:
                 reopened.reconfigure(write_through=True)
                 setattr(sys, "stdout" if fd == 1 else "stderr", reopened)
                 self._objects = (sys.stdin, sys.stdout, sys.stderr)
+
+    def keep_output(self, path: str) -> None:
+        """The daemon is gone: what is printed from now on goes to a file, for the next one to find."""
+        self._keeping = threading.Thread(target=self._keep, args=(path,), name="output", daemon=True)
+        self._keeping.start()
+
+    def finish_output(self) -> None:
+        """Everything printed so far is in the file."""
+        if self._keeping is not None:
+            self._finished.set()
+            self._keeping.join()
+
+    def _keep(self, path: str) -> None:
+        poller = select.poll()
+        for fd in self._readers.values():
+            poller.register(fd, select.POLLIN)
+        kept = 0
+        with open(path if path.endswith(".output") else os.devnull, "ab", buffering=0) as file:
+            while poller.poll(0) or not self._finished.is_set():
+                poller.poll(_LOOK_MILLISECONDS)
+                for stream, fd in self._readers.items():
+                    with contextlib.suppress(OSError):  # nothing there; or the disk is full, and the body goes on
+                        data = os.read(fd, 65536)
+                        kept += len(data)
+                        if data and kept <= _KEPT_BYTES:
+                            file.write(_RECORD.pack(stream, len(data)) + data)
 
 
 def _identity(fd: int) -> tuple[int, int] | None:

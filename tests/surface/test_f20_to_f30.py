@@ -350,15 +350,20 @@ def test_f30_options_of_a_call_and_max_concurrency_of_a_config(shared_daemon: Ho
 together = CpuLiveServerless(name="together", workersMax=1, max_concurrency=4)
 inside = most = 0
 @remote(together)
-async def overlap():
+async def overlap(n):
     global inside, most
+    print("begin", n)
     inside += 1; most = max(most, inside)
     await asyncio.sleep(0.3)
     inside -= 1
+    print("end", n)
     return most
-async def main(): return [o.output for o in await asyncio.gather(*(overlap() for _ in range(4)))]
-overlap().result()
-print(json.dumps(max(asyncio.run(main()))))
+async def main():
+    outs = await asyncio.gather(*(overlap(n) for n in range(4)))
+    assert [o.stdout for o in outs] == [f"begin {n}\\nend {n}\\n" for n in range(4)], outs
+    return max(o.output for o in outs)
+overlap(9).result()
+print(json.dumps(asyncio.run(main())))
 """
     )
-    assert result.json == 4
+    assert result.json == 4, "four bodies at once in one worker, each with its own output"

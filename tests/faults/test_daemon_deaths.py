@@ -1,0 +1,326 @@
+"""The daemon is killed without last words: what was acknowledged ends exactly once (MECHANISMS 7 and 8; C09)."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.faults.rawclient import daemon_process
+from tests.harness import Host, wait_until
+
+HEAD = """
+import json, os, signal, sys, time
+from remoted_client import *
+from remoted_client import remote, context, CpuLiveServerless, CpuLiveLoadBalancer, Job
+queue = CpuLiveServerless(name="queue", workersMax=2)
+def token(path):
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(fd, (context.running_call().attempt + " " + context.running_call().id + "\\n").encode())
+    os.close(fd)
+"""
+
+
+def lines_of(path: Path) -> list[list[str]]:
+    return [line.split() for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def workers_of(host: Host) -> list[psutil.Process]:
+    return [child for child in daemon_process(host).children() if "worker-" in " ".join(child.cmdline())]
+
+
+def bury(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        process.kill()
+    psutil.wait_procs(processes, timeout=10)
+
+
+@pytest.mark.parametrize("with_workers", [False, True], ids=["daemon", "daemon-and-workers"])
+def test_c09_a_thousand_acknowledged_jobs_each_end_once_after_a_crash(daemon: Host, with_workers: bool) -> None:
+    marks = daemon.project / "tokens"
+    script = daemon.write(
+        "submit.py",
+        HEAD
+        + f"""
+@remote(queue)
+def once(n):
+    token({str(marks)!r})
+    time.sleep(0.002)
+    return n
+ids = []
+for n in range(1000):
+    ids.append(once.options(detach=True, max_retries=n % 2)(n))
+for n, h in enumerate(ids):
+    print(h.id, n % 2, flush=True)
+""",
+    )
+    process = daemon.popen(script)
+    wait_until(lambda: len(lines_of(marks)) > 60, 30, daemon.log)
+    workers = workers_of(daemon)
+    daemon.kill()
+    if with_workers:
+        bury(workers)
+    daemon.start()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    retries = {job: int(number) for job, number in (line.split() for line in out.splitlines())}
+    assert len(retries) == 1000
+    found = daemon.run(
+        HEAD
+        + """
+ids = json.load(open(sys.argv[1]))
+print(json.dumps([[o.id, o.status, o.state_reason, o.attempts] for o in (h.result(timeout=60) for h in [Job.from_id(i) for i in ids])]))
+""",
+        str(_as_file(daemon, list(retries))),
+        timeout=90,
+    ).json
+    statuses = Counter((status, reason) for _, status, reason, _ in found)
+    assert len(found) == 1000
+    assert all(status in ("COMPLETED", "FAILED") for _, status, _, _ in found), statuses
+    assert all(reason == "LOST" and not retries[job] for job, status, reason, _ in found if status == "FAILED"), statuses
+    assert statuses[("FAILED", "LOST")] <= 2
+    lines = lines_of(marks)
+    assert len({attempt for attempt, _ in lines}) == len(lines), "no attempt token ran twice"
+    runs = Counter(job for _, job in lines)
+    assert all(runs[job] <= 1 + retries[job] for job in retries)
+    assert set(runs) <= set(retries)
+    for job, status, _, attempts in found:
+        assert status == "FAILED" or runs[job] >= 1
+        assert runs[job] <= attempts
+    daemon.stop()
+    with sqlite3.connect(daemon.state / "remoted" / "remoted.sqlite3") as db:
+        assert db.execute("SELECT count(*), count(ended_at) FROM jobs").fetchone() == (1000, 1000)
+        assert db.execute("SELECT count(*) FROM attempts WHERE ended_at IS NULL").fetchone() == (0,)
+    db.close()
+    assert not list((daemon.state / "remoted" / "outcomes").glob("*.out*")), "nothing is left behind"
+
+
+def _as_file(host: Host, value: object) -> Path:
+    path = host.project / "ids.json"
+    path.write_text(json.dumps(value), encoding="utf-8")
+    return path
+
+
+def test_c09_a_client_that_waits_gets_its_result_from_the_next_daemon(daemon: Host) -> None:
+    """Running, queued and not awaited yet: the client notices nothing but the time."""
+    marks, gate = daemon.project / "tokens", daemon.project / "gate"
+    process = daemon.popen(
+        HEAD
+        + f"""
+one = CpuLiveServerless(name="one", workersMax=1)
+@remote(one, max_retries=0)
+def f(n):
+    token({str(marks)!r})
+    print("begun", n)
+    while not os.path.exists({str(gate)!r}): time.sleep(0.01)
+    print("ended", n)
+    return n
+handles = [f(n) for n in range(5)]
+print(json.dumps([[o.status, o.output, o.attempts, o.stdout] for o in (h.result() for h in handles)]))
+"""
+    )
+    wait_until(lambda: len(lines_of(marks)) == 1, 20, daemon.log)
+    daemon.kill()
+    daemon.start()
+    gate.touch()
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err + daemon.log()
+    assert json.loads(out.splitlines()[-1]) == [["COMPLETED", n, 1, f"begun {n}\nended {n}\n"] for n in range(5)]
+    assert len(lines_of(marks)) == 5
+
+
+def test_c09_a_body_that_prints_without_a_daemon_is_not_disturbed_and_its_output_is_found(daemon: Host) -> None:
+    """More than a pipe holds: neither a full nor a broken pipe may reach the body."""
+    marks, gate = daemon.project / "tokens", daemon.project / "gate"
+    script = (
+        HEAD
+        + f"""
+@remote(queue, max_retries=0)
+def f():
+    token({str(marks)!r})
+    while not os.path.exists({str(gate)!r}): time.sleep(0.01)
+    for n in range(20_000): print("line", n)
+    print("to stderr", file=sys.stderr)
+    return os.urandom(300_000)
+print(f.options(detach=True)().id)
+"""
+    )
+    job = daemon.run(script).out.strip()
+    wait_until(lambda: len(lines_of(marks)) == 1, 20, daemon.log)
+    workers = workers_of(daemon)
+    daemon.kill()
+    gate.touch()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert not alive, "a worker without a daemon ends after its body"
+    result = daemon.start().run(
+        HEAD
+        + f"""
+out = Job.from_id({job!r}).result()
+print(json.dumps([out.status, out.error, len(out.output), out.stdout == "".join(f"line {{n}}\\n" for n in range(20_000)), out.stderr]))
+"""
+    )
+    assert result.json == ["COMPLETED", None, 300_000, True, "to stderr\n"]
+    assert not list((daemon.state / "remoted" / "outcomes").glob("*.out*"))
+
+
+def test_c09_an_outcome_larger_than_the_database_takes_is_found(daemon: Host) -> None:
+    marks, gate = daemon.project / "tokens", daemon.project / "gate"
+    job = daemon.run(
+        HEAD
+        + f"""
+@remote(queue, max_retries=0)
+def f():
+    token({str(marks)!r})
+    while not os.path.exists({str(gate)!r}): time.sleep(0.01)
+    return bytes(1_200_000_000)
+print(f.options(detach=True)().id)
+"""
+    ).out.strip()
+    wait_until(lambda: len(lines_of(marks)) == 1, 20, daemon.log)
+    workers = workers_of(daemon)
+    daemon.kill()
+    gate.touch()
+    psutil.wait_procs(workers, timeout=30)
+    result = daemon.start().run(HEAD + f"print(len(Job.from_id({job!r}).result().unwrap()))", timeout=60)
+    assert result.out.strip() == "1200000000"
+
+
+def test_c09_a_running_body_that_was_killed_with_the_daemon_is_lost_and_counts(daemon: Host) -> None:
+    marks, gate = daemon.project / "tokens", daemon.project / "gate"
+    ids = daemon.run(
+        HEAD
+        + f"""
+@remote(queue)
+def f(n):
+    token({str(marks)!r})
+    while not os.path.exists({str(gate)!r}): time.sleep(0.01)
+    return n
+print(json.dumps([f.options(detach=True, max_retries=n)(n).id for n in range(2)]))
+"""
+    ).json
+    wait_until(lambda: len(lines_of(marks)) == 2, 20, daemon.log)
+    workers = workers_of(daemon)
+    daemon.kill()
+    bury(workers)
+    gate.touch()
+    result = daemon.start().run(
+        HEAD + f"print(json.dumps([[o.status, o.state_reason, o.attempts] for o in (Job.from_id(i).result() for i in {ids})]))"
+    )
+    assert result.json == [["FAILED", "LOST", 1], ["COMPLETED", result.json[1][1], 2]]
+    assert len(lines_of(marks)) == 3
+
+
+@pytest.mark.parametrize("how", ["cancel", "timeout"])
+def test_c09_a_body_that_outlived_its_daemon_can_still_be_stopped(daemon: Host, how: str) -> None:
+    marks = daemon.project / "tokens"
+    job = daemon.run(
+        HEAD
+        + f"""
+@remote(queue, max_retries=0, timeout={5 if how == "timeout" else 600})
+def f():
+    token({str(marks)!r})
+    time.sleep(600)
+print(f.options(detach=True)().id)
+"""
+    ).out.strip()
+    wait_until(lambda: len(lines_of(marks)) == 1, 20, daemon.log)
+    workers = workers_of(daemon)
+    daemon.kill()
+    result = daemon.start().run(
+        HEAD
+        + f"""
+h = Job.from_id({job!r})
+before = h.status()
+{"h.cancel()" if how == "cancel" else ""}
+out = h.result()
+print(json.dumps([before, out.status, out.state_reason, out.attempts]))
+"""
+    )
+    expected = ["CANCELLED", "CANCELLED"] if how == "cancel" else ["TIMED_OUT", "TIMEOUT"]
+    assert result.json == ["IN_PROGRESS", *expected, 1]
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert not alive
+
+
+def test_f25_a_caller_that_died_while_the_daemon_was_down_is_noticed(daemon: Host) -> None:
+    marks = daemon.project / "tokens"
+    process = daemon.popen(
+        HEAD
+        + f"""
+one = CpuLiveServerless(name="one", workersMax=1)
+@remote(one, max_retries=0)
+def f(n):
+    token({str(marks)!r})
+    time.sleep(600)
+handles = [f(n) for n in range(3)]
+print(json.dumps([h.id for h in handles]), flush=True)
+handles[0].result()
+"""
+    )
+    assert process.stdout is not None
+    ids = json.loads(process.stdout.readline())
+    wait_until(lambda: len(lines_of(marks)) == 1, 20, daemon.log)
+    daemon.kill()
+    process.kill()
+    process.communicate()
+    result = daemon.start().run(HEAD + f"print(json.dumps([[o.status, o.state_reason] for o in (Job.from_id(i).result() for i in {ids})]))")
+    assert result.json == [["CANCELLED", "CALLER_GONE"]] * 3
+    assert len(lines_of(marks)) == 1
+
+
+def test_f06_direct_calls_are_never_sent_twice(daemon: Host) -> None:
+    marks = daemon.project / "tokens"
+    process = daemon.popen(
+        HEAD
+        + f"""
+direct = CpuLiveLoadBalancer(name="direct", workersMax=1)
+@remote(direct)
+def f(n):
+    token({str(marks)!r})
+    time.sleep(600)
+@remote(direct)
+def g(n): return n
+handles = [f(n) for n in range(3)]
+found = []
+for h in handles:
+    try: h.result()
+    except WorkerLost as error: found.append(error.reason)
+print(json.dumps([found, g(5).result()]))
+"""
+    )
+    wait_until(lambda: len(lines_of(marks)) == 1, 20, daemon.log)
+    workers = workers_of(daemon)
+    daemon.kill()
+    bury(workers)
+    daemon.start()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err + daemon.log()
+    assert json.loads(out) == [["LOST"] * 3, 5]
+    assert len(lines_of(marks)) == 1
+
+
+def test_c09_crashes_one_after_another_lose_nothing(daemon: Host) -> None:
+    """Recovery is idempotent: a daemon killed while it recovers has changed nothing that matters (T49)."""
+    marks = daemon.project / "tokens"
+    ids = daemon.run(
+        HEAD
+        + f"""
+@remote(queue)
+def f(n):
+    token({str(marks)!r})
+    time.sleep(0.01)
+    return n
+print(json.dumps([h.id for h in [f.options(detach=True, max_retries=0)(n) for n in range(300)]]))
+"""
+    ).json
+    for goal in (20, 40, 60, 80):
+        wait_until(lambda goal=goal: len(lines_of(marks)) >= goal, 30, daemon.log)
+        daemon.kill()
+        daemon.start()
+    result = daemon.run(HEAD + f"print(json.dumps([[o.status, o.output] for o in (h.result() for h in [Job.from_id(i) for i in {ids}])]))")
+    assert result.json == [["COMPLETED", n] for n in range(300)]
+    assert len(lines_of(marks)) == 300

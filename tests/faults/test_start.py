@@ -1,0 +1,192 @@
+"""Starting and finding a daemon in user mode (C02, T52; MECHANISMS 7)."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.harness import Host, host, wait_until
+
+HEAD = """
+import json, os, sys
+from remoted_client import *
+from remoted_client import remote, CpuLiveServerless, Job
+queue = CpuLiveServerless(name="queue")
+@remote(queue)
+def f(x): return [x, os.getppid()]
+"""
+
+
+@pytest.fixture
+def lonely() -> Iterator[Host]:
+    """A host whose daemons are started by first calls; they end when they have been idle for some seconds."""
+    with host() as made:
+        config = made.folder / "xdg" / "remoted" / "config.toml"
+        config.parent.mkdir(parents=True)
+        config.write_text("[limits]\nuser_mode_idle_seconds = 4\n", encoding="utf-8")
+        try:
+            yield made
+        finally:
+            for process in daemons_of(made):
+                process.kill()
+            psutil.wait_procs(daemons_of(made), timeout=5)
+
+
+def daemons_of(host: Host) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if "--user" in process.cmdline() and process.environ().get("XDG_STATE_HOME") == str(host.state):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def start_and_fail(host: Host) -> str:
+    """Start a daemon that must refuse; gives what it says."""
+    done = subprocess.run(
+        [sys.executable, "-m", "remoted", "--user", "--config", str(host.config)],
+        env={**host.environ, "PYTHONWARNINGS": "default"},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("remoted: cannot ")
+    return lines[0]
+
+
+def test_c02_two_first_calls_at_once_start_one_daemon(lonely: Host) -> None:
+    script = lonely.write("first.py", HEAD + "print(json.dumps(f(1).result(timeout=40).unwrap()))")
+    processes = [lonely.popen(script) for _ in range(4)]
+    answers = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, answers
+    assert len({out for out, _ in answers}) == 1, "one daemon served all"
+    lines = [line for _, err in answers for line in err.splitlines()]
+    assert len(lines) == 1, lines
+    assert "started your own daemon" in lines[0]
+    assert len(daemons_of(lonely)) == 1
+
+
+def test_c02_an_idle_daemon_ends_and_the_next_call_starts_another(lonely: Host) -> None:
+    first = lonely.run(HEAD + "print(json.dumps(f(1).result().unwrap()))")
+    wait_until(lambda: not daemons_of(lonely), 20)
+    second = lonely.run(HEAD + "print(json.dumps(f(1).result().unwrap()))")
+    assert first.json[1] != second.json[1]
+    assert "started your own daemon" in second.err
+
+
+def test_c02_a_call_after_the_sockets_were_deleted_gets_a_new_daemon(lonely: Host) -> None:
+    first = lonely.run(HEAD + "print(json.dumps(f(1).result().unwrap()))")
+    for path in lonely.sockets.iterdir():
+        path.unlink()
+    second = lonely.run(HEAD + "print(json.dumps(f(1).result().unwrap()))")
+    assert first.json[1] != second.json[1]
+    wait_until(lambda: len(daemons_of(lonely)) == 1, 10)
+
+
+def test_c02_leftovers_of_a_killed_daemon_are_in_nobodys_way(daemon: Host) -> None:
+    """A stale lock, stale sockets, a stale write-ahead log."""
+    daemon.run(HEAD + "f(1).result()")
+    daemon.kill()
+    assert (daemon.sockets / "data.sock").exists()
+    assert (daemon.state / "remoted" / "lock").exists()
+    daemon.start().run(HEAD + "f(1).result().unwrap()")
+
+
+def test_c02_a_second_daemon_says_that_there_is_one(daemon: Host) -> None:
+    assert "another daemon of yours" in start_and_fail(daemon)
+    daemon.run(HEAD + "f(1).result().unwrap()")
+
+
+def database(host: Host) -> Path:
+    return host.state / "remoted" / "remoted.sqlite3"
+
+
+def test_t52_a_newer_database_is_refused_and_left_alone(daemon: Host) -> None:
+    daemon.stop()
+    with sqlite3.connect(database(daemon)) as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    before = database(daemon).read_bytes()
+    sentence = start_and_fail(daemon)
+    assert "newer remoted" in sentence
+    assert "99" in sentence
+    assert database(daemon).read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["header", "pages", "noise", "cut"])
+def test_t52_a_damaged_database_is_refused_with_a_sentence_and_left_alone(daemon: Host, damage: str) -> None:
+    daemon.run(HEAD + "for out in f.map(range(50)): out.unwrap()")
+    daemon.stop()
+    path = database(daemon)
+    data = bytearray(path.read_bytes())
+    if damage == "header":
+        data[:16] = b"not a database!!"
+    elif damage == "pages":
+        for start in range(4096, len(data), 4096):
+            data[start : start + 200] = os.urandom(200)
+    elif damage == "noise":
+        data = bytearray(os.urandom(len(data)))
+    else:
+        del data[len(data) // 2 :]
+    path.write_bytes(data)
+    sentence = start_and_fail(daemon)
+    assert str(path) in sentence
+    assert path.read_bytes() == bytes(data)
+
+
+def test_t52_the_caller_hears_at_once_why_its_daemon_does_not_start(lonely: Host) -> None:
+    path = database(lonely)
+    path.parent.mkdir(parents=True, mode=0o700)
+    path.write_bytes(os.urandom(8192))
+    result = lonely.run(
+        HEAD
+        + """
+import time
+begun = time.monotonic()
+try: f(1).result()
+except DaemonUnreachable as error: print(json.dumps([str(error), time.monotonic() - begun]))
+"""
+    )
+    message, seconds = result.json
+    assert "remoted.sqlite3" in message
+    assert seconds < 10
+
+
+def test_a_state_folder_that_somebody_else_may_read_is_closed(bare_host: Host) -> None:
+    folder = bare_host.state / "remoted"
+    folder.mkdir(mode=0o777)
+    folder.chmod(0o777)
+    bare_host.start()
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_state_folder_that_is_a_link_is_refused(bare_host: Host) -> None:
+    elsewhere = bare_host.folder / "elsewhere"
+    elsewhere.mkdir()
+    (bare_host.state / "remoted").symlink_to(elsewhere)
+    assert "cannot use" in start_and_fail(bare_host)
+
+
+def test_unknown_limits_and_broken_configuration_are_refused_with_a_sentence(bare_host: Host) -> None:
+    for text, part in [
+        ("[limits]\nworker_total = 3\n", "worker_total"),
+        ("[limits\n", "config.toml"),
+        ("[gpus]\n", "gpus"),
+        ("[limits]\nworkers_total = -1\n", "negative"),
+    ]:
+        bare_host.config.write_text(text, encoding="utf-8")
+        assert part in start_and_fail(bare_host)
