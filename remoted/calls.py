@@ -204,7 +204,7 @@ class CallRunner:
                 accelerate_downloads=spec.accelerate_downloads,
             )
         visible = {name: value for name, value in context.environ.items() if name in _INSTALLER_VARIABLES or name.startswith(_INSTALLER_PREFIXES)}
-        return WorkerPlan(spec.executable, environ, spec.pool.memory_bytes, request, spec.python, visible)
+        return WorkerPlan(spec.executable, environ, spec.pool.memory_bytes, request, context.descriptors, spec.python, visible)
 
     # -- the engine's owner --------------------------------------------------------------------------------
 

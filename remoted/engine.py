@@ -40,6 +40,8 @@ class WorkerPlan:
     environ: Mapping[str, str]
     data_bytes: int | None = None
     environment: EnvironmentRequest | None = None
+    #: The caller's soft limit of descriptors; the daemon's own is higher.
+    descriptors: int = 1024
     #: The caller's version: code does not travel between minor versions of Python.
     version: tuple[int, ...] = ()
     #: What of the caller's variables an installer may see: indexes, proxies, certificates.
@@ -219,7 +221,7 @@ class Engine:
         try:
             python, extra = await self._interpreter(plan)
             environ = {**plan.environ, **extra, **self._worker_variables(worker_id, devices)}
-            hello = await worker.start((python, os.fspath(self._runtime)), environ, plan.data_bytes)
+            hello = await worker.start((python, os.fspath(self._runtime)), environ, {"data_bytes": plan.data_bytes, "descriptors": plan.descriptors})
             await _check_versions(worker, hello, plan)
         except (SpawnError, EnvironmentFailed) as error:
             log.warning("%s", error)

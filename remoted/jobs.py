@@ -39,6 +39,13 @@ from remoted.workers import AttemptEnd, Content
 from remoted_client import wire
 
 log = logging.getLogger(__name__)
+_OUT_OF_MEMORY = {
+    "builtins.MemoryError": Reason.OOM_RAM,
+    "numpy._core._exceptions._ArrayMemoryError": Reason.OOM_RAM,
+    "torch.OutOfMemoryError": Reason.OOM_GPU,
+    "torch.cuda.OutOfMemoryError": Reason.OOM_GPU,
+    "cupy.cuda.memory.OutOfMemoryError": Reason.OOM_GPU,
+}
 #: A nested call that was refused is refused again: trying would only multiply along the chain of callers.
 _PERMANENT = frozenset(f"remoted_client.errors.{name}" for name in ("SubmissionRefused", "NoMatchingGPU", "WouldDeadlock", "SerializationError", "VersionMismatch"))
 
@@ -252,7 +259,7 @@ class Jobs(CallRunner):
             return Status.TIMED_OUT, Reason.TIMEOUT
         if end.stopped_by is not None:
             return Status.CANCELLED, end.stopped_by
-        reason = end.reason or {"exited": Reason.EXITED, "unsendable": Reason.RESULT_LOST}.get(end.kind, Reason.EXCEPTION)
+        reason = end.reason or {"exited": Reason.EXITED, "unsendable": Reason.RESULT_LOST}.get(end.kind) or _OUT_OF_MEMORY.get(end.error_type, Reason.EXCEPTION)
         may_help = reason is not Reason.RESULT_LOST and end.error_type not in _PERMANENT
         if call.attempts <= call.max_retries and not call.items and may_help:
             return None, Reason.WAITING_RETRY

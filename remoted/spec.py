@@ -113,6 +113,8 @@ class Context(_Checked):
     umask: Annotated[int, Field(ge=0, le=0o777)]
     sys_path: tuple[str, ...]
     argv: tuple[str, ...]
+    #: The caller's soft RLIMIT_NOFILE.
+    descriptors: Annotated[int, Field(ge=0, le=1 << 30)] = 1024
 
     def worker_variables(self) -> dict[str, str]:
         """The part of the environment that a process cannot change after its start, sorted."""

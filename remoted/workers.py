@@ -140,17 +140,18 @@ class Worker:
         self._gone: asyncio.Future[reaper.ExitStatus] = self._loop.create_future()
         self._early_output = bytearray()
         self._kill_reason = ""
+        self._sent: set[int] = set()
+        self._oom_kills = reaper.oom_kills()
 
     # -- birth ---------------------------------------------------------------------------------------------
 
-    async def start(self, argv: tuple[str, ...], environ: dict[str, str], data_bytes: int | None) -> Hello:
+    async def start(self, argv: tuple[str, ...], environ: dict[str, str], limits: dict[str, int | None]) -> Hello:
         """Launch and wait for the greeting. Raises SpawnError with what the process printed."""
         ours, theirs = channel.pair()
         self._channel = channel.Channel(ours, self._on_frame, self._on_channel_closed)
         try:
             await self._launch(argv, environ, theirs)
-            if data_bytes:
-                self._channel.send({"op": "limits", "data_bytes": data_bytes})
+            self._channel.send({"op": "limits", **limits})
             return await asyncio.wait_for(self._greeted, self._limits.start_deadline_seconds)
         except (TimeoutError, SpawnError, ConnectionError) as error:
             await self.end("it did not start", grace_seconds=0)
@@ -253,6 +254,7 @@ class Worker:
 
     def _signal(self, number: int) -> None:
         if self._process is not None and self.is_alive:
+            self._sent.add(number)
             reaper.send(self._process.pidfd, number)
 
     def credit(self, token: AttemptToken, items: int) -> None:
@@ -404,10 +406,10 @@ class Worker:
         self._on_dead(self)
 
     def _died(self, status: reaper.ExitStatus, stopped_by: Reason | None = None) -> AttemptEnd:
-        message = f"the worker {status.describe()}"
-        if status.signal == signal.SIGKILL and not stopped_by and not self._kill_reason:
-            message += "; nobody here sent it: perhaps the kernel was out of memory"
-        return AttemptEnd("died", message=message, exit_code=status.code, reason=Reason.WORKER_DIED, stopped_by=stopped_by)
+        message, reason = f"the worker {status.describe()}", Reason.WORKER_DIED
+        if status.signal == signal.SIGKILL and status.signal not in self._sent and reaper.oom_kills() > self._oom_kills:
+            message, reason = f"{message}: the kernel was out of memory", Reason.OOM_RAM
+        return AttemptEnd("died", message=message, exit_code=status.code, reason=reason, stopped_by=stopped_by)
 
     async def end(self, why: str, grace_seconds: float = 3.0) -> None:
         """Ask it to leave, then kill the tree. Returns when it is buried."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import sys
 import warnings
 
@@ -103,5 +104,6 @@ def _encode(environ: dict[str, str], facts: tuple[str, int, list[str], list[str]
         "umask": umask,
         "sys_path": own_entries(path, cwd),
         "argv": argv,
+        "descriptors": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
     }
     return json.dumps(document, sort_keys=True).encode("utf-8", "surrogateescape")

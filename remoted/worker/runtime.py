@@ -139,6 +139,8 @@ class Runtime:
         limit = frame.header.get("data_bytes")
         if limit:
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(frame.header["descriptors"], most), most))
 
     def _on_ack(self, frame: wire.Frame) -> None:
         """The outcome is committed: nobody will ask for it again."""

@@ -367,3 +367,20 @@ print(json.dumps(asyncio.run(main())))
 """
     )
     assert result.json == 4, "four bodies at once in one worker, each with its own output"
+
+
+def test_f11_a_template_limits_memory_and_the_end_is_named_out_of_memory(shared_daemon: Host) -> None:
+    result = shared_daemon.run(
+        HEAD
+        + """
+import resource
+small = CpuLiveServerless(name="small", podTemplate=PodTemplate(memory_gb=1))
+@remote(small, max_retries=0)
+def hog(size):
+    return [len(bytearray(size)), resource.getrlimit(resource.RLIMIT_NOFILE)[0]]
+resource.setrlimit(resource.RLIMIT_NOFILE, (512, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+good, bad = hog(1000).result(), hog(2 << 30).result()
+print(json.dumps([good.output, str(bad.status), bad.state_reason, "MemoryError" in bad.error]))
+"""
+    )
+    assert result.json == [[1000, 512], "FAILED", "OOM_RAM", True]
