@@ -56,16 +56,17 @@ class Adoption:
         """Bring every live job back. ``on_caller`` hears of each job whose caller must still live. Returns how many."""
         rows = await self._store.submit(lambda db: db.all("live_jobs"))
         attempts = {row["job"]: row for row in await self._store.submit(lambda db: db.all("live_attempts"))}
+        begun: list[Call] = []
         queued: list[Call] = []
         for row in rows:
             call = await self._revive(row)
             if call is None:
                 continue
             on_caller(call)
-            if row["id"] in attempts:
-                self._resume(call, attempts[row["id"]])
-            else:
-                queued.append(call)
+            (begun if row["id"] in attempts else queued).append(call)
+        # Only now: a call that ends takes the secrets with it that nobody else holds, and all hold theirs by now.
+        for call in begun:
+            self._resume(call, attempts[call.id])
         for call in queued:
             self._jobs.queue_revived(call)
         return len(rows)

@@ -55,7 +55,7 @@ class Daemon:
         self._clock = Clock()
         self._idle_exit_seconds = idle_exit_seconds
         self._stop = asyncio.Event()
-        self._lock: int | None = None
+        self._locks: list[int] = []
 
     async def run(self) -> None:
         """Serve until told to stop, or idle for long enough. Raises StartupError."""
@@ -68,13 +68,16 @@ class Daemon:
 
     def _take_lock(self) -> None:
         """One daemon per user and machine; the lock goes with the process, however it ends."""
-        self._lock = os.open(self._paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StartupError(f"cannot start: another daemon of yours holds {self._paths.lock}") from None
-        os.ftruncate(self._lock, 0)
-        os.write(self._lock, f"{os.getpid()}\n".encode())
+        # State and sockets may be shared in different ways: another HOME, the same temporary directory.
+        for path in (self._paths.lock, self._paths.socket_lock):
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            self._locks.append(lock)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StartupError(f"cannot start: another daemon of yours holds {path}") from None
+            os.ftruncate(lock, 0)
+            os.write(lock, f"{os.getpid()}\n".encode())
 
     @contextlib.asynccontextmanager
     async def _store(self) -> AsyncIterator[Store]:

@@ -41,6 +41,10 @@ class Paths:
         return self.state / "lock"
 
     @property
+    def socket_lock(self) -> Path:
+        return self.sockets / "lock"
+
+    @property
     def database(self) -> Path:
         return self.state / "remoted.sqlite3"
 

@@ -37,6 +37,8 @@ class CallState:
         self.is_mine = outgoing is not None and not detached
         self.was_awaited = False
         self.resent = False
+        #: It may have reached the daemon: a direct call is not sent again then.
+        self.was_sent = False
         self.status = Status.IN_QUEUE
         self.reason = ""
         self.worker = ""

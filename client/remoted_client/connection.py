@@ -51,6 +51,10 @@ class Outgoing(NamedTuple):
     uploads: tuple[Upload, ...]
 
 
+class _HungUp(DaemonUnreachable):
+    """The daemon ended before it had welcomed us; another one may come."""
+
+
 class Connection:
     """Made by ``current``; one per process."""
 
@@ -67,6 +71,8 @@ class Connection:
         self._unsent: list[CallState] = []
         self._sent_digests: set[str] = set()
         self._waiting: dict[str, int] = {}
+        #: Detached calls that were not taken: nobody may be looking at their handles.
+        self._refused: list[CallState] = []
         self._sock: socket.socket | None = None
         self._ready = False
         self._reader = wire.FrameReader()
@@ -119,7 +125,7 @@ class Connection:
             if upload.digest not in self._sent_digests:
                 self._sent_digests.add(upload.digest)
                 self._send_upload(upload)
-        self._write(wire.encode(state.outgoing.header, state.outgoing.body))
+        state.was_sent = self._write(wire.encode(state.outgoing.header, state.outgoing.body))
 
     def _send_upload(self, upload: Upload) -> None:
         header = {"op": "put", "digest": upload.digest, "role": upload.role}
@@ -136,8 +142,8 @@ class Connection:
 
     # -- the socket ----------------------------------------------------------------------------------------
 
-    def _write(self, data: bytes, fds: tuple[int, ...] = ()) -> None:
-        """At once as far as the socket takes it; never blocks. The descriptors are closed when sent."""
+    def _write(self, data: bytes, fds: tuple[int, ...] = ()) -> bool:
+        """At once as far as the socket takes it; never blocks. The descriptors are closed when sent. False: nothing left."""
         if not self._outbox and self._sock is not None:
             try:
                 sent = wire.send(self._sock, data, fds, socket.MSG_DONTWAIT)
@@ -145,13 +151,14 @@ class Connection:
                 sent = -1
             except OSError:
                 wire.close_all(fds)  # the thread sees the end of the connection and sends again
-                return
+                return False
             if sent >= 0:
                 wire.close_all(fds)
                 data, fds = data[sent:], ()
         if data:
             self._outbox.append((data, fds))
             self._wake()
+        return True
 
     def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -167,8 +174,7 @@ class Connection:
         first = True
         while True:
             try:
-                self._sock = connect_or_start() if first else self._reconnect()
-                self._introduce()
+                self._connect(first)
                 self._talk()
             except RemotedError as error:
                 self._fail_all(error)
@@ -176,13 +182,28 @@ class Connection:
             if not self._rest():
                 return
 
+    def _connect(self, first: bool) -> None:
+        """Until a daemon has welcomed us. One that ends meanwhile is waited for like one that has gone."""
+        deadline = time.monotonic() + _RECONNECT_SECONDS
+        while True:
+            self._sock = connect_or_start() if first else self._reconnect(deadline)
+            try:
+                self._introduce()
+                return
+            except _HungUp:
+                if time.monotonic() > deadline:
+                    raise
+                self._sock.close()
+                self._reader = wire.FrameReader()
+                time.sleep(0.05)
+
     def _rest(self) -> bool:
         """The connection is gone. True if somebody still waits for a call; else this thread ends until the next one."""
         with self._lock:
             self._disconnect()
             self._unsent = []
             for state in list(dict.fromkeys(self._states.values())):
-                if state.is_durable or not state.accepted:
+                if state.is_durable or not (state.accepted or state.was_sent):
                     self._unsent.append(state)
                 else:
                     state.fail(WorkerLost("the daemon went away while it ran a load-balanced call; such calls are never sent twice", reason="LOST"))
@@ -204,9 +225,8 @@ class Connection:
         self._reader.close()
         self._reader = wire.FrameReader()
 
-    def _reconnect(self) -> socket.socket:
+    def _reconnect(self, deadline: float) -> socket.socket:
         """The daemon went away while somebody waits: it is restarted by somebody, or by us."""
-        deadline = time.monotonic() + _RECONNECT_SECONDS
         pause = 0.05
         while time.monotonic() < deadline:
             try:
@@ -222,19 +242,22 @@ class Connection:
         """hello, welcome, then everything that waits. Raises VersionMismatch, DaemonUnreachable."""
         assert self._sock is not None
         hello = {"op": "hello", "protocol": wire.PROTOCOL, "python": list(sys.version_info[:3]), "started": _start_ticks()}
-        self._sock.sendall(wire.encode(hello))
         self._sock.settimeout(10.0)
+        with contextlib.suppress(BrokenPipeError):  # refused at the door: the reason can still be read
+            self._sock.sendall(wire.encode(hello))
         frames: list[wire.Frame] = []
         try:
             while not frames:
                 data, fds = wire.receive(self._sock, _READ_BYTES)
                 if not data:
-                    raise DaemonUnreachable("the daemon closed the connection")
+                    raise _HungUp("the daemon closed the connection")
                 frames = self._reader.feed(data, fds)
         except wire.WireError as error:
             raise for_code("VERSION_MISMATCH", str(error)) from error
+        except TimeoutError as error:
+            raise DaemonUnreachable("the daemon does not answer") from error
         except OSError as error:
-            raise DaemonUnreachable(f"the daemon does not answer: {error}") from error
+            raise _HungUp(f"the daemon went away: {error}") from error
         if frames[0].op == "refused":
             raise for_code(frames[0].header["code"], frames[0].header["message"])
         self.daemon = frames[0].header
@@ -326,8 +349,7 @@ class Connection:
                 self._transmit(state)
                 return
             if header.get("about") in ("submit", "call", "watch"):
-                self._forget(state)
-                state.fail(for_code(header["code"], header["message"]))
+                self._give_up(state, for_code(header["code"], header["message"]))
 
     def _refused_upload(self, header: dict[str, Any]) -> None:
         """Content was not taken (disk full, over a limit): every call that needs it fails with that reason."""
@@ -335,8 +357,13 @@ class Connection:
             self._sent_digests.discard(header.get("digest", ""))
             for state in list(dict.fromkeys(self._states.values())):
                 if state.outgoing is not None and any(upload.digest == header.get("digest") for upload in state.outgoing.uploads):
-                    self._forget(state)
-                    state.fail(for_code(header["code"], header["message"]))
+                    self._give_up(state, for_code(header["code"], header["message"]))
+
+    def _give_up(self, state: CallState, error: RemotedError) -> None:
+        self._forget(state)
+        state.fail(error)
+        if state.is_detached and state.outgoing is not None:
+            self._refused.append(state)
 
     def _forget(self, state: CallState) -> None:
         self._states.pop(state.key, None)
@@ -346,9 +373,18 @@ class Connection:
         with self._lock:
             states, self._states, self._unsent = list(dict.fromkeys(self._states.values())), {}, []
         for state in states:
-            state.fail(error)
+            self._give_up(state, error)
 
     # -- the end of the script -----------------------------------------------------------------------------
+
+    def _tell_refused(self, unheard: list[CallState]) -> None:
+        """Nobody waits for detached calls: that some were not taken is said, not swallowed."""
+        lost = [state for state in self._refused if not state.was_awaited] + unheard
+        if lost:
+            why = next((str(state.error) for state in lost if state.error is not None), f"the daemon did not answer within {_EXIT_SECONDS:g} s")
+            names = ", ".join(sorted({state.name for state in lost})[:3])
+            plural = "calls were" if len(lost) > 1 else "call was"
+            sys.stderr.write(f"remoted: {len(lost)} detached {plural} not taken ({names}): {why}\n")
 
     def _at_exit(self) -> None:
         """Detached calls are handed over; others that nobody awaited are cancelled, and that is said (MECHANISMS 13)."""
@@ -356,9 +392,11 @@ class Connection:
             return
         with self._lock:
             states = list(dict.fromkeys(self._states.values()))
+        deadline = time.monotonic() + _EXIT_SECONDS
         for state in states:
             if state.is_detached:
-                state.wait_accepted(_EXIT_SECONDS)
+                state.wait_accepted(max(0.0, deadline - time.monotonic()))
+        self._tell_refused([state for state in states if state.is_detached and not (state.accepted or state.is_over)])
         left = [state for state in states if state.is_mine and not state.is_over and not state.was_awaited]
         if left:
             names = ", ".join(sorted({state.name for state in left})[:3])

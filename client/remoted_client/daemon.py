@@ -15,6 +15,8 @@ from remoted_client import context
 from remoted_client.errors import DaemonUnreachable
 
 _START_SECONDS = 30.0
+#: In the sentence of a daemon that found the lock taken (``remoted/app.py``).
+_OTHER_DAEMON = "another daemon"
 
 
 def socket_directory() -> str:
@@ -32,13 +34,19 @@ def connect(name: str = "data.sock") -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.connect(path)
-        _, uid, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        _, uid = _peer(sock)
         if uid not in (0, os.geteuid()):
             raise DaemonUnreachable(f"cannot trust the daemon at {path}: it runs as uid {uid}; check REMOTED_SOCKET")
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _peer(sock: socket.socket) -> tuple[int, int]:
+    """(pid, uid) of the process that listens."""
+    pid, uid, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, uid
 
 
 def connect_or_start() -> socket.socket:
@@ -60,9 +68,7 @@ def _start() -> subprocess.Popen[bytes]:
         raise DaemonUnreachable(
             f"no daemon answers in {socket_directory()}, and none can be started: {sys.executable} lacks its packages; run: {sys.executable} -m pip install 'remoted[daemon]'"
         )
-    state = os.environ.get("XDG_STATE_HOME", "")
-    base = state if state.startswith("/") else os.path.join(os.environ.get("HOME", "/"), ".local", "state")
-    folder = os.path.join(base, "remoted")
+    folder = _state_folder()
     os.makedirs(folder, mode=0o700, exist_ok=True)
     with open(os.path.join(folder, "daemon.log"), "ab") as log:
         return subprocess.Popen(
@@ -76,6 +82,12 @@ def _start() -> subprocess.Popen[bytes]:
         )
 
 
+def _state_folder() -> str:
+    state = os.environ.get("XDG_STATE_HOME", "")
+    base = state if state.startswith("/") else os.path.join(os.environ.get("HOME", "/"), ".local", "state")
+    return os.path.join(base, "remoted")
+
+
 def _wait_for(process: subprocess.Popen[bytes] | None) -> socket.socket:
     deadline = time.monotonic() + _START_SECONDS
     pause = 0.01
@@ -83,17 +95,38 @@ def _wait_for(process: subprocess.Popen[bytes] | None) -> socket.socket:
         try:
             sock = connect()
         except (FileNotFoundError, ConnectionRefusedError):
-            if process is not None and process.poll() not in (None, 1):
-                break
+            if process is not None and process.poll() is not None:
+                process = _start_again()
             time.sleep(pause)
             pause = min(0.1, pause * 1.5)
             continue
-        if process is not None and process.poll() is None:
-            sys.stderr.write(f"remoted: started your own daemon (pid {process.pid}); `remotectl status` shows it\n")
+        if process is not None:
+            if _peer(sock)[0] == process.pid:
+                sys.stderr.write(f"remoted: started your own daemon (pid {process.pid}); `remotectl status` shows it\n")
             process.returncode = 0  # it is not ours to wait for
         return sock
     raise DaemonUnreachable(f"cannot reach a daemon in {socket_directory()}: it did not start within {_START_SECONDS:g} s; see {_log_path()}")
 
 
+def _start_again() -> subprocess.Popen[bytes]:
+    """The one that we started has ended. If another was in its way, that one starts, or ends, just now."""
+    words = _last_words()
+    if _OTHER_DAEMON not in words:
+        raise DaemonUnreachable(f"your own daemon does not start: {words or 'it does not say why'}; see {_log_path()}")
+    time.sleep(0.3)
+    return _start()
+
+
+def _last_words() -> str:
+    """The sentence with which a daemon refused to start (``remoted/__main__.py``)."""
+    try:
+        with open(os.path.join(_state_folder(), "daemon.log"), "rb") as log:
+            log.seek(max(0, os.fstat(log.fileno()).st_size - 4096))
+            lines = log.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.removeprefix("remoted: ") for line in reversed(lines) if line.startswith("remoted: ")), lines[-1] if lines else "")
+
+
 def _log_path() -> str:
-    return os.path.join(os.environ.get("XDG_STATE_HOME") or "~/.local/state", "remoted", "daemon.log")
+    return os.path.join(_state_folder(), "daemon.log")

@@ -48,6 +48,7 @@ class Handle(Coroutine[Any, Any, T_co], Generic[T_co]):
         """The job's id; waits until the daemon has acknowledged the call. Raises what refused it."""
         self._state.wait(lambda: self._state.accepted or self._state.is_over, None)
         if not self._state.id and self._state.error is not None:
+            self._state.was_awaited = True
             raise self._state.error
         return self._state.id
 
@@ -75,6 +76,7 @@ class Handle(Coroutine[Any, Any, T_co], Generic[T_co]):
         if self._state.outgoing is None:
             self._state.wait(lambda: self._state.known or self._state.is_over, None)
         if self._state.error is not None:
+            self._state.was_awaited = True
             raise self._state.error
         return self._state.status
 

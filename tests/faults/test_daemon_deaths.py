@@ -273,7 +273,7 @@ handles[0].result()
 
 
 def test_f06_direct_calls_are_never_sent_twice(daemon: Host) -> None:
-    marks = daemon.project / "tokens"
+    marks, gate = daemon.project / "tokens", daemon.project / "gate"
     process = daemon.popen(
         HEAD
         + f"""
@@ -289,6 +289,7 @@ found = []
 for h in handles:
     try: h.result()
     except WorkerLost as error: found.append(error.reason)
+while not os.path.exists({str(gate)!r}): time.sleep(0.01)
 print(json.dumps([found, g(5).result()]))
 """
     )
@@ -297,6 +298,7 @@ print(json.dumps([found, g(5).result()]))
     daemon.kill()
     bury(workers)
     daemon.start()
+    gate.touch()
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err + daemon.log()
     assert json.loads(out) == [["LOST"] * 3, 5]

@@ -74,7 +74,7 @@ def test_c02_an_idle_daemon_ends_by_itself_and_leaves_nothing(bare_host: Host) -
     bare_host.start("--idle-exit").run(CALL)
     assert bare_host.process is not None
     assert bare_host.process.wait(20) == 0
-    assert list(bare_host.sockets.iterdir()) == []
+    assert [path.name for path in bare_host.sockets.iterdir()] == ["lock"]
     wait_until(lambda: not any(_is_worker(process, bare_host.sockets) for process in psutil.process_iter()), 10)
 
 
@@ -117,3 +117,11 @@ def test_c02_the_client_and_the_daemon_agree_on_the_socket_directory() -> None:
     for extra in ({"REMOTED_SOCKET": "/somewhere"}, {"XDG_RUNTIME_DIR": "/run/user/7"}, {}):
         environ = {"PATH": "/usr/bin", "HOME": "/", **extra}
         subprocess.run([sys.executable, "-c", f"import sys; sys.path[:0] = {[p for p in sys.path if p]!r}; {probe}"], env=environ, check=True)
+
+
+def test_c02_two_homes_that_share_a_socket_folder_do_not_take_it_from_each_other(daemon: Host) -> None:
+    environ = {**daemon.environ, "XDG_STATE_HOME": str(daemon.folder / "other"), "PYTHONWARNINGS": "default"}
+    done = subprocess.run([sys.executable, "-m", "remoted", "--user"], env=environ, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1
+    assert "another daemon of yours" in done.stderr
+    assert daemon.run(CALL).json[0] == 2
