@@ -32,6 +32,7 @@ from remoted.data import DataServer, watch_caller
 from remoted.engine import Engine
 from remoted.environments import Environments
 from remoted.errors import StartupError
+from remoted.gpu.locks import DeviceLocks
 from remoted.gpu.nvml import Nvml
 from remoted.jobs import Jobs
 from remoted.leases import DirectCalls
@@ -130,7 +131,7 @@ class Daemon:
         cpus = float(self._config.cpus or len(os.sched_getaffinity(0)))
         scheduler = Scheduler(cpus, self._limits.workers_total, worker_prefix=f"w{secrets.token_hex(2)}-")
         runtime_zip = runtime.build(self._paths.runtime)
-        engine = Engine(scheduler, self._clock, self._limits, nvml, self._config.gpu.poll_seconds, environments, runtime_zip, self._paths.sockets)
+        engine = Engine(scheduler, self._clock, self._limits, nvml, DeviceLocks(Path(self._config.gpu.lock_folder)), self._config.gpu.poll_seconds, environments, runtime_zip, self._paths.sockets)
         kind_key = secrets.token_bytes(32)
         jobs = Jobs(engine, contents, self._clock, self._limits, kind_key, store, blobs, self._paths)
         direct = DirectCalls(engine, contents, self._clock, self._limits, kind_key, self._paths)

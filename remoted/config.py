@@ -28,6 +28,8 @@ class GpuSettings(BaseModel):
     nvml_library: str | None = None
     nvml_deadline_seconds: float = Field(default=5.0, gt=0)
     poll_seconds: float = Field(default=2.0, gt=0)
+    #: Where the daemons of several users lock GPUs against each other.
+    lock_folder: str = "/run/lock"
 
 
 class EnvironmentSettings(BaseModel):

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from remoted.clock import Clock
 from remoted.environments import EnvironmentFailed, EnvironmentRequest, Environments
 from remoted.errors import SpawnError
+from remoted.gpu.locks import DeviceLocks
 from remoted.gpu.nvml import Nvml, NvmlError
 from remoted.limits import Limits
 from remoted.model import Device, DeviceUse, DeviceUuid, Reason, WorkerId
@@ -86,7 +87,7 @@ def _dotted(version: tuple[int, ...]) -> str:
 class Engine:
     """One host's scheduler, its workers and devices."""
 
-    def __init__(self, scheduler: Scheduler, clock: Clock, limits: Limits, nvml: Nvml, poll_seconds: float, environments: Environments, runtime: Path, sockets: Path) -> None:
+    def __init__(self, scheduler: Scheduler, clock: Clock, limits: Limits, nvml: Nvml, locks: DeviceLocks, poll_seconds: float, environments: Environments, runtime: Path, sockets: Path) -> None:
         self.scheduler = scheduler
         self.devices = Devices()
         self.workers: dict[WorkerId, Worker] = {}
@@ -94,6 +95,7 @@ class Engine:
         self._clock = clock
         self._limits = limits
         self._nvml = nvml
+        self._locks = locks
         self._poll_seconds = poll_seconds
         self._environments = environments
         self._runtime = runtime
@@ -217,6 +219,9 @@ class Engine:
     async def _start_worker(self, worker_id: WorkerId, need: Need, devices: tuple[DeviceUuid, ...]) -> None:
         worker = Worker(worker_id, self._clock, self._limits, self._on_worker_dead)
         self.workers[worker_id] = worker
+        if not self._locks.acquire(devices):
+            self._forget_worker(worker)  # another daemon was faster; the look that follows sees it
+            return
         plan = self._plans[need.kind]
         try:
             python, extra = await self._interpreter(plan)
@@ -273,7 +278,9 @@ class Engine:
 
     async def _free_devices(self, worker_id: WorkerId) -> None:
         """Its processes are dead; look at the devices before they are lent again (promise 9)."""
+        view = self.scheduler.workers[worker_id]
         await self.look_at_devices()
+        self._locks.release(view.devices)
         self.handle(events.WorkerEnded(worker_id))
 
     def view(self, worker_id: WorkerId) -> WorkerView | None:
@@ -321,7 +328,8 @@ class Engine:
 
     def _find_foreign(self, uses: tuple[DeviceUse, ...]) -> dict[DeviceUuid, tuple[int, ...]]:
         """Processes on devices that are not below the worker which holds the device."""
-        foreign: dict[DeviceUuid, tuple[int, ...]] = {}
+        others = self._locks.taken_by_others(tuple(use.uuid for use in uses))
+        foreign: dict[DeviceUuid, tuple[int, ...]] = dict.fromkeys(others, (0,))
         for use in uses:
             own = self._processes_of_holder(use.uuid)
             strangers = tuple(process.pid for process in use.processes if process.pid not in own)

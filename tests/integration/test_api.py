@@ -30,6 +30,7 @@ from remoted.config import Config
 from remoted.contents import Contents
 from remoted.engine import Engine
 from remoted.environments import Environments
+from remoted.gpu.locks import DeviceLocks
 from remoted.gpu.nvml import Nvml
 from remoted.jobs import Jobs
 from remoted.leases import DirectCalls
@@ -72,7 +73,7 @@ class Daemon:
         self.contents = Contents(self.store, blobs, self.limits)
         environments = Environments(self.paths.environments, Config().environments, helper.run_helper, "uv")
         self.engine = Engine(
-            Scheduler(4.0, workers_total=0), self.clock, self.limits, Nvml("/nonexistent/libnvidia-ml.so.1"), 2.0, environments,
+            Scheduler(4.0, workers_total=0), self.clock, self.limits, Nvml("/nonexistent/libnvidia-ml.so.1"), DeviceLocks(folder), 2.0, environments,
             self.paths.runtime / "worker.pyz", self.paths.sockets,
         )  # fmt: skip
         key = secrets.token_bytes(32)
