@@ -590,7 +590,7 @@ class Scheduler:
 
     def _reap_idle(self, now: float, decisions: list[Decision]) -> None:
         for worker in self.workers.values():
-            if worker.state is not WorkerState.IDLE or now - worker.since < self._idle_timeout(worker) or self._is_kept(worker):
+            if worker.state is not WorkerState.IDLE or now < worker.since + self._idle_timeout(worker) or self._is_kept(worker):
                 continue
             self._stop(worker, "idle", now, decisions)
 

@@ -84,8 +84,10 @@ class Simulation:
             self._plan(arrival.at, self._submission(arrival))
         while self._agenda and self._agenda[0][0] <= until:
             self.now, _, event = heapq.heappop(self._agenda)
-            if isinstance(event, events.Tick) and self.now != self._wakeup:
-                continue  # another one was planned since
+            if isinstance(event, events.Tick):
+                if self.now != self._wakeup:
+                    continue  # another one was planned since
+                self._wakeup = None
             self._feed(event)
         self.report.ended_at = self.now
         return self.report
@@ -108,10 +110,10 @@ class Simulation:
             self._obey(decision)
         if self._validate:
             self.scheduler.validate()
-        self._wakeup = self.scheduler.next_wakeup()
-        if self._wakeup is not None:
-            self._wakeup = max(self._wakeup, self.now)
-            self._plan(self._wakeup, events.Tick())
+        wakeup = self.scheduler.next_wakeup()
+        if wakeup is not None and wakeup != self._wakeup:
+            self._plan(max(wakeup, self.now), events.Tick())
+        self._wakeup = wakeup
 
     def _obey(self, decision: events.Decision) -> None:
         if isinstance(decision, events.Assign):

@@ -73,7 +73,7 @@ class Daemon:
         self.contents = Contents(self.store, blobs, self.limits)
         environments = Environments(self.paths.environments, Config().environments, helper.run_helper, "uv")
         self.engine = Engine(
-            Scheduler(4.0, workers_total=0), self.clock, self.limits, Nvml("/nonexistent/libnvidia-ml.so.1"), DeviceLocks(folder), 2.0, environments,
+            Scheduler(4.0, workers_total=0), self.clock, self.limits, Nvml("/nonexistent/libnvidia-ml.so.1"), DeviceLocks(self.paths.state), 2.0, environments,
             self.paths.runtime / "worker.pyz", self.paths.sockets,
         )  # fmt: skip
         key = secrets.token_bytes(32)
