@@ -64,6 +64,8 @@ class Adoption:
                 continue
             on_caller(call)
             (begun if row["id"] in attempts else queued).append(call)
+        await asyncio.to_thread(self._blobs.sweep_outcomes, {attempt["token"] for attempt in attempts.values()})
+        await self._contents.sweep_secrets()
         # Only now: a call that ends takes the secrets with it that nobody else holds, and all hold theirs by now.
         for call in begun:
             self._resume(call, attempts[call.id])

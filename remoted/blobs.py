@@ -107,6 +107,20 @@ class Blobs:
         for path in paths:
             path.unlink(missing_ok=True)
 
+    def sweep_outcomes(self, live: set[str]) -> None:
+        """What workers left behind of attempts whose end was committed before they could know."""
+        for path in self._paths.outcomes.iterdir():
+            token, _, kind = path.name.partition(".")
+            if kind.split(".")[0] in ("outcome", "output") and token not in live:
+                path.unlink(missing_ok=True)
+
+    def secrets(self) -> list[tuple[int, str]]:
+        """Every secret that lies here, whole or not."""
+        return [(int(folder.name), path.name) for folder in self._paths.secrets.iterdir() if folder.name.isdecimal() for path in folder.iterdir()]
+
+    def remove_secret(self, uid: int, name: str) -> None:
+        (self._paths.secrets / str(uid) / name).unlink(missing_ok=True)
+
     def remove_job(self, job: str) -> None:
         """Result, items and leftovers of one job."""
         for path in self._paths.outcomes.glob(f"{_checked(job)}.*"):

@@ -7,6 +7,7 @@ never a row.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 from collections import Counter, OrderedDict
@@ -169,6 +170,12 @@ class Contents:
                 self._files.add((uid, row["digest"]))
         if self._blobs.secret_path(uid, secret).exists():
             self._secrets.setdefault((uid, secret), None)
+
+    async def sweep_secrets(self) -> None:
+        """After every live call has been revived: what the last daemon's connections held is nobody's any more."""
+        for uid, name in await asyncio.to_thread(self._blobs.secrets):
+            if (uid, name) not in self._secrets:
+                self._blobs.remove_secret(uid, name)
 
     async def forget_unused(self, before: float) -> int:
         """Drop content that nobody has used since ``before`` (Unix seconds) and no live job refers to."""

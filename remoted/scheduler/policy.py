@@ -78,6 +78,8 @@ class Scheduler:
         self._patience = patience_seconds
         self._prefix = worker_prefix
         self._sequence = 0
+        self._step = 0
+        self._facts = 0
         self._worker_count = 0
         self._wide: dict[tuple[Uid, LaneKey], Lane] = {}
         #: What the oldest wide lanes claim in this step.
@@ -89,13 +91,13 @@ class Scheduler:
     def handle(self, event: Event, now: float) -> list[Decision]:
         """Apply one event at ``now`` (monotonic seconds) and place what can be placed."""
         decisions: list[Decision] = []
-        new_lane = self._is_only_news(event)
+        is_only_news = self._is_only_news(event)
         self._apply(event, now)
         self._stop_lost(now, decisions)
-        if new_lane is not None:
-            self._place_lane(new_lane, now, decisions)
-        else:
+        if not is_only_news:
             self._place_all(now, decisions)
+        if isinstance(event, Submitted):
+            self._place_lane(_lane_key(event.ticket), now, decisions)
         while self._resolve_ring(now, decisions):
             self._place_all(now, decisions)
         self._reap_idle(now, decisions)
@@ -112,11 +114,9 @@ class Scheduler:
         times += self.held_until.values()
         return min(times, default=None)
 
-    def _is_only_news(self, event: Event) -> LaneKey | None:
-        """The lane of a submission that changes nothing for the others: they were blocked before and still are."""
-        if not isinstance(event, Submitted) or self.policies.get(event.ticket.need.pool) != event.policy:
-            return None
-        return _lane_key(event.ticket)
+    def _is_only_news(self, event: Event) -> bool:
+        """A submission changes nothing for the other lanes: they were blocked before and still are."""
+        return isinstance(event, Submitted) and self.policies.get(event.ticket.need.pool) in (None, event.policy)
 
     def _apply(self, event: Event, now: float) -> None:
         match event:
@@ -139,9 +139,11 @@ class Scheduler:
                 self._adopt(worker_id, ticket, devices, now)
             case DevicesSeen(devices, foreign, problem):
                 self.ledger.see(devices, dict(foreign), problem)
+                self._facts += 1
             case InstanceDropped(instance):
                 self.homes.pop(instance, None)
             case EnvironmentReady(environment):
+                self._facts += 1
                 self.environments.add(environment)
                 self._building.discard(environment)
             case PoolHeld(pool, until):
@@ -197,7 +199,7 @@ class Scheduler:
 
     def _pop(self, lane: Lane) -> Ticket:
         ticket = lane.tickets.pop()
-        lane.blocked_since = None
+        lane.blocked_since, lane.explained = None, -1
         self._drop_claims(lane)
         self._drop_empty(lane)
         return ticket
@@ -278,6 +280,7 @@ class Scheduler:
 
     def _place_all(self, now: float, decisions: list[Decision]) -> None:
         """Fresh workers get what they were started for; then users in turns until a whole round places nothing."""
+        self._step += 1
         self._renew_claims(now)
         self._serve_fresh(now, decisions)
         for kind in Turns:
@@ -287,13 +290,45 @@ class Scheduler:
         turns = self.turns[kind]
         misses = 0
         while turns and misses < len(turns):
+            if kind is Turns.DEVICES and not self._has_device_to_give():
+                turns.rotate(misses)  # nobody after them has had a turn
+                self._explain_rest(now)
+                return
             uid = turns[0]
             turns.rotate(-1)
             misses = 0 if self._place_one_of(uid, kind, now, decisions) else misses + 1
 
     def _place_one_of(self, uid: Uid, kind: Turns, now: float, decisions: list[Decision]) -> bool:
-        """True if this user's turn was used."""
-        return any(self._place(lane, now, decisions) for lane in self._lanes_in_order(uid) if lane.turns is kind)
+        """True if this user's turn was used. Within one step nothing comes free, so who failed once is not tried again."""
+        for lane in self._lanes_in_order(uid):
+            if lane.turns is kind and lane.failed_step != self._step:
+                if self._place(lane, now, decisions):
+                    return True
+                lane.failed_step = self._step
+        return False
+
+    def _has_device_to_give(self) -> bool:
+        """Without one no lane that needs devices can be placed, or make an idle worker end."""
+        return any(worker.devices and worker.has_room for worker in self.workers.values()) or any(map(self.ledger.is_free, self.ledger.devices))
+
+    def _explain_rest(self, now: float) -> None:
+        """Lanes that nobody tried say what they wait for now; those that already did, have not changed."""
+        for uid in self.turns[Turns.DEVICES]:
+            for lane in self.users[uid].values():
+                if lane.turns is Turns.DEVICES and (lane.explained != self._facts or lane.reason is Reason.STARTING):
+                    self._explain_untried(lane, now)
+
+    def _explain_untried(self, lane: Lane, now: float) -> None:
+        lane.explained = self._facts
+        self._note_blocked(lane, now)
+        if not self._is_coming(lane) and not self._lacks_environment(lane):
+            self._explain_devices(lane)
+
+    def _is_coming(self, lane: Lane) -> bool:
+        return any(worker.state is WorkerState.STARTING and worker.fits(lane.need) for worker in self.workers.values())
+
+    def _lacks_environment(self, lane: Lane) -> bool:
+        return lane.need.environment is not None and lane.need.environment not in self.environments
 
     def _lanes_in_order(self, uid: Uid) -> list[Lane]:
         lanes = list(self.users.get(uid, {}).values())
@@ -321,6 +356,7 @@ class Scheduler:
 
     def _place(self, lane: Lane, now: float, decisions: list[Decision]) -> bool:
         """Give the lane's head to a worker or start one for it. True if something was used for it."""
+        lane.explained = self._facts
         if self._awaits_environment(lane, decisions):
             return False
         if not self._has_cpus(lane):
@@ -518,7 +554,9 @@ class Scheduler:
         self._worker_count += 1
         worker = WorkerView(WorkerId(f"{self._prefix}{self._worker_count}"), need, devices, WorkerState.STARTING, now)
         self.workers[worker.id] = worker
-        self.ledger.lend(worker.id, devices)
+        if devices:
+            self.ledger.lend(worker.id, devices)
+            self._facts += 1
         decisions.append(StartWorker(worker.id, need, devices))
         return worker
 

@@ -139,6 +139,9 @@ class Lane:
     about: tuple[str, ...] = ()
     #: Since when its head lacks devices or CPUs (monotonic seconds).
     blocked_since: float | None = None
+    #: The scheduler's step in which it was last tried in vain, and the facts that ``about`` tells.
+    failed_step: int = -1
+    explained: int = -1
 
     @property
     def rank(self) -> tuple[int, int]:

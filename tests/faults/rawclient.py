@@ -116,7 +116,7 @@ class _Recorder:
 
 def prepare(function: Callable[..., Any], *args: Any, direct: bool = False, detach: bool = True, max_retries: int = 0) -> Outgoing:
     """The call as a client would send it."""
-    from remoted_client.function import submit
+    from remoted_client.submission import submit
 
     config = CpuLiveLoadBalancer(name="raw") if direct else CpuLiveServerless(name="raw")
     made: Any = remote(config, max_retries=max_retries)(function)

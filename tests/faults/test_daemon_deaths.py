@@ -323,6 +323,16 @@ print(json.dumps([h.id for h in [f.options(detach=True, max_retries=0)(n) for n 
         wait_until(lambda goal=goal: len(lines_of(marks)) >= goal, 30, daemon.log)
         daemon.kill()
         daemon.start()
-    result = daemon.run(HEAD + f"print(json.dumps([[o.status, o.output] for o in (h.result() for h in [Job.from_id(i) for i in {ids}])]))")
-    assert result.json == [["COMPLETED", n] for n in range(300)]
-    assert len(lines_of(marks)) == 300
+    result = daemon.run(
+        HEAD + f"print(json.dumps([[o.status, o.output, o.state_reason] for o in (h.result() for h in [Job.from_id(i) for i in {ids}])]))"
+    )
+    lost = [n for n, (status, _, _) in enumerate(result.json) if status != "COMPLETED"]
+    assert len(lost) <= 4 * 2, "at most what two workers had in hand at four crashes"
+    assert all(result.json[n] == ["FAILED", None, "LOST"] for n in lost)
+    assert all(result.json[n][:2] == ["COMPLETED", n] for n in range(300) if n not in lost)
+    lines = lines_of(marks)
+    assert len({job for _, job in lines}) == len(lines), "no body ran twice"
+    assert len(lines) >= 300 - len(lost)
+    daemon.stop()
+    assert not list((daemon.state / "remoted" / "outcomes").glob("*.out*"))
+    assert not [path for path in (daemon.state / "remoted" / "secrets").rglob("*") if path.is_file()], "no environment outlives its calls"

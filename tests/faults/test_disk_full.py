@@ -38,7 +38,7 @@ except SubmissionRefused as error: print(json.dumps([error.code, str(error)]))
 @contextlib.contextmanager
 def small_disk(size: str) -> Iterator[tuple[Host, Path]]:
     """A host whose state is on a file system of its own."""
-    with host("[limits]\nfree_disk_reserve_bytes = 0\n") as made:
+    with host("[limits]\nfree_disk_reserve_bytes = 0\nretry_cap_seconds = 1\n") as made:
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "remoted-test", str(made.state)], check=True)
         try:
             yield made.start(), made.state

@@ -1,0 +1,223 @@
+"""Whatever happens to the scheduler, in whatever order: its promises hold after every event, and nobody starves."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from remoted.model import Device, DeviceUuid, Uid, WorkerId
+from remoted.scheduler import events
+from remoted.scheduler.matching import GpuRequest
+from remoted.scheduler.policy import Scheduler
+from remoted.scheduler.state import Need, PoolPolicy, Ticket, TicketId, WorkerState
+
+GIB = 1 << 30
+CARDS = tuple(Device(DeviceUuid(f"GPU-{n}"), n, n, name, gib * GIB, (8, 6)) for n, (name, gib) in enumerate([("NVIDIA GeForce RTX 3090", 24), ("NVIDIA GeForce RTX 3090", 24), ("NVIDIA RTX A6000", 48)]))
+CPUS = 4.0
+REQUESTS = (None, None, GpuRequest(("ANY",), 1), GpuRequest(("ANY",), 2), GpuRequest(("NVIDIA RTX A6000", "AMPERE_24"), 1), GpuRequest(("AMPERE_24",), 2))
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """A model of one host: it obeys the decisions, and keeps its own books to compare."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scheduler = Scheduler(CPUS, workers_total=12, patience_seconds=5.0)
+        self.now = 0.0
+        self.history: list[tuple[events.Event, float, list[events.Decision]]] = []
+        self.made = 0
+        self.leases: dict[DeviceUuid, WorkerId] = {}
+        self.needs: dict[WorkerId, Need] = {}
+        self.foreign: dict[DeviceUuid, tuple[int, ...]] = {}
+        self.present: tuple[Device, ...] = ()
+        self.order: dict[Any, list[TicketId]] = defaultdict(list)
+        self.tickets: dict[TicketId, Ticket] = {}
+
+    # -- the host ------------------------------------------------------------------------------------------
+
+    def feed(self, event: events.Event) -> None:
+        if isinstance(event, events.WorkerEnded):
+            self.leases = {uuid: holder for uuid, holder in self.leases.items() if holder != event.worker}
+        decisions = self.scheduler.handle(event, self.now)
+        self.history.append((event, self.now, list(decisions)))
+        for decision in decisions:
+            self.check(decision)
+        self.scheduler.validate()
+
+    def check(self, decision: events.Decision) -> None:
+        if isinstance(decision, events.StartWorker):
+            self.check_start(decision)
+        elif isinstance(decision, events.Assign):
+            self.check_assignment(decision)
+        elif isinstance(decision, events.Refuse):
+            self.leave_line(decision.ticket)
+            assert self.tickets[decision.ticket].ancestors, "only a nested call can close a ring"
+
+    def check_start(self, start: events.StartWorker) -> None:
+        for uuid in start.devices:
+            assert uuid not in self.leases, "lent twice"
+            assert uuid not in self.foreign, "lent although a stranger uses it"
+            assert uuid in {card.uuid for card in self.present}, "lent although it is not there"
+            self.leases[uuid] = start.worker
+        assert len(start.devices) == (start.need.gpu.count if start.need.gpu else 0)
+        self.needs[start.worker] = start.need
+
+    def check_assignment(self, assign: events.Assign) -> None:
+        ticket = self.tickets[assign.ticket]
+        worker = self.needs[assign.worker]
+        assert (worker.uid, worker.pool, worker.kind, worker.gpu) == (ticket.need.uid, ticket.need.pool, ticket.need.kind, ticket.need.gpu)
+        if not assign.inline:
+            line = self.order[self.line_of(ticket)]
+            assert line[0] == assign.ticket, "overtaken in its own lane"
+        self.leave_line(assign.ticket)
+
+    def leave_line(self, ticket_id: TicketId) -> None:
+        line = self.order[self.line_of(self.tickets[ticket_id])]
+        if ticket_id in line:
+            line.remove(ticket_id)
+
+    @staticmethod
+    def line_of(ticket: Ticket) -> Any:
+        return (ticket.need, ticket.priority, ticket.cpus)
+
+    def running(self, waiting: bool | None = None) -> list[TicketId]:
+        return [
+            ticket
+            for worker in self.scheduler.workers.values()
+            for ticket in worker.running
+            if waiting is None or (ticket in worker.waiting) is waiting
+        ]
+
+    def workers_in(self, state: WorkerState) -> list[WorkerId]:
+        return [worker.id for worker in self.scheduler.workers.values() if worker.state is state]
+
+    # -- what happens --------------------------------------------------------------------------------------
+
+    @initialize(count=st.integers(0, 3))
+    def plug_in(self, count: int) -> None:
+        self.see(CARDS[:count], {})
+
+    def see(self, cards: tuple[Device, ...], foreign: dict[DeviceUuid, tuple[int, ...]], problem: str = "") -> None:
+        self.present, self.foreign = cards, foreign
+        self.feed(events.DevicesSeen(cards, tuple(foreign.items()), problem))
+
+    @rule(data=st.data(), uid=st.integers(1, 3), pool=st.integers(0, 1), kind=st.integers(0, 1), gpu=st.sampled_from(REQUESTS))
+    def submit(self, data: st.DataObject, uid: int, pool: int, kind: int, gpu: GpuRequest | None) -> None:
+        self.made += 1
+        callers = [ticket for ticket in self.running() if self.tickets[ticket].need.uid == uid]
+        caller = data.draw(st.sampled_from([None, *callers]), "caller")
+        ancestors = (*self.tickets[caller].ancestors, caller) if caller else ()
+        instance = data.draw(st.sampled_from([None, None, None, "i"]), "instance")
+        key = f"{uid}:{pool}:{kind}:{gpu}:{instance}" if instance else None
+        need = Need(Uid(uid), (uid, "LiveServerless", f"p{pool}"), f"k{kind}", gpu, instance=key)
+        cpus = data.draw(st.sampled_from([0.0, 0.0, 1.0, 2.0, 4.0]), "cpus")
+        ticket = Ticket(f"t{self.made}", need, cpus, data.draw(st.sampled_from([0, 0, 5]), "priority"), ancestors)
+        self.tickets[ticket.id] = ticket
+        self.order[self.line_of(ticket)].append(ticket.id)
+        self.feed(events.Submitted(ticket, PoolPolicy(data.draw(st.integers(0, 1)), data.draw(st.integers(1, 3)), 20.0)))
+
+    @rule(data=st.data())
+    def withdraw(self, data: st.DataObject) -> None:
+        queued = [ticket.id for _, _, ticket in self.scheduler.waiting()]
+        if queued:
+            chosen = data.draw(st.sampled_from(queued))
+            self.leave_line(chosen)
+            self.feed(events.Withdrawn(chosen))
+
+    @rule(data=st.data())
+    def end_one(self, data: st.DataObject) -> None:
+        if running := self.running(waiting=False):
+            self.feed(events.Ended(data.draw(st.sampled_from(running))))
+
+    @rule(data=st.data())
+    def block_one(self, data: st.DataObject) -> None:
+        if running := self.running(waiting=False):
+            self.feed(events.Blocked(data.draw(st.sampled_from(running)), True))
+
+    @rule(data=st.data())
+    def unblock_one(self, data: st.DataObject) -> None:
+        if waiting := self.running(waiting=True):
+            self.feed(events.Blocked(data.draw(st.sampled_from(waiting)), False))
+
+    @rule(data=st.data())
+    def get_ready(self, data: st.DataObject) -> None:
+        if starting := self.workers_in(WorkerState.STARTING):
+            self.feed(events.WorkerReady(data.draw(st.sampled_from(starting))))
+
+    @rule(data=st.data())
+    def finish_ending(self, data: st.DataObject) -> None:
+        if ending := self.workers_in(WorkerState.ENDING):
+            self.feed(events.WorkerEnded(data.draw(st.sampled_from(ending))))
+
+    @rule(data=st.data())
+    def die(self, data: st.DataObject) -> None:
+        if workers := list(self.scheduler.workers):
+            self.feed(events.WorkerEnded(data.draw(st.sampled_from(workers))))
+
+    @rule(data=st.data())
+    def close_one(self, data: st.DataObject) -> None:
+        if workers := list(self.scheduler.workers):
+            self.feed(events.WorkerClosing(data.draw(st.sampled_from(workers))))
+
+    @rule(count=st.integers(0, 3), strangers=st.sets(st.sampled_from([card.uuid for card in CARDS])))
+    def devices_change(self, count: int, strangers: set[DeviceUuid]) -> None:
+        self.see(CARDS[:count], {uuid: (4711,) for uuid in sorted(strangers)})
+
+    @rule()
+    def driver_hangs(self) -> None:
+        self.see((), {}, "NVML did not answer")
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 6.0, 30.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        self.feed(events.Tick())
+
+    @precondition(lambda self: self.scheduler.policies)
+    @rule(data=st.data(), seconds=st.sampled_from([1.0, 60.0]))
+    def hold(self, data: st.DataObject, seconds: float) -> None:
+        pool = data.draw(st.sampled_from(list(self.scheduler.policies)))
+        self.feed(events.PoolHeld(pool, self.now + seconds))
+
+    # -- what must hold ------------------------------------------------------------------------------------
+
+    @invariant()
+    def books_agree(self) -> None:
+        assert self.scheduler.ledger.holders == self.leases
+
+    def teardown(self) -> None:
+        self.drive_to_quiescence()
+        self.replay()
+
+    def drive_to_quiescence(self) -> None:
+        """Everything ends and every device is there: every ticket is assigned or refused in the end."""
+        self.see(CARDS, {})
+        for _ in range(40 * (len(self.tickets) + len(self.scheduler.workers) + 1)):
+            self.now += 1.0
+            if not self.one_step_on():
+                break
+        assert not list(self.scheduler.waiting()), f"starved: {[(lane.reason, lane.detail) for lane, _, _ in self.scheduler.waiting()]}"
+
+    def one_step_on(self) -> bool:
+        """Let one thing end. A body that waits goes on only after its nested calls are over."""
+        for state, event in ((WorkerState.ENDING, events.WorkerEnded), (WorkerState.STARTING, events.WorkerReady)):
+            if found := self.workers_in(state):
+                self.feed(event(found[0]))
+                return True
+        for ticket in self.running():
+            if not self.scheduler.children.get(ticket):
+                self.feed(events.Ended(ticket))
+                return True
+        return False
+
+    def replay(self) -> None:
+        again = Scheduler(CPUS, workers_total=12, patience_seconds=5.0)
+        for event, now, decisions in self.history:
+            assert again.handle(event, now) == decisions, "the same events gave other decisions"
+
+
+TestScheduler = SchedulerMachine.TestCase
+TestScheduler.settings = settings(max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
