@@ -164,7 +164,7 @@ def _array(setting: Setting) -> list[Contender]:
 def _memory(setting: Setting) -> list[Contender]:
     process = setting.host.process_of_daemon
     time.sleep(min(1.0, setting.scale.idle_seconds))
-    setting.notes["children"] = [{"name": child.name(), "command": " ".join(child.cmdline()[1:3]), "rss": child.memory_info().rss} for child in process.children(True)]
+    setting.notes["children"] = [{"name": child.name(), "program": Path((child.cmdline() + ["", ""])[1]).name, "rss": child.memory_info().rss} for child in process.children(True)]
     setting.notes["daemon_threads"] = process.num_threads()
     setting.notes["daemon_uss"] = process.memory_full_info().uss
     return [Contender("daemon", lambda: [float(process.memory_info().rss)])]

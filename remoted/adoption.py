@@ -80,7 +80,7 @@ class Adoption:
             digests.add(request.instance[2])
         await self._contents.recover(row["uid"], digests, request.context)
         try:
-            return self._jobs.revive(row, request, await self._jobs.stored_items(row["id"]))
+            return self._jobs.revive(row, request, await self._jobs.records.stored_items(row["id"]))
         except RemotedError as error:
             await self._jobs.bury(row, str(error))
             return None

@@ -172,7 +172,7 @@ class Daemon:
         period = min(self._limits.housekeeping_seconds, (self._idle_exit_seconds or float("inf")) / 4)
         while True:
             await asyncio.sleep(period)
-            await jobs.expire()
+            await jobs.records.expire()
             await jobs.contents.forget_unused(self._clock.wall() - self._limits.content_seconds)
             now = self._clock.monotonic()
             if jobs.calls or direct.calls:

@@ -480,7 +480,7 @@ class Connection:
 
     async def _replay_output(self, job_id: str, offset: int) -> None:
         """What a finished job printed beyond ``offset``, at the reader's pace."""
-        path = self._server.jobs.log_path(job_id)
+        path = self._server.jobs.records.log_path(job_id)
         while self._open:
             records, end = logs.read_records(path, offset, _OUTPUT_CHUNK_BYTES)
             if not records:
@@ -495,14 +495,14 @@ class Connection:
     async def _tell_finished(self, job_id: str, offset: int = 0) -> None:
         """The same, of a job that was over before anybody here asked."""
         try:
-            row = await self._server.jobs.row(self.peer, job_id)
+            row = await self._server.jobs.records.row(self.peer, job_id)
             await self._replay_output(job_id, offset)
-            for number, content in enumerate(await self._server.jobs.stored_items(job_id)):
+            for number, content in enumerate(await self._server.jobs.records.stored_items(job_id)):
                 self._send_content({"op": "item", "id": job_id, "number": number}, content)
         except RemotedError as error:
             self.send({"op": "refused", "about": "watch", "id": job_id, "code": "NOT_FOUND", "message": str(error)})
             return
-        self._send_content(_done_header_of_row(row), self._server.jobs.stored_result(row))
+        self._send_content(_done_header_of_row(row), self._server.jobs.records.stored_result(row))
 
     # -- writing -------------------------------------------------------------------------------------------
 

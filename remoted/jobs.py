@@ -9,7 +9,6 @@ crash at any point loses no job, runs no token twice, and counts every attempt t
 from __future__ import annotations
 
 import asyncio
-import functools
 import hashlib
 import json
 import logging
@@ -18,7 +17,6 @@ import random
 import secrets
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from remoted.access import Peer
@@ -27,27 +25,20 @@ from remoted.calls import Call, CallRunner, Request
 from remoted.clock import Clock
 from remoted.contents import Contents
 from remoted.engine import Engine
-from remoted.errors import Conflict, NotFound, OverLimit, RemotedError, StoreError
+from remoted.errors import Conflict, OverLimit, RemotedError, StoreError
 from remoted.limits import Limits
 from remoted.logs import JobLog
 from remoted.model import AttemptToken, Reason, Status, Uid, WorkerId
 from remoted.paths import Paths
+from remoted.records import Records
 from remoted.scheduler.state import PoolPolicy
 from remoted.spec import JobSpec, parse_options
 from remoted.store import Row, Statements, Store
+from remoted.verdicts import describe, stopped, verdict
 from remoted.workers import AttemptEnd, Content
 from remoted_client import wire
 
 log = logging.getLogger(__name__)
-_OUT_OF_MEMORY = {
-    "builtins.MemoryError": Reason.OOM_RAM,
-    "numpy._core._exceptions._ArrayMemoryError": Reason.OOM_RAM,
-    "torch.OutOfMemoryError": Reason.OOM_GPU,
-    "torch.cuda.OutOfMemoryError": Reason.OOM_GPU,
-    "cupy.cuda.memory.OutOfMemoryError": Reason.OOM_GPU,
-}
-#: A nested call that was refused is refused again: trying would only multiply along the chain of callers.
-_PERMANENT = frozenset(f"remoted_client.errors.{name}" for name in ("SubmissionRefused", "NoMatchingGPU", "WouldDeadlock", "SerializationError", "VersionMismatch"))
 
 
 class Jobs(CallRunner):
@@ -55,6 +46,7 @@ class Jobs(CallRunner):
 
     def __init__(self, engine: Engine, contents: Contents, clock: Clock, limits: Limits, kind_key: bytes, store: Store, blobs: Blobs, paths: Paths) -> None:
         super().__init__(engine, contents, clock, limits, kind_key)
+        self.records = Records(store, blobs, paths, clock, limits)
         self._store = store
         self._blobs = blobs
         self._paths = paths
@@ -90,7 +82,7 @@ class Jobs(CallRunner):
             spec=spec,
             name=request.options.name or spec.function.qualname,
             ticket=ticket,
-            log=JobLog(self.log_path(call_id), self.limits.log_bytes_per_job),
+            log=JobLog(self.records.log_path(call_id), self.limits.log_bytes_per_job),
             submitted_at=self.clock.wall(),
             caller=caller,
         )
@@ -227,8 +219,9 @@ class Jobs(CallRunner):
             await self._keep_result(call, end)
         except RemotedError as error:
             end = AttemptEnd("unsendable", message=str(error), reason=Reason.RESULT_LOST, stopped_by=end.stopped_by)
-        status, reason = self._verdict(call, end)
-        call.error, call.error_type, call.traceback = self._describe(call, status, reason, end)
+        call.attempts -= end.kind == "stale"
+        status, reason = verdict(end, call.attempts, call.max_retries, len(call.items))
+        call.error, call.error_type, call.traceback = describe(end, status, reason, call.timeout_seconds, len(call.items))
         self.note_construction(call, end)
         if status is None:
             await self._requeue(call, token, end, reason)
@@ -247,39 +240,6 @@ class Jobs(CallRunner):
             call.result = Content("", None, str(path))
         else:
             call.result = Content("", end.payload, None)
-
-    def _verdict(self, call: Call, end: AttemptEnd) -> tuple[Status | None, Reason | None]:
-        """(terminal status, why), or (None, why) when another attempt follows."""
-        if end.kind == "returned":
-            return Status.COMPLETED, None
-        if end.kind == "stale":
-            call.attempts -= 1  # refused before any code of the user's ran
-            return None, Reason.WAITING_WORKER
-        if end.stopped_by is Reason.TIMEOUT:
-            return Status.TIMED_OUT, Reason.TIMEOUT
-        if end.stopped_by is not None:
-            return Status.CANCELLED, end.stopped_by
-        reason = end.reason or {"exited": Reason.EXITED, "unsendable": Reason.RESULT_LOST}.get(end.kind) or _OUT_OF_MEMORY.get(end.error_type, Reason.EXCEPTION)
-        may_help = reason is not Reason.RESULT_LOST and end.error_type not in _PERMANENT
-        if call.attempts <= call.max_retries and not call.items and may_help:
-            return None, Reason.WAITING_RETRY
-        return Status.FAILED, reason
-
-    def _describe(self, call: Call, status: Status | None, reason: Reason | None, end: AttemptEnd) -> tuple[str, str, str]:
-        """(error, type, traceback) as the caller reads them; empty on success."""
-        if status is Status.COMPLETED or end.kind == "stale":
-            return "", "", ""
-        if status is Status.TIMED_OUT:
-            return f"the attempt ran longer than its timeout of {call.timeout_seconds:g} s and was stopped", "", end.traceback
-        if status is Status.CANCELLED:
-            why = "its caller is gone" if reason is Reason.CALLER_GONE else "it was cancelled"
-            return f"stopped: {why}", "", end.traceback
-        if end.kind == "exited":
-            return f"the function called sys.exit({end.exit_code})", end.error_type, end.traceback
-        message = f"{_short(end.error_type)}: {end.message}" if end.error_type else end.message
-        if call.items:
-            message += f" ({len(call.items)} items had been delivered)"
-        return message, end.error_type, end.traceback
 
     async def _requeue(self, call: Call, token: AttemptToken, end: AttemptEnd, reason: Reason | None) -> None:
         now = self.clock.wall()
@@ -416,7 +376,7 @@ class Jobs(CallRunner):
             call.worker.stop(call.token, why)
         elif call.id in self.calls and call.status is Status.IN_QUEUE:
             self.engine.withdraw(call.id)
-            call.error = "stopped: its caller is gone" if why is Reason.CALLER_GONE else "stopped: it was cancelled"
+            call.error = stopped(why)
             call.result_kind, call.result = "cancelled", Content("", b"", None)
             self._spawn(self._finish(call, AttemptToken(""), AttemptEnd("cancelled"), Status.CANCELLED, why))
 
@@ -428,50 +388,9 @@ class Jobs(CallRunner):
 
     # -- looking -------------------------------------------------------------------------------------------
 
-    async def row(self, peer: Peer, job_id: str) -> Row:
-        """One job of this peer's, from the store. Raises NotFound."""
-        found = await self._store.submit(lambda db: db.one("get_job", id=job_id, uid=peer.uid))
-        if found is None:
-            raise NotFound("NOT_FOUND", f"cannot find job {job_id[:80]}: you have no job with this id (results are kept for {self.limits.result_seconds / 86400:g} days)")
-        return found
-
-    async def resolve(self, peer: Peer, prefix: str) -> str:
-        """The full id for its beginning. Raises NotFound, or Conflict when several begin so."""
-        if not prefix or not all(letter in "0123456789abcdef" for letter in prefix):
-            raise NotFound("NOT_FOUND", f"cannot find job {prefix[:80]!r}: ids are hexadecimal")
-        rows = await self._store.submit(lambda db: db.all("find_jobs", uid=peer.uid, pattern=f"{prefix}*"))
-        if len(rows) > 1:
-            raise Conflict("AMBIGUOUS", f"cannot choose: several of your jobs begin with {prefix}")
-        if not rows:
-            raise NotFound("NOT_FOUND", f"cannot find job {prefix[:80]}: you have no job with this id (results are kept for {self.limits.result_seconds / 86400:g} days)")
-        return str(rows[0]["id"])
-
-    async def rows(self, peer: Peer, everything: bool, limit: int) -> list[Row]:
-        return await self._store.submit(lambda db: db.all("list_jobs", uid=peer.uid, all=int(everything), limit=limit))
-
-    def log_path(self, job_id: str) -> Path:
-        """Where the output of a job is kept."""
-        return self._paths.logs / f"{job_id}.log"
-
-    async def attempts(self, job_id: str) -> list[Row]:
-        return await self._store.submit(lambda db: db.all("get_attempts", job=job_id))
-
-    async def stored_items(self, job_id: str) -> list[Content]:
-        rows = await self._store.submit(lambda db: db.all("get_items", job=job_id))
-        return [
-            Content("", row["inline"], None) if row["inline"] is not None else Content("", None, str(self._blobs.item_path(job_id, row["number"])))
-            for row in rows
-        ]
-
-    def stored_result(self, row: Row) -> Content:
-        """The payload of a finished job."""
-        if row["result_inline"] is not None:
-            return Content("", row["result_inline"], None)
-        return Content("", None, str(self._blobs.result_path(row["id"])))
-
     async def retry(self, peer: Peer, job_id: str, environ: dict[str, str]) -> str:
         """Submit a finished job again as a new one. Raises Conflict while it is live."""
-        row = await self.row(peer, job_id)
+        row = await self.records.row(peer, job_id)
         if not Status(row["status"]).is_terminal:
             raise Conflict("NOT_FINISHED", f"cannot retry {job_id}: it is {row['status']}; cancel it first")
         digests = {digest for digest in (row["spec"], row["code"], row["modules"], row["arguments"]) if digest}
@@ -520,7 +439,7 @@ class Jobs(CallRunner):
             spec=spec,
             name=row["name"],
             ticket=ticket,
-            log=JobLog(self.log_path(row["id"]), self.limits.log_bytes_per_job),
+            log=JobLog(self.records.log_path(row["id"]), self.limits.log_bytes_per_job),
             submitted_at=row["submitted_at"],
             attempts=row["attempts"],
             tries=row["tries"],
@@ -546,30 +465,6 @@ class Jobs(CallRunner):
         policy = PoolPolicy(call.spec.pool.workers_min, call.spec.pool.workers_max, call.spec.pool.idle_timeout_seconds or 300.0)
         self.engine.submit(call.ticket, policy, self)
 
-    async def expire(self) -> int:
-        """Forget what ended long ago, and each user's oldest results beyond the quota."""
-        before = self.clock.wall() - self.limits.result_seconds
-        gone = [row["id"] for row in await self._store.submit(lambda db: db.all("expired_jobs", before=before))]
-        for user in await self._store.submit(lambda db: db.all("stored_bytes")):
-            gone += await self._beyond_quota(user["uid"], user["bytes"] or 0)
-        for job_id in gone:
-            await self._store.submit(functools.partial(_delete_job, job_id))
-            self._blobs.remove_job(job_id)
-            self._blobs.remove(self.log_path(job_id))
-        return len(gone)
-
-    async def _beyond_quota(self, uid: int, stored: int) -> list[str]:
-        gone: list[str] = []
-        excess = stored - self.limits.stored_bytes_per_uid
-        if excess <= 0:
-            return gone
-        for row in await self._store.submit(lambda db: db.all("largest_results", uid=uid)):
-            if excess <= 0:
-                break
-            gone.append(row["id"])
-            excess -= row["result_size"]
-        return gone
-
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
@@ -586,19 +481,8 @@ class Jobs(CallRunner):
             await asyncio.wait(self._tasks, timeout=5.0)
 
 
-def _delete_job(job_id: str, db: Statements) -> None:
-    db.run("delete_job", id=job_id)
-
-
 def _as_frame(data: bytes) -> wire.Frame:
     """Content made here, in the shape in which content arrives."""
     if len(data) <= wire.INLINE_BYTES:
         return wire.Frame({}, data)
     return wire.Frame({}, b"", (wire.memfd("remoted-context", data),))
-
-
-def _short(type_name: str) -> str:
-    """``builtins.ValueError`` is ValueError; others keep their module."""
-    return type_name.removeprefix("builtins.").removeprefix("__main__.")
-
-

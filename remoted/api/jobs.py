@@ -28,7 +28,7 @@ _CHUNK_BYTES = 256 * 1024
 async def list_jobs(services: Services, ask: Ask) -> web.StreamResponse:
     """Your jobs, newest first: the live ones, or all that are kept."""
     query = ask.query_as(schemas.JobsQuery)
-    rows = await services.jobs.rows(ask.peer, query.all, query.limit)
+    rows = await services.jobs.records.rows(ask.peer, query.all, query.limit)
     direct = [call for call in services.direct.calls.values() if call.uid == ask.peer.uid]
     found = views.of_many(services, direct, rows)
     found.sort(key=lambda job: job.submitted_at, reverse=True)
@@ -56,12 +56,12 @@ async def wait(services: Services, ask: Ask) -> web.StreamResponse:
 
 async def result(services: Services, ask: Ask) -> web.StreamResponse:
     """The raw payload of a finished job; only the job's own Python should read it."""
-    row = await services.jobs.row(ask.peer, await resolve(services, ask))
+    row = await services.jobs.records.row(ask.peer, await resolve(services, ask))
     if not Status(row["status"]).is_terminal:
         raise Conflict("NOT_FINISHED", f"cannot give the result of {row['id']}: it is {row['status']}; wait for it first")
     kind = row["result_kind"] if _KIND.fullmatch(row["result_kind"]) else "unknown"
     headers = {"X-Remoted-Status": row["status"], "X-Remoted-Kind": kind}
-    content = services.jobs.stored_result(row)
+    content = services.jobs.records.stored_result(row)
     if content.inline is not None:
         return web.Response(body=content.inline, headers=headers, content_type="application/octet-stream")
     return await _send_file(ask, content, headers, row["id"])
@@ -89,7 +89,7 @@ async def cancel(services: Services, ask: Ask) -> web.StreamResponse:
     job_id = await resolve(services, ask)
     call = live_call(services, job_id)
     if call is None:
-        row = await services.jobs.row(ask.peer, job_id)
+        row = await services.jobs.records.row(ask.peer, job_id)
         return reply(schemas.Asked(id=job_id, status=row["status"], cancelling=False))
     (services.direct if job_id in services.direct.calls else services.jobs).cancel(call)
     return reply(schemas.Asked(id=job_id, status=call.status.value, cancelling=True))
@@ -106,7 +106,7 @@ async def resolve(services: Services, ask: Ask) -> str:
     """The full id of the path's job. Raises NotFound, Conflict AMBIGUOUS."""
     prefix = ask.parameters["id"]
     direct = [call.id for call in services.direct.calls.values() if call.uid == ask.peer.uid and call.id.startswith(prefix)]
-    return direct[0] if len(direct) == 1 else await services.jobs.resolve(ask.peer, prefix)
+    return direct[0] if len(direct) == 1 else await services.jobs.records.resolve(ask.peer, prefix)
 
 
 def live_call(services: Services, job_id: str) -> Call | None:
@@ -118,10 +118,10 @@ async def _detail(services: Services, ask: Ask, job_id: str) -> schemas.JobDetai
     call = live_call(services, job_id)
     if call is not None:
         return await _with_attempts(services, views.of_live(services, call), call.traceback)
-    row = await services.jobs.row(ask.peer, job_id)
+    row = await services.jobs.records.row(ask.peer, job_id)
     return await _with_attempts(services, views.of_row(row), row["traceback"])
 
 
 async def _with_attempts(services: Services, job: schemas.Job, traceback: str) -> schemas.JobDetail:
-    rows = await services.jobs.attempts(job.id)
+    rows = await services.jobs.records.attempts(job.id)
     return schemas.JobDetail(**job.model_dump(), traceback=traceback, attempt_list=[views.of_attempt(row) for row in rows])

@@ -110,7 +110,7 @@ async def _check_store(services: Services, ask: Ask) -> schemas.Check:
     """A whole transaction, as every submission needs one."""
     began = services.clock.monotonic()
     try:
-        await services.jobs.rows(ask.peer, False, 1)
+        await services.jobs.records.rows(ask.peer, False, 1)
     except StoreError as error:
         return schemas.Check(name="database", ok=False, detail=str(error), advice="free some space, and look at the daemon's log")
     took = services.clock.monotonic() - began

@@ -16,8 +16,10 @@ victim, attacker = CpuLiveServerless(name="victim", workersMax=1), CpuLiveServer
 def channel():
     "The daemon's line of this worker: the only SEQPACKET socket here."
     for name in os.listdir("/proc/self/fd"):
-        try: sock = socket.socket(fileno=os.dup(int(name)))
-        except OSError: continue
+        try: is_socket = os.readlink(f"/proc/self/fd/{name}").startswith("socket:")
+        except FileNotFoundError: continue  # the folder's own descriptor
+        if not is_socket: continue
+        sock = socket.socket(fileno=os.dup(int(name)))
         if sock.type == socket.SOCK_SEQPACKET and sock.family == socket.AF_UNIX: return sock
         sock.close()
 

@@ -46,6 +46,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.history.append((event, self.now, list(decisions)))
         for decision in decisions:
             self.check(decision)
+        self.check_shares(decisions)
         self.scheduler.validate()
 
     def check(self, decision: events.Decision) -> None:
@@ -74,6 +75,14 @@ class SchedulerMachine(RuleBasedStateMachine):
             line = self.order[self.line_of(ticket)]
             assert line[0] == assign.ticket, "overtaken in its own lane"
         self.leave_line(assign.ticket)
+
+    def check_shares(self, decisions: list[events.Decision]) -> None:
+        """Waiting bodies count neither against ``workers_max`` nor against the CPUs."""
+        for pool in {decision.need.pool for decision in decisions if isinstance(decision, events.StartWorker)}:
+            counted = [worker for worker in self.scheduler.workers.values() if worker.need.pool == pool and not worker.is_waiting]
+            assert len(counted) <= self.scheduler.policies[pool].workers_max
+        if any(isinstance(decision, events.Assign) and self.tickets[decision.ticket].cpus for decision in decisions):
+            assert self.scheduler.cpus_used() <= CPUS
 
     def leave_line(self, ticket_id: TicketId) -> None:
         line = self.order[self.line_of(self.tickets[ticket_id])]
@@ -109,7 +118,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def submit(self, data: st.DataObject, uid: int, pool: int, kind: int, gpu: GpuRequest | None) -> None:
         self.made += 1
         callers = [ticket for ticket in self.running() if self.tickets[ticket].need.uid == uid]
-        caller = data.draw(st.sampled_from([None, *callers]), "caller")
+        caller = data.draw(st.sampled_from([*callers, None]), "caller")
         ancestors = (*self.tickets[caller].ancestors, caller) if caller else ()
         instance = data.draw(st.sampled_from([None, None, None, "i"]), "instance")
         key = f"{uid}:{pool}:{kind}:{gpu}:{instance}" if instance else None
@@ -119,6 +128,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.tickets[ticket.id] = ticket
         self.order[self.line_of(ticket)].append(ticket.id)
         self.feed(events.Submitted(ticket, PoolPolicy(data.draw(st.integers(0, 1)), data.draw(st.integers(1, 3)), 20.0)))
+        if caller and caller in self.running(waiting=False) and data.draw(st.booleans(), "waits"):
+            self.feed(events.Blocked(caller, True))
 
     @rule(data=st.data())
     def withdraw(self, data: st.DataObject) -> None:
@@ -165,7 +176,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(count=st.integers(0, 3), strangers=st.sets(st.sampled_from([card.uuid for card in CARDS])))
     def devices_change(self, count: int, strangers: set[DeviceUuid]) -> None:
-        self.see(CARDS[:count], {uuid: (4711,) for uuid in sorted(strangers)})
+        self.see(CARDS[:count], dict.fromkeys(sorted(strangers), (4711,)))
 
     @rule()
     def driver_hangs(self) -> None:
@@ -207,8 +218,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             if found := self.workers_in(state):
                 self.feed(event(found[0]))
                 return True
-        for ticket in self.running():
-            if not self.scheduler.children.get(ticket):
+        for ticket in [*self.running(waiting=False), *self.running(waiting=True)]:
+            if ticket in self.running(waiting=False) or not self.scheduler.children.get(ticket):
                 self.feed(events.Ended(ticket))
                 return True
         return False

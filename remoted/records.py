@@ -1,0 +1,102 @@
+"""Finished and stored jobs: what is known of them, their results, and when they are forgotten.
+
+Every look-up is filtered by owner in SQL: another user's job is not found, like one that never was (T10).
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from remoted.access import Peer
+from remoted.blobs import Blobs
+from remoted.clock import Clock
+from remoted.errors import Conflict, NotFound
+from remoted.limits import Limits
+from remoted.paths import Paths
+from remoted.store import Row, Statements, Store
+from remoted.workers import Content
+
+
+class Records:
+    """The stored side of the queue; it changes nothing but what has expired."""
+
+    def __init__(self, store: Store, blobs: Blobs, paths: Paths, clock: Clock, limits: Limits) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._paths = paths
+        self._clock = clock
+        self._limits = limits
+
+    async def row(self, peer: Peer, job_id: str) -> Row:
+        """One job of this peer's, from the store. Raises NotFound."""
+        found = await self._store.submit(lambda db: db.one("get_job", id=job_id, uid=peer.uid))
+        if found is None:
+            raise self._unknown(job_id)
+        return found
+
+    async def resolve(self, peer: Peer, prefix: str) -> str:
+        """The full id for its beginning. Raises NotFound, or Conflict when several begin so."""
+        if not prefix or not all(letter in "0123456789abcdef" for letter in prefix):
+            raise NotFound("NOT_FOUND", f"cannot find job {prefix[:80]!r}: ids are hexadecimal")
+        rows = await self._store.submit(lambda db: db.all("find_jobs", uid=peer.uid, pattern=f"{prefix}*"))
+        if len(rows) > 1:
+            raise Conflict("AMBIGUOUS", f"cannot choose: several of your jobs begin with {prefix}")
+        if not rows:
+            raise self._unknown(prefix)
+        return str(rows[0]["id"])
+
+    async def rows(self, peer: Peer, everything: bool, limit: int) -> list[Row]:
+        return await self._store.submit(lambda db: db.all("list_jobs", uid=peer.uid, all=int(everything), limit=limit))
+
+    def log_path(self, job_id: str) -> Path:
+        """Where the output of a job is kept."""
+        return self._paths.logs / f"{job_id}.log"
+
+    async def attempts(self, job_id: str) -> list[Row]:
+        return await self._store.submit(lambda db: db.all("get_attempts", job=job_id))
+
+    async def stored_items(self, job_id: str) -> list[Content]:
+        rows = await self._store.submit(lambda db: db.all("get_items", job=job_id))
+        return [
+            Content("", row["inline"], None) if row["inline"] is not None else Content("", None, str(self._blobs.item_path(job_id, row["number"])))
+            for row in rows
+        ]
+
+    def stored_result(self, row: Row) -> Content:
+        """The payload of a finished job."""
+        if row["result_inline"] is not None:
+            return Content("", row["result_inline"], None)
+        return Content("", None, str(self._blobs.result_path(row["id"])))
+
+    def _unknown(self, job_id: str) -> NotFound:
+        days = self._limits.result_seconds / 86_400
+        return NotFound("NOT_FOUND", f"cannot find job {job_id[:80]}: you have no job with this id (results are kept for {days:g} days)")
+
+    async def expire(self) -> int:
+        """Forget what ended long ago, and each user's oldest results beyond the quota."""
+        before = self._clock.wall() - self._limits.result_seconds
+        gone = [row["id"] for row in await self._store.submit(lambda db: db.all("expired_jobs", before=before))]
+        for user in await self._store.submit(lambda db: db.all("stored_bytes")):
+            gone += await self._beyond_quota(user["uid"], user["bytes"] or 0)
+        for job_id in gone:
+            await self._store.submit(functools.partial(_delete_job, job_id))
+            self._blobs.remove_job(job_id)
+            self._blobs.remove(self.log_path(job_id))
+        return len(gone)
+
+    async def _beyond_quota(self, uid: int, stored: int) -> list[str]:
+        gone: list[str] = []
+        excess = stored - self._limits.stored_bytes_per_uid
+        if excess <= 0:
+            return gone
+        for row in await self._store.submit(lambda db: db.all("largest_results", uid=uid)):
+            if excess <= 0:
+                break
+            gone.append(row["id"])
+            excess -= row["result_size"]
+        return gone
+
+
+def _delete_job(job_id: str, db: Statements) -> None:
+    db.run("delete_job", id=job_id)
