@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from benchmarks import bodies, peers
 from benchmarks.measure import Contender, Scale, many, one, rate
 from benchmarks.ours import BenchHost, Functions, cpu_seconds, unwrap
@@ -111,12 +113,16 @@ def _throughput(setting: Setting) -> list[Contender]:
 def _cold(setting: Setting, body: Callable[[], Any], imports: str, **options: Any) -> list[Contender]:
     functions = setting.functions
     _call(functions.on("direct", bodies.noop))  # the client's connection is not what is measured
-    found = [Contender(kind, one(lambda kind=kind: _call(functions.cold(kind, body, **options)))) for kind in ("direct", "queue")]
+    found = [Contender(kind, one(functools.partial(_call_cold, functions, kind, body, options))) for kind in ("direct", "queue")]
     found.append(Contender("floor", one(functools.partial(_python, f"import {imports}"))))
     for name in setting.peers:
         peers.prepare(name)
         found.append(Contender(name, _first_call(name, body)))
     return found
+
+
+def _call_cold(functions: Functions, kind: str, body: Callable[[], Any], options: dict[str, Any]) -> Any:
+    return _call(functions.cold(kind, body, **options))
 
 
 def _first_call(name: str, body: Callable[[], Any]) -> Callable[[], list[float]]:
@@ -150,12 +156,18 @@ def _array(setting: Setting) -> list[Contender]:
 
     actions: dict[str, Callable[[Any], Any]] = {kind: functools.partial(_call, setting.functions.on(kind, bodies.same)) for kind in ("direct", "queue")}
     there, back = np.empty_like(array), np.empty_like(array)
-    actions["floor"] = lambda sent: (np.copyto(there, sent), np.copyto(back, there), back)[2]
+
+    def copy_twice(sent: Any) -> Any:
+        np.copyto(there, sent)
+        np.copyto(back, there)
+        return back
+
+    actions["floor"] = copy_twice
     for name in setting.peers:
         actions[name] = functools.partial(setting.peer(name).call, bodies.same)
     for action in actions.values():
         there_and_back(action)
-    return [Contender(name, lambda action=action: [there_and_back(action)]) for name, action in actions.items()]
+    return [Contender(name, functools.partial(_listed, there_and_back, action)) for name, action in actions.items()]
 
 
 # -- what it costs to have ---------------------------------------------------------------------------------
@@ -164,10 +176,16 @@ def _array(setting: Setting) -> list[Contender]:
 def _memory(setting: Setting) -> list[Contender]:
     process = setting.host.process_of_daemon
     time.sleep(min(1.0, setting.scale.idle_seconds))
-    setting.notes["children"] = [{"name": child.name(), "program": Path((child.cmdline() + ["", ""])[1]).name, "rss": child.memory_info().rss} for child in process.children(True)]
+    setting.notes["children"] = [{"name": child.name(), "program": _program(child), "rss": child.memory_info().rss} for child in process.children(True)]
     setting.notes["daemon_threads"] = process.num_threads()
     setting.notes["daemon_uss"] = process.memory_full_info().uss
     return [Contender("daemon", lambda: [float(process.memory_info().rss)])]
+
+
+def _program(process: psutil.Process) -> str:
+    """What the interpreter runs, without the folders of this run."""
+    arguments = process.cmdline()[1:2]
+    return Path(arguments[0]).name if arguments else ""
 
 
 def _processor(setting: Setting) -> list[Contender]:
@@ -203,13 +221,18 @@ def _imports(setting: Setting) -> list[Contender]:
     wanted = ["remoted_client", "names", *setting.peers]
     for name in wanted:
         _import_seconds(setting.host, _IMPORTS[name])  # bytecode and page cache
-    return [Contender(name, lambda name=name: [_import_seconds(setting.host, _IMPORTS[name])]) for name in wanted]
+    return [Contender(name, functools.partial(_listed, _import_seconds, setting.host, _IMPORTS[name])) for name in wanted]
 
 
 def _import_seconds(host: BenchHost, statement: str) -> float:
     """What the statement takes in a new interpreter, without the interpreter."""
     code = f"import time; began = time.perf_counter()\n{statement}\nprint(time.perf_counter() - began)"
     return float(subprocess.run([sys.executable, "-c", code], env=host.environ, stdout=subprocess.PIPE, check=True).stdout)
+
+
+def _listed(measure: Callable[..., float], *arguments: Any) -> list[float]:
+    """One duration that ``measure`` takes itself, as a sample."""
+    return [measure(*arguments)]
 
 
 def _python(code: str) -> None:

@@ -167,6 +167,8 @@ class CallRunner:
             environment=plan.environment.digest if plan.environment else None,
             instance=_instance_key(peer.uid, request.instance[0]) if request.instance else None,
         )
+        if spec.pool.workers_min:
+            self.engine.hold_pool(need.pool, spec.pool.keep_warm_seconds)
         cpus = min(spec.pool.cpus or 0.0, self.engine.scheduler.cpus)
         policy = PoolPolicy(spec.pool.workers_min, spec.pool.workers_max, spec.pool.idle_timeout_seconds or 300.0)
         return Ticket(call_id, need, cpus, request.options.priority, ancestors), policy
@@ -263,6 +265,12 @@ class CallRunner:
 
     def on_unplaceable(self, ticket_id: str, reason: Reason, message: str, detail: str) -> None:
         raise NotImplementedError
+
+    def on_waiting(self, ticket_id: str, reason: Reason) -> None:
+        call = self.calls.get(ticket_id)
+        if call is not None and call.status is Status.IN_QUEUE:
+            call.reason = reason
+            self._tell_state(call)
 
     def on_build_output(self, ticket_id: str, data: bytes) -> None:
         call = self.calls.get(ticket_id)

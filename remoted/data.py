@@ -593,6 +593,10 @@ class Connection:
         else:
             watch_caller(self._server, pidfd, mine)
 
+    def owns(self, call: Call) -> bool:
+        """Does this client wait for the call itself, rather than look on?"""
+        return call.id in self._mine
+
     def _lookup(self, call_id: str) -> Call | None:
         return self._server.jobs.calls.get(call_id) or self._server.direct.calls.get(call_id)
 
@@ -627,19 +631,49 @@ class Connection:
 
 def watch_caller(server: DataServer, pidfd: int, calls: list[Call]) -> None:
     """Cancel these calls when their caller's process ends, unless another connection of it took them over."""
-    loop = asyncio.get_running_loop()
+    _Caller(server, pidfd, calls)
 
-    def ended() -> None:
-        loop.remove_reader(pidfd)
-        os.close(pidfd)
-        _cancel_orphans(server, calls)
 
-    loop.add_reader(pidfd, ended)
+class _Caller:
+    """A process whose connection has gone while its calls run. A ``Watcher``, so that it ends with the last of them."""
+
+    def __init__(self, server: DataServer, pidfd: int, calls: list[Call]) -> None:
+        self._server, self._pidfd, self._calls = server, pidfd, set(calls)
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(pidfd, self._ended)
+        for call in calls:
+            call.watchers.add(self)
+
+    def on_state(self, call: Call) -> None:
+        pass
+
+    def on_output(self, call: Call, stream: int, data: bytes, offset: int) -> None:
+        pass
+
+    def on_item(self, call: Call, number: int, content: Content) -> None:
+        pass
+
+    def on_done(self, call: Call) -> None:
+        self._calls.discard(call)
+        if not self._calls:
+            self._close()
+
+    def _ended(self) -> None:
+        calls = list(self._calls)
+        for call in calls:
+            call.watchers.discard(self)
+        self._close()
+        _cancel_orphans(self._server, calls)
+
+    def _close(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
 
 
 def _cancel_orphans(server: DataServer, calls: list[Call]) -> None:
     for call in calls:
-        if not call.status.is_terminal and not call.watchers:
+        taken_over = any(isinstance(watcher, Connection) and watcher.owns(call) for watcher in call.watchers)
+        if not call.status.is_terminal and not taken_over:
             runner: Jobs | DirectCalls = server.direct if call.id in server.direct.calls else server.jobs
             runner.cancel(call, Reason.CALLER_GONE)
 

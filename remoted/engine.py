@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 #: A device with this much memory in use and no visible process belongs to somebody we cannot see.
 _UNEXPLAINED_BYTES = 1 << 30
 _ROUNDS_WITHOUT_DEVICES = 10
+_TOLD_PER_LANE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ class TicketOwner(Protocol):
     def on_assigned(self, ticket_id: TicketId, worker: Worker, devices: tuple[DeviceUuid, ...], inline: bool) -> None: ...
     def on_unplaceable(self, ticket_id: TicketId, reason: Reason, message: str, detail: str) -> None: ...
     def on_build_output(self, ticket_id: TicketId, data: bytes) -> None: ...
+    def on_waiting(self, ticket_id: TicketId, reason: Reason) -> None: ...
 
 
 @dataclass
@@ -103,6 +106,7 @@ class Engine:
         self._plans: dict[str, WorkerPlan] = {}
         self._requests: dict[str, tuple[EnvironmentRequest, Mapping[str, str]]] = {}
         self._owners: dict[TicketId, TicketOwner] = {}
+        self._told: dict[TicketId, Reason] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._look: asyncio.Task[None] | None = None
@@ -135,6 +139,7 @@ class Engine:
 
     def withdraw(self, ticket_id: TicketId) -> None:
         self._owners.pop(ticket_id, None)
+        self._told.pop(ticket_id, None)
         self.handle(events.Withdrawn(ticket_id))
 
     def ended(self, ticket_id: TicketId) -> None:
@@ -173,12 +178,24 @@ class Engine:
         """Feed the scheduler and do what it says."""
         for decision in self.scheduler.handle(event, self._clock.monotonic()):
             self._carry_out(decision)
+        self._tell_reasons()
         self._set_timer()
+
+    def _tell_reasons(self) -> None:
+        """Those at the head of each lane hear why they wait, when it changes; the rest may ask."""
+        for lanes in self.scheduler.users.values():
+            for lane in lanes.values():
+                for _, ticket in islice(lane.tickets, _TOLD_PER_LANE):
+                    owner = self._owners.get(ticket.id)
+                    if owner is not None and self._told.get(ticket.id) is not lane.reason:
+                        self._told[ticket.id] = lane.reason
+                        owner.on_waiting(ticket.id, lane.reason)
 
     def _carry_out(self, decision: events.Decision) -> None:
         match decision:
             case events.Assign(ticket_id, worker_id, inline):
                 view = self.scheduler.workers[worker_id]
+                self._told.pop(ticket_id, None)
                 self._owners[ticket_id].on_assigned(ticket_id, self.workers[worker_id], view.devices, inline)
             case events.StartWorker(worker_id, need, devices):
                 self.spawn(self._start_worker(worker_id, need, devices))
@@ -191,6 +208,7 @@ class Engine:
 
     def _tell_unplaceable(self, ticket_id: TicketId, reason: Reason, message: str, detail: str = "") -> None:
         owner = self._owners.pop(ticket_id, None)
+        self._told.pop(ticket_id, None)
         if owner is not None:
             owner.on_unplaceable(ticket_id, reason, message, detail)
 

@@ -21,6 +21,8 @@ _Count = Annotated[int, Field(ge=0, le=1_000_000)]
 
 #: Variables that make a process what it is; another value needs another worker (MECHANISMS 6).
 KIND_VARIABLES = frozenset({"PATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "VIRTUAL_ENV", "CONDA_PREFIX", "LANG", "LANGUAGE", "TZ"})
+#: Ours to say, whatever the caller has: a nested call comes from a worker that has a value of its own.
+_OURS = frozenset({"CUDA_VISIBLE_DEVICES"})
 KIND_PREFIXES = ("PYTHON", "CUDA_", "NVIDIA_", "LC_", "OMP_", "MKL_", "OPENBLAS_")
 
 
@@ -118,7 +120,11 @@ class Context(_Checked):
 
     def worker_variables(self) -> dict[str, str]:
         """The part of the environment that a process cannot change after its start, sorted."""
-        chosen = {name: value for name, value in self.environ.items() if name in KIND_VARIABLES or name.startswith(KIND_PREFIXES)}
+        chosen = {
+            name: value
+            for name, value in self.environ.items()
+            if (name in KIND_VARIABLES or name.startswith(KIND_PREFIXES)) and name not in _OURS
+        }
         return dict(sorted({**chosen, **self.declared}.items()))
 
 

@@ -200,7 +200,8 @@ class Worker:
             return
         if not self._channel.is_open and self.calls_done:
             # Nothing of this reached anybody, so it is no attempt. (One that never worked counts: it may never.)
-            self._loop.call_soon(self._end_attempt, spec.token, AttemptEnd("stale", message="the worker had ended before the call was sent"))
+            del self._attempts[spec.token]
+            self._loop.call_soon(listener.on_end, AttemptEnd("stale", message="the worker had ended before the call was sent"))
             return
         if not self.is_alive:
             self._loop.call_soon(self._end_attempt, spec.token, self._died(self._gone.result() if self._gone.done() else reaper.ExitStatus()))

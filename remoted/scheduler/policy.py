@@ -472,14 +472,17 @@ class Scheduler:
             lane.blocked_since = now
 
     def _renew_claims(self, now: float) -> None:
-        """The oldest impatient lane claims devices, and the oldest one CPUs; the rest see them as taken."""
+        """The oldest impatient lanes claim all that they need; a lane claims nothing where an older one claims a part."""
         self._device_claim, self._cpu_claim = (None, frozenset()), None
         impatient = [lane for lane in self._wide.values() if lane.blocked_since is not None and now - lane.blocked_since >= self._patience]
         for lane in sorted(impatient, key=lambda lane: (lane.blocked_since, lane.rank)):
-            if lane.cpus > 1 and self._cpu_claim is None:
-                self._cpu_claim = lane
-            if lane.need.is_wide and not self._device_claim[1]:
-                self._device_claim = (lane, self._claimable(lane.need))
+            if (lane.cpus and self._cpu_claim is not None) or (lane.need.gpu is not None and self._device_claim[1]):
+                continue
+            claimed = self._claimable(lane.need) if lane.need.gpu is not None else frozenset()
+            if lane.need.gpu is not None and not claimed:
+                continue
+            self._cpu_claim = lane if lane.cpus else self._cpu_claim
+            self._device_claim = (lane, claimed) if claimed else self._device_claim
 
     def _drop_claims(self, lane: Lane) -> None:
         """It has what it claimed, or something as good."""

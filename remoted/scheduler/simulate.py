@@ -65,12 +65,12 @@ class Report:
 class Simulation:
     """One host of ``gpus`` equal cards."""
 
-    def __init__(self, gpus: int, cpus: float = 64.0, times: Times = Times(), policy: PoolPolicy = PoolPolicy(workers_max=1000), validate: bool = False) -> None:
+    def __init__(self, gpus: int, cpus: float = 64.0, times: Times | None = None, policy: PoolPolicy | None = None, validate: bool = False) -> None:
         self.scheduler = Scheduler(cpus)
         self.report = Report()
         self.now = 0.0
-        self._times = times
-        self._policy = policy
+        self._times = times or Times()
+        self._policy = policy or PoolPolicy(workers_max=1000)
         self._validate = validate
         self._agenda: list[tuple[float, int, events.Event]] = []
         self._arrivals: dict[TicketId, Arrival] = {}

@@ -37,7 +37,8 @@ class RawClient:
 
     def send_raw(self, data: bytes, fds: tuple[int, ...] = ()) -> None:
         sent = wire.send(self.sock, data, fds)
-        self.sock.sendall(data[sent:])
+        if sent < len(data):
+            self.sock.sendall(data[sent:])
 
     def next(self) -> wire.Frame:
         """The next frame. Raises EOFError at the end of the connection."""

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 
-from tests.faults.rawclient import descriptors, prepare, raw, resident_bytes
+from tests.faults.rawclient import RawClient, descriptors, prepare, raw, resident_bytes
 from tests.harness import Host, wait_until
 
 HEAD = """
@@ -72,9 +72,10 @@ def test_f25_a_client_that_dies_before_its_acknowledgement_is_still_a_dead_calle
         mark = shared_daemon.project / f"unheard-{number}"
         pid = os.fork()
         if pid == 0:
-            client = raw(shared_daemon).__enter__()
-            client.submit(prepare(sleepy, str(mark), detach=False))
-            os._exit(0)
+            try:
+                RawClient(shared_daemon).submit(prepare(sleepy, str(mark), detach=False))
+            finally:
+                os._exit(0)
         os.waitpid(pid, 0)
     result = shared_daemon.run(
         HEAD

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +26,12 @@ class GpuHost:
         self.host = plain
         self.board = Board(plain.folder / "board")
         plain.config.write_text(f'{settings}\n[gpu]\nnvml_library = "{driver}"\npoll_seconds = 0.2\nnvml_deadline_seconds = 1.0\n', encoding="utf-8")
+
+    def look(self) -> dict[str, Any]:
+        """What ``remotectl gpus`` would show; asking makes the daemon look at the board if its facts are old."""
+        answer = subprocess.run(["curl", "-s", "--unix-socket", str(self.host.sockets / "api.sock"), "http://x/v1/gpus"], capture_output=True, text=True, check=True)
+        found: dict[str, Any] = json.loads(answer.stdout)
+        return found
 
     def start(self) -> GpuHost:
         self.board.write()

@@ -382,5 +382,6 @@ def test_t61_an_acknowledgement_lost_in_a_crash_gives_one_job(daemon: Host) -> N
         client.submit(call, key=key)
         client.submit(call, key=key)
         assert client.until("accepted").header["id"] == client.until("accepted").header["id"]
-        assert client.until("done").header["status"] == "COMPLETED"
+        done = client.until("done").header
+        assert done["status"] == "COMPLETED", done
     assert marks.read_text(encoding="utf-8") == "ran\n"

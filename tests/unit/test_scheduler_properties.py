@@ -78,7 +78,8 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def check_shares(self, decisions: list[events.Decision]) -> None:
         """Waiting bodies count neither against ``workers_max`` nor against the CPUs."""
-        for pool in {decision.need.pool for decision in decisions if isinstance(decision, events.StartWorker)}:
+        inline = any(isinstance(decision, events.Assign) and decision.inline for decision in decisions)
+        for pool in {decision.need.pool for decision in decisions if isinstance(decision, events.StartWorker) and not inline}:
             counted = [worker for worker in self.scheduler.workers.values() if worker.need.pool == pool and not worker.is_waiting]
             assert len(counted) <= self.scheduler.policies[pool].workers_max
         if any(isinstance(decision, events.Assign) and self.tickets[decision.ticket].cpus for decision in decisions):

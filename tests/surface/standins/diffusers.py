@@ -1,0 +1,3 @@
+"""A stand-in: it only has to be installable."""
+
+__version__ = "0.27.0"
