@@ -29,6 +29,7 @@ from remoted.workers import AttemptEnd, AttemptSpec, Content, Worker
 
 _INSTALLER_VARIABLES = frozenset({"PATH", "HOME", "LANG", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"})
 _INSTALLER_PREFIXES = ("UV_", "PIP_", "SSL_CERT_", "HTTP_", "HTTPS_", "ALL_PROXY", "NO_PROXY", "http_", "https_", "all_proxy", "no_proxy")
+_KINDS_MOST = 4096
 _NO_TOKEN = AttemptToken("")
 _NO_WORKER = WorkerId("")
 
@@ -145,6 +146,7 @@ class CallRunner:
         self.others: tuple[CallRunner, ...] = (self,)
         self._kind_key = kind_key
         self._homes: dict[str, WorkerId] = {}
+        self._kinds: dict[tuple[int, str, str], tuple[str, str | None]] = {}
         self._constructed: set[str] = set()
 
     # -- from a request to a ticket ------------------------------------------------------------------------
@@ -155,16 +157,14 @@ class CallRunner:
         context = self.contents.context(peer.uid, request.context)
         gpu = self._gpu_request(spec)
         self._refuse_what_is_missing(spec)
-        kind = kind_id(self._kind_key, spec, context, spec.pool.gpus)
-        plan = self._plan(peer.uid, spec, context)
-        self.engine.plan(kind, plan)
+        kind, environment = self._kind(peer.uid, request, spec, context)
         need = Need(
             uid=Uid(peer.uid),
             pool=(peer.uid, spec.pool.class_, spec.pool.name),
             kind=kind,
             gpu=gpu,
             concurrency=spec.pool.max_concurrency,
-            environment=plan.environment.digest if plan.environment else None,
+            environment=environment,
             instance=_instance_key(peer.uid, request.instance[0]) if request.instance else None,
         )
         if spec.pool.workers_min:
@@ -172,6 +172,18 @@ class CallRunner:
         cpus = min(spec.pool.cpus or 0.0, self.engine.scheduler.cpus)
         policy = PoolPolicy(spec.pool.workers_min, spec.pool.workers_max, spec.pool.idle_timeout_seconds or 300.0)
         return Ticket(call_id, need, cpus, request.options.priority, ancestors), policy
+
+    def _kind(self, uid: int, request: Request, spec: JobSpec, context: Context) -> tuple[str, str | None]:
+        """(kind, environment); the engine knows from here on how such workers are started. Worked out once per spec and context."""
+        key = (uid, request.spec, request.context)
+        if key not in self._kinds:
+            kind = kind_id(self._kind_key, spec, context, spec.pool.gpus)
+            plan = self._plan(uid, spec, context)
+            self.engine.plan(kind, plan)
+            if len(self._kinds) >= _KINDS_MOST:
+                self._kinds.clear()
+            self._kinds[key] = (kind, plan.environment.digest if plan.environment else None)
+        return self._kinds[key]
 
     def _gpu_request(self, spec: JobSpec) -> matching.GpuRequest | None:
         if not spec.pool.gpu:

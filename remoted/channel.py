@@ -38,6 +38,8 @@ class Channel:
         self._outbox: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self._loop = asyncio.get_running_loop()
         self._open = True
+        #: The kernel's buffer was full at the last write.
+        self._is_full = False
         self._loop.add_reader(sock.fileno(), self._read)
 
     @property
@@ -63,13 +65,16 @@ class Channel:
                 wire.send(self._sock, data, fds)
             except (BlockingIOError, InterruptedError):
                 self._loop.add_writer(self._sock.fileno(), self._flush)
+                self._is_full = True
                 return
             except OSError as error:
                 self._fail(str(error))
                 return
             self._outbox.popleft()
             wire.close_all(fds)
-        self._loop.remove_writer(self._sock.fileno())
+        if self._is_full:
+            self._is_full = False
+            self._loop.remove_writer(self._sock.fileno())
 
     def _read(self) -> None:
         """Everything that waits, a bounded number at a time, so that one worker cannot hold the loop."""

@@ -148,6 +148,7 @@ class Connection:
         self._greeted = False
         self._open = True
         self._flushing = False
+        self._writer_set = False
         self._secrets: list[tuple[int, str]] = []
         self._followed: dict[str, int] = {}
         self._watching: set[Call] = set()
@@ -540,6 +541,7 @@ class Connection:
             except (BlockingIOError, InterruptedError):
                 self._outbox.appendleft((data, fds))
                 self._loop.add_writer(self._sock.fileno(), self._flush)
+                self._writer_set = True
                 return
             except OSError:
                 wire.close_all(fds)
@@ -550,7 +552,8 @@ class Connection:
             if sent < len(data):
                 self._outbox.appendleft((data[sent:], ()))
         self._flushing = False
-        if self._open:
+        if self._writer_set and self._open:
+            self._writer_set = False
             self._loop.remove_writer(self._sock.fileno())
         self._wake_drain_waiters()
         if self._late and self._open and not self._telling_late:

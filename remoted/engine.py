@@ -142,6 +142,15 @@ class Engine:
         self._told.pop(ticket_id, None)
         self.handle(events.Withdrawn(ticket_id))
 
+    def forget(self, ticket_id: TicketId) -> None:
+        """Whatever the ticket was, it is no more; usually the scheduler has let go of it already."""
+        self._owners.pop(ticket_id, None)
+        self._told.pop(ticket_id, None)
+        if ticket_id in self.scheduler.placed:
+            self.ended(ticket_id)
+        elif ticket_id in self.scheduler.tickets:
+            self.withdraw(ticket_id)
+
     def ended(self, ticket_id: TicketId) -> None:
         """The attempt is over; its worker is free."""
         self._owners.pop(ticket_id, None)

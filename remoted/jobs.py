@@ -150,8 +150,7 @@ class Jobs(CallRunner):
         if self.calls.pop(call.id, None) is None:
             return
         self._per_uid[call.uid] -= 1
-        self.engine.withdraw(call.id)
-        self.engine.ended(call.id)
+        self.engine.forget(call.id)
         for digest in call.request.digests:
             self.contents.release(call.uid, digest)
         call.log.close()

@@ -60,7 +60,7 @@ class Handle(Coroutine[Any, Any, T_co], Generic[T_co]):
         self._state.was_awaited = True
         try:
             with _waiting_in_body(self._state):
-                if not self._state.wait(self._is_over, timeout):
+                if not self._state.wait(self._is_over, timeout, news=self._state.is_stream):
                     raise TimeoutError(f"{self._state.name} is not over after {timeout:g} s; it goes on")
         except KeyboardInterrupt:
             self.cancel()
@@ -114,7 +114,7 @@ class Handle(Coroutine[Any, Any, T_co], Generic[T_co]):
         self._state.was_awaited = True
         try:
             with _waiting_in_body(self._state):
-                await self._state.wait_async(self._is_over)
+                await self._state.wait_async(self._is_over, news=self._state.is_stream)
         except asyncio.CancelledError:
             self.cancel()
             raise

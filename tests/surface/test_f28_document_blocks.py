@@ -49,7 +49,7 @@ from remoted_client import LiveLoadBalancer, CpuLiveLoadBalancer, LoadBalancerSl
 from remoted_client import GpuGroup, CpuInstanceType, NetworkVolume, PodTemplate, CudaVersion, DataCenter, SubmissionRefused
 def cards(config, **more):
     "How many GPUs a call on this config sees."
-    return remote(config, **more)(lambda: len(os.environ["CUDA_VISIBLE_DEVICES"].split(","))).result()
+    return remote(config, **more)(lambda: len(os.environ["CUDA_VISIBLE_DEVICES"].split(",")))().result()
 async def code(handle):
     "The code with which the daemon refuses the call."
     try: await handle
@@ -99,7 +99,7 @@ CASES: dict[int, Case] = {
         "live_serverless",
         {
             OUT.format("inference({})"): {"result": "output"},
-            "'site-packages/torch.py' in remote(gpu_config, dependencies=['torch>=2.0.0', 'transformers>=4.30.0'])(lambda: __import__('torch').__file__).result().output": True,
+            "'site-packages/torch.py' in remote(gpu_config, dependencies=['torch>=2.0.0', 'transformers>=4.30.0'])(lambda: __import__('torch').__file__)().result().output": True,
         },
         out="Result: {'result': 'output'}\n",
         standins=False,

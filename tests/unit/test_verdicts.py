@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from remoted.model import Reason, Status
 from remoted.verdicts import describe, verdict
 from remoted.workers import AttemptEnd

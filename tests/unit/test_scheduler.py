@@ -1,0 +1,174 @@
+"""The scheduler's decisions in single situations; ``test_scheduler_properties`` tries all others."""
+
+from __future__ import annotations
+
+from remoted.model import Device, DeviceUuid, Reason, Uid, WorkerId
+from remoted.scheduler import events
+from remoted.scheduler.matching import GpuRequest
+from remoted.scheduler.policy import Scheduler
+from remoted.scheduler.simulate import Arrival, Simulation, Times
+from remoted.scheduler.state import Need, PoolPolicy, Ticket
+
+GIB = 1 << 30
+ONE = GpuRequest(("ANY",), 1)
+TWO = GpuRequest(("ANY",), 2)
+
+
+class Desk:
+    """A scheduler, and events in few words."""
+
+    def __init__(self, gpus: int = 1, cpus: float = 4.0) -> None:
+        self.scheduler = Scheduler(cpus, patience_seconds=10.0)
+        self.now = 0.0
+        self.feed(events.DevicesSeen(cards(gpus)))
+
+    def feed(self, event: events.Event, at: float | None = None) -> list[events.Decision]:
+        self.now = self.now if at is None else at
+        decisions = self.scheduler.handle(event, self.now)
+        self.scheduler.validate()
+        return decisions
+
+    def submit(self, name: str, uid: int = 1, gpu: GpuRequest | None = ONE, kind: str = "k", above: tuple[str, ...] = (), most: int = 8, instance: str | None = None) -> list[events.Decision]:
+        need = Need(Uid(uid), (uid, "LiveServerless", kind), kind, gpu, instance=instance)
+        return self.feed(events.Submitted(Ticket(name, need, ancestors=above), PoolPolicy(workers_max=most)))
+
+    def run(self, name: str, **asked: object) -> WorkerId:
+        """Submit it, let its worker start, and return the worker."""
+        self.submit(name, **asked)  # type: ignore[arg-type]
+        for worker in list(self.scheduler.workers.values()):
+            if worker.state.value == "STARTING":
+                self.feed(events.WorkerReady(worker.id))
+        return self.scheduler.placed[name]
+
+
+def cards(count: int) -> tuple[Device, ...]:
+    return tuple(Device(DeviceUuid(f"GPU-{n}"), n, n, "NVIDIA GeForce RTX 3090", 24 * GIB, (8, 6)) for n in range(count))
+
+
+def test_c07_an_idle_worker_is_ended_for_another_pool_and_its_device_lent_only_after() -> None:
+    desk = Desk()
+    first = desk.run("a")
+    desk.feed(events.Ended("a"))
+    assert desk.submit("b", uid=2) == [events.StopWorker(first, "its GPU is needed")]
+    (start,) = desk.feed(events.WorkerEnded(first))
+    assert isinstance(start, events.StartWorker)
+    assert start.devices == ("GPU-0",)
+
+
+def test_c07_a_fresh_worker_serves_whom_it_was_started_for_before_anybody_may_end_it() -> None:
+    desk = Desk()
+    desk.submit("a", uid=1)
+    desk.submit("b", uid=2)
+    (worker,) = desk.scheduler.workers
+    assert desk.feed(events.WorkerReady(worker)) == [events.Assign("a", worker)]
+
+
+def test_c07_a_wide_request_takes_two_idle_devices_at_once_and_spares_them_where_that_is_not_enough() -> None:
+    desk = Desk(gpus=2)
+    first, second = desk.run("a"), desk.run("b")
+    desk.feed(events.Ended("a"))
+    assert desk.submit("wide", uid=2, gpu=TWO) == [], "ending one worker would not help yet"
+    assert desk.feed(events.Ended("b")) == [events.StopWorker(first, "its GPU is needed"), events.StopWorker(second, "its GPU is needed")]
+
+
+def test_c07_a_wide_request_claims_devices_once_it_has_waited_long() -> None:
+    desk = Desk(gpus=2)
+    first, second = desk.run("a"), desk.run("b")
+    desk.submit("wide", uid=2, gpu=TWO)
+    for name in ("c", "d", "e"):
+        desk.submit(name)
+    assert events.Assign("c", first) in desk.feed(events.Ended("a"), at=5.0), "it may be passed for some time"
+    assert not [decision for decision in desk.feed(events.Ended("c"), at=11.0) if isinstance(decision, events.Assign)]
+    stops = desk.feed(events.Ended("b"))
+    assert {decision.worker for decision in stops if isinstance(decision, events.StopWorker)} == {first, second}
+
+
+def test_c07_lanes_that_claim_devices_and_cpus_do_not_block_each_other() -> None:
+    desk = Desk(gpus=2)
+    wide = Need(Uid(1), (1, "LiveServerless", "w"), "w", TWO)
+    greedy = Need(Uid(2), (2, "LiveServerless", "g"), "g", TWO)
+    holder = desk.run("holder", uid=3)
+    desk.feed(events.Submitted(Ticket("wide", wide, 1.0), PoolPolicy()), at=1.0)
+    desk.feed(events.Submitted(Ticket("greedy", greedy, 4.0), PoolPolicy()), at=2.0)
+    desk.feed(events.Ended("holder"), at=100.0)
+    (start,) = desk.feed(events.WorkerEnded(holder))
+    assert isinstance(start, events.StartWorker)
+    assert start.need is wide
+
+
+def test_c07_nothing_is_lent_or_given_to_an_idle_worker_while_the_driver_is_silent() -> None:
+    desk = Desk()
+    worker = desk.run("a")
+    desk.feed(events.Ended("a"))
+    desk.feed(events.DevicesSeen((), problem="NVML did not answer"))
+    assert desk.submit("b") == []
+    lane, _ = desk.scheduler.lane_of("b") or (None, 0)
+    assert lane is not None
+    assert (lane.reason, lane.detail) == (Reason.WAITING_GPU, "NVML did not answer")
+    assert desk.feed(events.DevicesSeen(cards(1))) == [events.Assign("b", worker)]
+
+
+def test_c07_an_idle_worker_whose_card_is_gone_is_ended() -> None:
+    desk = Desk()
+    worker = desk.run("a")
+    desk.feed(events.Ended("a"))
+    assert desk.feed(events.DevicesSeen(())) == [events.StopWorker(worker, "its GPU is gone")]
+
+
+def test_f29_a_child_behind_others_in_the_queue_runs_inside_its_caller() -> None:
+    desk = Desk()
+    worker = desk.run("p")
+    desk.submit("q")
+    desk.submit("child", above=("p",))
+    assert desk.feed(events.Blocked("p", True)) == [events.Assign("child", worker, inline=True)]
+
+
+def test_f29_a_ring_over_two_devices_costs_one_call_only() -> None:
+    desk = Desk(gpus=2)
+    desk.run("p", kind="a")
+    desk.run("q", kind="b")
+    desk.submit("p1", kind="b", above=("p",))
+    desk.submit("q1", kind="a", above=("q",))
+    assert desk.feed(events.Blocked("p", True)) == []
+    (refused,) = desk.feed(events.Blocked("q", True))
+    assert isinstance(refused, events.Refuse)
+    assert refused.message.endswith(f"{refused.ticket[0]} > {refused.ticket}")
+
+
+def test_f29_nobody_is_refused_while_the_holder_of_the_device_goes_on_by_itself() -> None:
+    desk = Desk()
+    desk.run("holder")
+    desk.run("cpu-child", gpu=None, kind="c", above=("holder",))
+    desk.feed(events.Blocked("holder", True))
+    desk.run("stranger", gpu=None, kind="d")
+    desk.submit("wants-gpu", kind="e", above=("stranger",))
+    assert desk.feed(events.Blocked("stranger", True)) == []
+
+
+def test_f20_the_calls_of_one_instance_go_to_one_worker_and_together_to_a_new_one() -> None:
+    desk = Desk(gpus=0)
+    worker = desk.run("a", gpu=None, instance="i")
+    assert desk.submit("b", gpu=None, instance="i") == []
+    assert desk.submit("c", gpu=None, instance="i") == []
+    (start,) = desk.feed(events.WorkerEnded(worker))
+    assert isinstance(start, events.StartWorker)
+    assert desk.feed(events.WorkerReady(start.worker)) == [events.Assign("b", start.worker)]
+    assert desk.feed(events.Ended("b")) == [events.Assign("c", start.worker)]
+
+
+def test_c05_users_of_one_card_take_turns() -> None:
+    simulation = Simulation(1, validate=True)
+    report = simulation.run(Arrival(at=0.0, uid=1 + number % 3, seconds=5.0, kind=f"u{number % 3}") for number in range(60))
+    assert simulation.is_quiet
+    assert report.fairness() > 0.999
+    slowest = [max(waits) for waits in report.waits_of.values()]
+    assert max(slowest) - min(slowest) <= 30.0, "they end together, to a round and a switch"
+
+
+def test_c05_a_stream_of_cpu_calls_does_not_cost_a_user_his_turn_at_the_card() -> None:
+    """Placing a CPU call uses no turn at the devices."""
+    calls = [Arrival(0.1 * number, 1, 0.05, gpus=0, kind="cpu") for number in range(600)]
+    mine = [Arrival(1.0, 1, 1.0, kind="mine")]
+    theirs = [Arrival(0.0, 2, 2.0, kind="theirs") for _ in range(30)]
+    report = Simulation(1, times=Times(0.1, 0.1), validate=True).run([*calls, *theirs, *mine])
+    assert report.waits["t630"] < 6.0, "after the call that ran, not after all of theirs"
