@@ -252,7 +252,7 @@ def test_c07_a_lost_card_is_not_lent_and_its_idle_worker_not_used(gpu_host: GpuH
     first, second = gpu_host.board.add_gpu(), gpu_host.board.add_gpu()
     host = gpu_host.start().host
     process = host.popen(
-        HEAD + "print(json.dumps(span().result().output[2]), flush=True); until(base); print(json.dumps([h.result().output[2] for h in [span(), span()]]))",
+        HEAD + "print(json.dumps(span().result().output[2]), flush=True); until(base); time.sleep(1); print(json.dumps([h.result().output[2] for h in [span(), span()]]))",  # facts are as old as poll_seconds
         str(host.project / "x"),
     )
     assert process.stdout is not None

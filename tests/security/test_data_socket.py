@@ -383,5 +383,5 @@ def test_t61_an_acknowledgement_lost_in_a_crash_gives_one_job(daemon: Host) -> N
         client.submit(call, key=key)
         assert client.until("accepted").header["id"] == client.until("accepted").header["id"]
         done = client.until("done").header
-        assert done["status"] == "COMPLETED", done
+        assert done["status"] == "COMPLETED", f"{done}\n{daemon.log()}"
     assert marks.read_text(encoding="utf-8") == "ran\n"
