@@ -252,7 +252,7 @@ class Engine:
         plan = self._plans[need.kind]
         try:
             python, extra = await self._interpreter(plan)
-            environ = {**plan.environ, **extra, **self._worker_variables(worker_id, devices)}
+            environ = {**plan.environ, **extra, "REMOTED_PYTHON": plan.executable, **self._worker_variables(worker_id, devices)}
             hello = await worker.start((python, os.fspath(self._runtime)), environ, {"data_bytes": plan.data_bytes, "descriptors": plan.descriptors})
             await _check_versions(worker, hello, plan)
         except (SpawnError, EnvironmentFailed) as error:

@@ -72,9 +72,16 @@ class Settings:
             "max_retries": 0 if self.config.is_load_balanced else self.max_retries,
             "timeout_seconds": self.timeout,
             "python": sys.version_info[:3],
-            "executable": sys.executable,
+            "executable": _own_python(),
             "stream": stream,
             "cwd": cwd,
             "sys_path": sys_path,
             "declared": sorted(self.declared),
         }
+
+
+def _own_python() -> str:
+    """The interpreter that the user runs. In a worker of ``dependencies=`` the one at work is built over it, and changes."""
+    from remoted_client import context
+
+    return (context.in_worker and os.environ.get("REMOTED_PYTHON")) or sys.executable

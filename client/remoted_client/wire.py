@@ -142,14 +142,19 @@ class FrameReader:
             raise WireError("BAD_FDS", "cannot keep so many descriptors without a frame for them")
         frames: list[Frame] = []
         offset = 0
-        while len(self._buffer) - offset >= PREFIX_BYTES:
-            frame, offset = self._cut(offset)
-            if frame is None:
-                break
-            frames.append(frame)
-        del self._buffer[:offset]
-        if not self._buffer and self._fds:
-            raise WireError("BAD_FDS", "cannot take descriptors that no frame asked for")
+        try:
+            while len(self._buffer) - offset >= PREFIX_BYTES:
+                frame, offset = self._cut(offset)
+                if frame is None:
+                    break
+                frames.append(frame)
+            del self._buffer[:offset]
+            if not self._buffer and self._fds:
+                raise WireError("BAD_FDS", "cannot take descriptors that no frame asked for")
+        except WireError:
+            for whole in frames:
+                whole.close()  # nobody will see it
+            raise
         return frames
 
     def _cut(self, offset: int) -> tuple[Frame | None, int]:

@@ -93,7 +93,8 @@ class Scheduler:
         decisions: list[Decision] = []
         is_only_news = self._is_only_news(event)
         self._apply(event, now)
-        self._stop_lost(now, decisions)
+        if isinstance(event, (DevicesSeen, Ended, WorkerReady)):
+            self._stop_lost(now, decisions)
         if not is_only_news:
             self._place_all(now, decisions)
         if isinstance(event, Submitted):
@@ -626,7 +627,7 @@ class Scheduler:
         if self.ledger.problem:
             return
         for worker in self.workers.values():
-            if worker.state is WorkerState.IDLE and any(uuid not in self.ledger.devices for uuid in worker.devices):
+            if worker.devices and worker.state is WorkerState.IDLE and any(uuid not in self.ledger.devices for uuid in worker.devices):
                 self._stop(worker, "its GPU is gone", now, decisions)
 
     def _reap_idle(self, now: float, decisions: list[Decision]) -> None:

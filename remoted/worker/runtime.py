@@ -32,7 +32,7 @@ from .streams import StandardStreams
 
 _END = object()
 #: What the worker itself puts into the environment of every call.
-_OWN_VARIABLES = ("REMOTED_SOCKET", "REMOTED_WORKER_ID", "CUDA_VISIBLE_DEVICES")
+_OWN_VARIABLES = ("REMOTED_SOCKET", "REMOTED_WORKER_ID", "REMOTED_PYTHON", "CUDA_VISIBLE_DEVICES")
 
 
 class Runtime:
@@ -150,8 +150,8 @@ class Runtime:
 
     def on_closed(self) -> None:
         """The daemon is gone: what runs is finished and left in its outcome file, then the worker ends."""
-        self._inbox.put(_END)
         self._streams.keep_output(self._output_path)
+        self._inbox.put(_END)
 
     # -- the main thread -----------------------------------------------------------------------------------
 

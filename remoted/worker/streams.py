@@ -61,8 +61,9 @@ class StandardStreams:
 
     def keep_output(self, path: str) -> None:
         """The daemon is gone: what is printed from now on goes to a file, for the next one to find."""
-        self._keeping = threading.Thread(target=self._keep, args=(path,), name="output", daemon=True)
-        self._keeping.start()
+        thread = threading.Thread(target=self._keep, args=(path,), name="output", daemon=True)
+        thread.start()
+        self._keeping = thread
 
     def finish_output(self) -> None:
         """Everything printed so far is in the file."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from pathlib import Path
 from typing import Any
 
 from tests.fakes.nvml.board import GIB, Fault
+from tests.fakes.wheels import make_wheel
 from tests.gpu.conftest import GpuHost
 from tests.harness import Host, wait_until
 
@@ -365,6 +367,28 @@ print(json.dumps([[o.output for o in outs], [list(o.gpu) for o in outs], many.ou
     assert [output[1][1] for output in outputs] == [1, 2, 3]
     assert cards == [[uuid]] * 3
     assert many[1] == [[many[0], n] for n in range(3)]
+
+
+def test_f29_a_nested_call_with_the_same_dependencies_runs_inside_its_caller_too(gpu_host: GpuHost, tmp_path: Path) -> None:
+    make_wheel(tmp_path, "tinydep", "1.0", {"tinydep": "x = 5\n"})
+    settings = gpu_host.host.config.read_text(encoding="utf-8")
+    gpu_host.host.config.write_text(f'{settings}[environments]\nwheel_folders = ["{tmp_path}"]\noffline = true\n', encoding="utf-8")
+    gpu_host.board.add_gpu()
+    found = run(
+        gpu_host.start().host,
+        """
+@remote(gpu, dependencies=["tinydep"], max_retries=0)
+def child():
+    import tinydep
+    return [os.getpid(), tinydep.x]
+@remote(gpu, dependencies=["tinydep"], max_retries=0)
+def parent(): return [os.getpid(), child().result().unwrap()]
+out = parent().result()
+print(json.dumps([out.output, out.error]))
+""",
+    )
+    (outer, (inner, value)), error = found
+    assert (error, outer == inner, value) == (None, True, 5)
 
 
 def test_f29_a_nested_call_of_another_pool_is_refused_and_the_chain_is_named(gpu_host: GpuHost) -> None:
