@@ -107,6 +107,11 @@ class Blobs:
         for path in paths:
             path.unlink(missing_ok=True)
 
+    def remove_outcome(self, token: str) -> None:
+        """What a worker left behind of one attempt, whole or not."""
+        outcome = self.outcome_path(token)
+        self.remove(outcome, outcome.with_name(f"{outcome.name}.part"), self.output_path(token))
+
     def sweep_outcomes(self, live: set[str]) -> None:
         """What workers left behind of attempts whose end was committed before they could know."""
         for path in self._paths.outcomes.iterdir():

@@ -227,7 +227,7 @@ class Jobs(CallRunner):
         else:
             await self._finish(call, token, end, status, reason)
         if worker is None:  # found after a restart: what it left behind is committed now
-            self._blobs.remove(self._blobs.outcome_path(token), self._blobs.output_path(token))
+            self._blobs.remove_outcome(token)
         elif worker.is_alive:
             worker.acknowledge(token)
 
