@@ -20,6 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import psutil
+
 from remoted import channel
 from remoted.clock import Clock
 from remoted.errors import SpawnError
@@ -140,6 +142,9 @@ class Worker:
         self._gone: asyncio.Future[reaper.ExitStatus] = self._loop.create_future()
         self._early_output = bytearray()
         self._kill_reason = ""
+        self._exited = False
+        #: What hung below it when it was last signalled.
+        self._family: list[psutil.Process] = []
         self._sent: set[int] = set()
         self._oom_kills = reaper.oom_kills()
 
@@ -250,11 +255,23 @@ class Worker:
         attempt.stopped_by = why
         attempt.cancel_timers()
         self._channel.send({"op": "cancel", "attempt": token})
-        attempt.timers.append(self._loop.call_later(self._limits.cancel_term_seconds, self._signal, signal.SIGTERM))
-        attempt.timers.append(self._loop.call_later(self._limits.cancel_kill_seconds, self._signal, signal.SIGKILL))
+        attempt.timers.append(self._loop.call_later(self._limits.cancel_term_seconds, self._strike, signal.SIGTERM, attempt))
+        attempt.timers.append(self._loop.call_later(self._limits.cancel_kill_seconds, self._strike, signal.SIGKILL, attempt))
+
+    def _strike(self, number: int, attempt: _Attempt | None = None) -> None:
+        """Signal it, after a look at its family: who cleared its environment and left the session is not found later."""
+        self._loop.create_task(self._look_and_signal(number, attempt))
+
+    async def _look_and_signal(self, number: int, attempt: _Attempt | None) -> None:
+        await self._look()
+        if attempt is None or attempt.timers:  # else its body has listened meanwhile
+            self._signal(number)
+
+    async def _look(self) -> None:
+        self._family += await asyncio.to_thread(reaper.descendants, self.pid)
 
     def _signal(self, number: int) -> None:
-        if self._process is not None and self.is_alive:
+        if self._process is not None and not self._exited:
             self._sent.add(number)
             reaper.send(self._process.pidfd, number)
 
@@ -300,7 +317,7 @@ class Worker:
                 return
         except (KeyError, TypeError, ValueError) as error:
             self._kill_reason = f"it broke the protocol: {error!r}"
-            self._signal(signal.SIGKILL)
+            self._strike(signal.SIGKILL)
         frame.close()
 
     def _on_done(self, attempt: _Attempt, frame: wire.Frame) -> None:
@@ -374,7 +391,7 @@ class Worker:
         self._kill_reason = self._kill_reason or why
         if not self._greeted.done() and self._process is not None:
             self._loop.call_later(0.2, self._fail_greeting, why)
-        self._loop.call_later(self._limits.cancel_term_seconds, self._signal, signal.SIGKILL)
+        self._loop.call_later(self._limits.cancel_term_seconds, self._strike, signal.SIGKILL)
 
     def _fail_greeting(self, why: str) -> None:
         if not self._greeted.done():
@@ -383,6 +400,7 @@ class Worker:
 
     def _on_exit(self) -> None:
         assert self._process is not None
+        self._exited = True  # its pidfd is closed soon, and the number means another one
         self._loop.remove_reader(self._process.pidfd)
         self._loop.create_task(self._bury())
 
@@ -392,6 +410,8 @@ class Worker:
         status = reaper.reap(self._process.pidfd)
         os.close(self._process.pidfd)
         await asyncio.to_thread(reaper.kill_orphans, self.id, self.pid)
+        if self._family:
+            await asyncio.to_thread(reaper.kill_all, self._family)
         if self._channel is not None:
             self._channel._read()
             self._channel.close()
@@ -421,6 +441,7 @@ class Worker:
             for stream in list(self._pipes):
                 self._close_pipe(stream)
             return
+        await self._look()
         if self._channel is not None and grace_seconds:
             self._channel.send({"op": "end"})
             with contextlib.suppress(TimeoutError):

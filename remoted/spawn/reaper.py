@@ -115,7 +115,7 @@ def kill_descendants(pid: int, younger_than: float | None = None, rounds: int = 
         found = [process for process in descendants(pid, younger_than) if not _is_zombie(process)]
         if not found:
             return killed
-        killed += _kill_all(found)
+        killed += kill_all(found)
     return killed
 
 
@@ -130,7 +130,7 @@ def kill_orphans(worker_id: str, session: int, younger_than: float = 0.0, rounds
         roots = [child for child in children if _belongs(child, worker_id) and child.pid != session and started_at(child.pid) >= younger_than]
         if not roots:
             break
-        killed += _kill_all([process for root in roots for process in (root, *root.children(recursive=True))])
+        killed += kill_all([process for root in roots for process in (root, *root.children(recursive=True))])
         for root in roots:
             _collect(root.pid)
     _collect_strays(session)
@@ -178,7 +178,7 @@ def _collect(pid: int) -> None:
         os.waitpid(pid, 0)
 
 
-def _kill_all(processes: list[psutil.Process]) -> int:
+def kill_all(processes: list[psutil.Process]) -> int:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()  # psutil compares the start time first

@@ -31,6 +31,7 @@ from .link import Link
 from .streams import StandardStreams
 
 _END = object()
+_PR_SET_CHILD_SUBREAPER = 36  # include/uapi/linux/prctl.h
 #: What the worker itself puts into the environment of every call.
 _OWN_VARIABLES = ("REMOTED_SOCKET", "REMOTED_WORKER_ID", "REMOTED_PYTHON", "CUDA_VISIBLE_DEVICES")
 
@@ -158,6 +159,7 @@ class Runtime:
     def serve(self) -> None:
         """Greet, then run calls until told to end."""
         signal.signal(signal.SIGINT, self._on_interrupt)
+        _keep_orphans()
         asyncio.set_event_loop(self._loop)
         client_context.in_worker = True
         self._greet()
@@ -455,6 +457,16 @@ class _Bound:
         args, kwargs = self._args, self._kwargs
         self._args, self._kwargs = (), {}  # gigabytes of arguments must not outlive the body's own use
         return self._function(*args, **kwargs)
+
+
+def _keep_orphans() -> None:
+    """What a body leaves behind stays below this process, where the daemon finds it whatever it does (MECHANISMS 5).
+
+    Dead orphans stay zombies until the worker ends: nobody here can tell them from children a body will wait for.
+    """
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def main(fd: int) -> None:

@@ -334,6 +334,37 @@ assert out.status == {"CANCELLED" if how == "cancel" else "TIMED_OUT"!r}, out
     wait_until(lambda: all(map(is_dead, found)), 10, lambda: f"alive: {[pid for pid in found if not is_dead(pid)]}")
 
 
+@pytest.mark.parametrize("how", ["listens", "ignores", "end"])
+def test_t45_a_daemon_that_cleared_its_environment_is_found_all_the_same(quick: Host, how: str) -> None:
+    """Nothing in it names its worker: only the tree does."""
+    path = quick.project / f"cleared-{how}"
+    pool = f'CpuLiveServerless(name="cleared-{how}", workersMax=1, idleTimeout=1)'
+    quick.run(
+        HEAD
+        + f"""
+@remote({pool}, max_retries=0)
+def body(path):
+    if {how == "ignores"}:
+        for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, signal.SIG_IGN)
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            open(path, "w").write(f"{{os.getpid()}}\\n")
+            os.execve("/bin/sleep", ["sleep", "600"], {{}})
+        os._exit(0)
+    os.wait()
+    if {how == "end"}: return
+    time.sleep(600)
+h = body({str(path)!r})
+while not (os.path.exists({str(path)!r}) and open({str(path)!r}).read()): time.sleep(0.01)
+if {how != "end"}: h.cancel()
+h.result()
+"""
+    )
+    (pid,) = pids(path, 1)
+    wait_until(lambda: is_dead(pid), 15)
+
+
 # -- stopping (F24, F25) -------------------------------------------------------------------------------------
 
 
