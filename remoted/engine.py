@@ -20,6 +20,7 @@ from remoted.environments import EnvironmentFailed, EnvironmentRequest, Environm
 from remoted.errors import SpawnError
 from remoted.gpu.locks import DeviceLocks
 from remoted.gpu.nvml import Nvml, NvmlError
+from remoted.gpu.strangers import UNSEEN, Strangers, find_strangers
 from remoted.limits import Limits
 from remoted.model import Device, DeviceUse, DeviceUuid, Reason, WorkerId
 from remoted.scheduler import events
@@ -29,8 +30,6 @@ from remoted.spawn import reaper
 from remoted.workers import Hello, Worker
 
 log = logging.getLogger(__name__)
-#: A device with this much memory in use and no visible process belongs to somebody we cannot see.
-_UNEXPLAINED_BYTES = 1 << 30
 _ROUNDS_WITHOUT_DEVICES = 10
 _TOLD_PER_LANE = 16
 
@@ -67,6 +66,10 @@ class Devices:
     known: tuple[Device, ...] = ()
     uses: tuple[DeviceUse, ...] = ()
     foreign: dict[DeviceUuid, tuple[int, ...]] = field(default_factory=dict)
+    #: Processes that draw a desktop: shown, and no reason to keep a device back.
+    desktop: dict[DeviceUuid, tuple[int, ...]] = field(default_factory=dict)
+    #: The newest CUDA that the driver can run.
+    cuda: tuple[int, int] | None = None
     seen_at: float = float("-inf")
     problem: str = ""
 
@@ -345,26 +348,25 @@ class Engine:
             try:
                 known = await self._nvml.devices()
                 uses = await self._nvml.uses() if known else ()
+                cuda = await self._nvml.driver_cuda_version() if known else None
             except NvmlError as error:
                 self.devices.problem = str(error)
                 self.handle(events.DevicesSeen((), problem=str(error)))
                 return
-            foreign = await asyncio.to_thread(self._find_foreign, uses) if uses else {}
-            self.devices = Devices(known, uses, foreign, self._clock.monotonic(), "; ".join(self._nvml.lost))
+            found = await asyncio.to_thread(self._find_strangers, uses) if uses else {}
+            foreign = {uuid: strangers.taking for uuid, strangers in found.items() if strangers.taking}
+            desktop = {uuid: strangers.desktop for uuid, strangers in found.items() if strangers.desktop}
+            self.devices = Devices(known, uses, foreign, desktop, cuda, self._clock.monotonic(), "; ".join(self._nvml.lost))
             self.handle(events.DevicesSeen(known, tuple(foreign.items())))
 
-    def _find_foreign(self, uses: tuple[DeviceUse, ...]) -> dict[DeviceUuid, tuple[int, ...]]:
+    def _find_strangers(self, uses: tuple[DeviceUse, ...]) -> dict[DeviceUuid, Strangers]:
         """Processes on devices that are not below the worker which holds the device."""
-        others = self._locks.taken_by_others(tuple(use.uuid for use in uses))
-        foreign: dict[DeviceUuid, tuple[int, ...]] = dict.fromkeys(others, (0,))
-        for use in uses:
-            own = self._processes_of_holder(use.uuid)
-            strangers = tuple(process.pid for process in use.processes if process.pid not in own)
-            if not use.processes and not own and (use.memory_used_bytes or 0) > _UNEXPLAINED_BYTES:
-                strangers = (0,)
-            if strangers:
-                foreign[use.uuid] = strangers
-        return foreign
+        locked = self._locks.taken_by_others(tuple(use.uuid for use in uses))
+        found = {use.uuid: find_strangers(use, self._processes_of_holder(use.uuid)) for use in uses}
+        return {
+            uuid: Strangers((UNSEEN,), strangers.desktop) if uuid in locked and not strangers.taking else strangers
+            for uuid, strangers in found.items()
+        }
 
     def _processes_of_holder(self, uuid: DeviceUuid) -> set[int]:
         worker = self.workers.get(self.scheduler.ledger.holders.get(uuid, WorkerId("")))

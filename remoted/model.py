@@ -67,6 +67,8 @@ class DeviceProcess:
 
     pid: int
     used_bytes: int | None
+    #: It draws and does not compute: in NVML's graphics list and not in its compute list.
+    graphics_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ _FRESH_SECONDS = 0.2
 
 
 async def gpus(services: Services, ask: Ask) -> web.StreamResponse:
-    """Every GPU of the host, its holder and its foreign processes."""
+    """Every GPU of the host, its holder and its foreign processes, those that only draw a desktop included."""
     await refresh(services)
     found = await views(services, ask.peer)
     return reply(schemas.Gpus(gpus=found, problem=services.engine.devices.problem, seen_at=seen_at(services)))
@@ -57,7 +57,9 @@ def seen_at(services: Services) -> float | None:
 async def views(services: Services, peer: Peer) -> list[schemas.Gpu]:
     devices = services.engine.devices
     uses = {use.uuid: use for use in devices.uses}
-    strangers = {uuid: pids for uuid, pids in devices.foreign.items() if pids}
+    strangers = {
+        device.uuid: pids for device in devices.known if (pids := devices.foreign.get(device.uuid, ()) + devices.desktop.get(device.uuid, ()))
+    }
     foreign = await asyncio.to_thread(_describe_all, strangers, uses) if strangers else {}
     return [_view(services.engine, peer, device, uses.get(device.uuid), foreign.get(device.uuid, [])) for device in devices.known]
 

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from queue import SimpleQueue
 from types import ModuleType
@@ -80,7 +80,7 @@ class Nvml:
         return await self._ask(self._driver.uses)
 
     async def driver_cuda_version(self) -> tuple[int, int] | None:
-        """Return the newest CUDA that the driver can run, e.g. (13, 0); None without a driver."""
+        """Return the newest CUDA that the driver can run, e.g. (13, 0); None without a driver, or where it does not say."""
         return await self._ask(self._driver.cuda_version)
 
     async def driver_version(self) -> str | None:
@@ -185,7 +185,7 @@ class _Driver:
         return self._session(lambda nvml: str(nvml.nvmlSystemGetDriverVersion()), None)
 
     def cuda_version(self) -> tuple[int, int] | None:
-        number = self._session(lambda nvml: int(nvml.nvmlSystemGetCudaDriverVersion_v2()), None)
+        number = self._session(lambda nvml: _optional(nvml, lambda _: int(nvml.nvmlSystemGetCudaDriverVersion_v2()), None), None)
         return None if number is None else (number // 1000, number % 1000 // 10)
 
     def close(self) -> None:
@@ -249,18 +249,18 @@ class _Driver:
             processes=tuple(self._believed(_processes(nvml, unit), total_bytes)),
         )
 
-    def _believed(self, processes: dict[int, int | None], total_bytes: int) -> Iterator[DeviceProcess]:
+    def _believed(self, processes: list[DeviceProcess], total_bytes: int) -> Iterator[DeviceProcess]:
         """Keep what can be true: a library that does not fit the driver returns garbage, not an error (NVML 535).
 
         A pid that no longer exists has just exited and is dropped, but only where we would see it: from another pid
         namespace it may be anybody. A number that cannot be a pid is kept: something holds the device, so it is taken.
         """
-        for pid, used_bytes in sorted(processes.items()):
-            is_pid = 0 < pid <= _PID_MAX
-            if is_pid and self._sees_host_pids and not _exists(pid):
+        for process in processes:
+            is_pid = 0 < process.pid <= _PID_MAX
+            if is_pid and self._sees_host_pids and not _exists(process.pid):
                 continue
-            believable = is_pid and used_bytes is not None and used_bytes <= total_bytes
-            yield DeviceProcess(pid, used_bytes if believable else None)
+            believable = is_pid and process.used_bytes is not None and process.used_bytes <= total_bytes
+            yield process if believable else replace(process, used_bytes=None)
 
 
 def _is_installed(library: str | None) -> bool:
@@ -341,23 +341,29 @@ def _memory(nvml: Any, handle: Any) -> tuple[int, int | None]:
     return int(info.total), int(info.used) if info.used <= info.total else None
 
 
-def _processes(nvml: Any, unit: _Unit) -> dict[int, int | None]:
-    """Return the bytes used by pid, None where hidden. Who computes and draws stands in both lists with one sum."""
+def _processes(nvml: Any, unit: _Unit) -> list[DeviceProcess]:
+    """Merge the two lists; bytes are None where hidden. Who computes and draws stands in both with one sum.
+
+    The compute list is read last: who begins to compute meanwhile is not taken for one that only draws. Where that list
+    cannot be read, nobody is.
+    """
+    graphics = _listed(nvml, "Graphics", unit.handle)
+    compute = _listed(nvml, "Compute", unit.handle)
     merged: dict[int, int | None] = {}
-    for kind in ("Compute", "Graphics"):
-        for process in _listed(nvml, kind, unit.handle):
-            sizes = (merged.get(process.pid), process.usedGpuMemory)
-            merged[process.pid] = max((size for size in sizes if size is not None), default=None)
-    return merged
+    for process in (*(graphics or ()), *(compute or ())):
+        sizes = (merged.get(process.pid), process.usedGpuMemory)
+        merged[process.pid] = max((size for size in sizes if size is not None), default=None)
+    computing = merged.keys() if compute is None else {process.pid for process in compute}
+    return [DeviceProcess(pid, used_bytes, pid not in computing) for pid, used_bytes in sorted(merged.items())]
 
 
-def _listed(nvml: Any, kind: str, handle: Any) -> list[Any]:
+def _listed(nvml: Any, kind: str, handle: Any) -> list[Any] | None:
     # Drivers 450 to 510 have only the second version, with the same fields.
     for version in ("v3", "v2"):
         found = _optional(nvml, getattr(nvml, f"nvmlDeviceGet{kind}RunningProcesses_{version}"), handle)
         if found is not None:
             return list(found)
-    return []
+    return None
 
 
 def _sees_host_pids() -> bool:

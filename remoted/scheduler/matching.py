@@ -15,6 +15,7 @@ Newer and big enough is a substitute, ranked last, because a wheel built before 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -209,3 +210,30 @@ def _advice(request: GpuRequest, host: Sequence[Device], most: int) -> str:
         return ""
     at_most = f", at most {len(host)}" if request.count > len(host) else ""
     return f"; ask for GpuGroup.ANY or for a card by the name above{at_most}"
+
+
+def explain_old_driver(cuda_min: str | None, supported: tuple[int, int] | None) -> str | None:
+    """Say in one sentence why a driver that runs CUDA up to ``supported`` cannot serve what needs ``cuda_min``.
+
+    None when it can, when nothing is asked for, and when the driver does not say what it supports.
+    """
+    if cuda_min is None:
+        return None
+    needed = _version(cuda_min)
+    if needed is None:
+        return f"cannot read minCudaVersion {cuda_min[:20]!r}: write major.minor, such as 12.4"
+    if supported is None or needed <= supported:
+        return None
+    return (
+        f"cannot serve the function: it needs CUDA {_dotted(needed)}, this driver supports {_dotted(supported)}; "
+        "upgrade the driver or lower minCudaVersion"
+    )
+
+
+def _version(text: str) -> tuple[int, int] | None:
+    match = re.fullmatch(r"([0-9]{1,4})\.([0-9]{1,4})", text)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return f"{version[0]}.{version[1]}"

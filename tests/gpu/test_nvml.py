@@ -180,7 +180,7 @@ def test_c07_a_strangers_process_appears_and_vanishes(scenario: Scenario) -> Non
 
     before, during, after = ((use["memory_used_bytes"], use["processes"]) for (use,) in answer["uses"])
     assert before == after == (0, [])
-    assert during == (5 * GIB, [{"pid": answer["pid"], "used_bytes": 5 * GIB}])
+    assert during == (5 * GIB, [{"pid": answer["pid"], "used_bytes": 5 * GIB, "graphics_only": False}])
     assert answer["uses"][0][0]["utilization_percent"] == 87
 
 
@@ -195,7 +195,7 @@ def test_c07_a_process_may_charge_its_own_memory_to_the_board(scenario: Scenario
         report(pid=os.getpid(), uses=await Nvml(library).uses())
     """)
 
-    assert [use["processes"] for use in answer["uses"]] == [[{"pid": answer["pid"], "used_bytes": 2 * GIB}], []]
+    assert [use["processes"] for use in answer["uses"]] == [[{"pid": answer["pid"], "used_bytes": 2 * GIB, "graphics_only": False}], []]
 
 
 def test_c07_the_drivers_own_reserve_is_not_use(scenario: Scenario) -> None:
@@ -213,9 +213,10 @@ def test_c07_the_drivers_own_reserve_is_not_use(scenario: Scenario) -> None:
     assert answer == {"new": 0, "old": GIB}
 
 
-def test_c07_compute_and_graphics_are_one_process(scenario: Scenario) -> None:
+def test_c07_compute_and_graphics_are_one_process_and_who_only_draws_is_told_apart(scenario: Scenario) -> None:
     answer = scenario.run("""
         card = board.add_gpu()
+        board.add_process(card, 1, GIB // 2, "C")
         board.add_process(card, os.getpid(), 3 * GIB, "CG")
         board.add_process(card, os.getppid(), GIB, "G")
         board.write()
@@ -223,8 +224,39 @@ def test_c07_compute_and_graphics_are_one_process(scenario: Scenario) -> None:
     """)
 
     own, parent = answer["pids"]
-    expected = [{"pid": own, "used_bytes": 3 * GIB}, {"pid": parent, "used_bytes": GIB}]
+    expected = [
+        {"pid": 1, "used_bytes": GIB // 2, "graphics_only": False},
+        {"pid": own, "used_bytes": 3 * GIB, "graphics_only": False},
+        {"pid": parent, "used_bytes": GIB, "graphics_only": True},
+    ]
     assert answer["uses"][0]["processes"] == sorted(expected, key=lambda process: process["pid"])
+
+
+def test_c07_nobody_only_draws_where_the_compute_list_cannot_be_read(scenario: Scenario) -> None:
+    answer = scenario.run("""
+        card = board.add_gpu()
+        board.add_process(card, os.getpid(), GIB, "G")
+        for version in ("v2", "v3"):
+            board.set_fault(Fault.NOT_SUPPORTED, function=f"nvmlDeviceGetComputeRunningProcesses_{version}")
+        board.write()
+        report(uses=await Nvml(library).uses())
+    """)
+
+    assert [process["graphics_only"] for process in answer["uses"][0]["processes"]] == [False]
+
+
+def test_c07_the_drivers_cuda_version_is_two_numbers_or_unknown(scenario: Scenario) -> None:
+    answer = scenario.run("""
+        board.set_cuda(12, 2)
+        board.write()
+        nvml = Nvml(library)
+        told = await nvml.driver_cuda_version()
+        board.set_fault(Fault.NOT_SUPPORTED, function="nvmlSystemGetCudaDriverVersion_v2")
+        board.write()
+        report(told=told, silent=await nvml.driver_cuda_version())
+    """)
+
+    assert answer == {"told": [12, 2], "silent": None}
 
 
 def test_c07_hidden_memory_is_none_and_the_process_stays(scenario: Scenario) -> None:
@@ -235,7 +267,7 @@ def test_c07_hidden_memory_is_none_and_the_process_stays(scenario: Scenario) -> 
         report(pid=os.getpid(), uses=await Nvml(library).uses())
     """)
 
-    assert answer["uses"][0]["processes"] == [{"pid": answer["pid"], "used_bytes": None}]
+    assert answer["uses"][0]["processes"] == [{"pid": answer["pid"], "used_bytes": None, "graphics_only": False}]
 
 
 def test_c07_more_memory_than_the_board_has_is_not_believed(scenario: Scenario) -> None:
@@ -247,7 +279,7 @@ def test_c07_more_memory_than_the_board_has_is_not_believed(scenario: Scenario) 
     """)
 
     (use,) = answer["uses"]
-    assert use["processes"] == [{"pid": answer["pid"], "used_bytes": None}]
+    assert use["processes"] == [{"pid": answer["pid"], "used_bytes": None, "graphics_only": False}]
     assert use["memory_used_bytes"] is None
 
 
@@ -263,7 +295,7 @@ def test_c07_a_pid_we_cannot_see_is_gone_or_somebody_in_another_namespace(
         report(pid=pid, uses=await Nvml(library, sees_host_pids={sees_host_pids}).uses())
     """)
 
-    kept = [] if sees_host_pids else [{"pid": answer["pid"], "used_bytes": GIB}]
+    kept = [] if sees_host_pids else [{"pid": answer["pid"], "used_bytes": GIB, "graphics_only": False}]
     assert answer["uses"][0]["processes"] == kept
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-from tests.fakes.nvml.board import GIB, Fault
+import pytest
+
+from tests.fakes.nvml.board import GIB, Fault, Lists
 from tests.fakes.wheels import make_wheel
 from tests.gpu.conftest import GpuHost
 from tests.harness import Host, wait_until
@@ -49,13 +52,19 @@ def run(host: Host, script: str, **environ: str) -> Any:
     return host.run(HEAD + script, str(host.project / "x"), **environ).json
 
 
+def remotectl(on: GpuHost, *arguments: str) -> str:
+    program = "from remoted.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", program, *arguments], env=on.host.environ, capture_output=True, text=True, timeout=30, check=True)
+    return done.stdout
+
+
 class Stranger:
     """A process outside of the daemon that uses a card."""
 
-    def __init__(self, on: GpuHost, uuid: str) -> None:
+    def __init__(self, on: GpuHost, uuid: str, used_bytes: int = 5 * GIB, lists: Lists = "C") -> None:
         self._on, self._uuid = on, uuid
         self.process = subprocess.Popen(["sleep", "600"])
-        on.board.add_process(uuid, self.process.pid, 5 * GIB)
+        on.board.add_process(uuid, self.process.pid, used_bytes, lists)
         on.board.write()
 
     def leave(self) -> None:
@@ -142,6 +151,39 @@ print(json.dumps(h.result().output[2]))
     out, err = process.communicate(timeout=30)
     assert process.returncode == 0, err
     assert json.loads(out) == card
+
+
+def test_c07_a_card_that_drives_a_monitor_is_lent_and_shows_who_draws(gpu_host: GpuHost) -> None:
+    card = gpu_host.board.add_gpu()
+    desktop = Stranger(gpu_host, card, 300 << 20, "G")
+    try:
+        host = gpu_host.start().host
+        assert run(host, "print(json.dumps([span().result().output[2], other_span().result().output[2]]))") == [card, card]
+        (shown,) = gpu_host.look()["gpus"]
+        assert [process["pid"] for process in shown["foreign"]] == [desktop.process.pid]
+        assert f"outside: pid {desktop.process.pid} sleep" in remotectl(gpu_host, "gpus")
+    finally:
+        desktop.leave()
+
+
+@pytest.mark.parametrize(("used_bytes", "lists"), [(4 * GIB, "G"), (200 << 20, "CG")], ids=["game", "desktop that computes"])
+def test_c07_who_draws_much_or_computes_as_well_takes_the_card(gpu_host: GpuHost, used_bytes: int, lists: Lists) -> None:
+    card = gpu_host.board.add_gpu()
+    desktop = Stranger(gpu_host, card, 300 << 20, "G")
+    stranger = Stranger(gpu_host, card, used_bytes, lists)
+    host = gpu_host.start().host
+    process = host.popen(HEAD + 'h = span(); reason(h, "FOREIGN_GPU_USE"); print("waits", flush=True); print(json.dumps(h.result().output[2]))', str(host.project / "x"))
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "waits\n", process.communicate()[1]
+        assert stranger.process.pid in [shown["pid"] for shown in gpu_host.look()["gpus"][0]["foreign"]]
+        stranger.leave()
+        out, err = process.communicate(timeout=30)
+    finally:
+        stranger.process.kill()
+        desktop.leave()
+    assert process.returncode == 0, err
+    assert json.loads(out) == card, "the desktop alone leaves it free"
 
 
 def test_c07_a_stranger_beside_our_idle_worker_keeps_new_calls_away(gpu_host: GpuHost) -> None:

@@ -12,6 +12,7 @@ from remoted.scheduler.matching import (
     GpuRequest,
     candidates,
     explain_impossible,
+    explain_old_driver,
     parse_request,
     serves,
 )
@@ -289,3 +290,27 @@ def test_f09_gpu_count_wins_over_repetition(entries: list[str], gpu_count: int |
     repeated = max(entries.count(entry) for entry in entries)
 
     assert parse_request(entries, gpu_count).count == (gpu_count or repeated)
+
+
+@pytest.mark.parametrize(
+    ("cuda_min", "supported"),
+    [(None, (11, 8)), (None, None), ("12.4", None), ("12.4", (12, 4)), ("12.4", (12, 10)), ("12.4", (13, 0)), ("11.8", (12, 2)), ("9.2", (10, 0))],
+)
+def test_f30_a_driver_that_is_new_enough_or_silent_serves(cuda_min: str | None, supported: tuple[int, int] | None) -> None:
+    assert explain_old_driver(cuda_min, supported) is None
+
+
+@pytest.mark.parametrize(("cuda_min", "supported"), [("12.4", (12, 2)), ("13.0", (12, 9)), ("12.10", (12, 9)), ("12.4", (11, 8))])
+def test_f30_a_driver_that_is_too_old_is_named_with_both_versions(cuda_min: str, supported: tuple[int, int]) -> None:
+    assert explain_old_driver(cuda_min, supported) == (
+        f"cannot serve the function: it needs CUDA {cuda_min}, this driver supports {supported[0]}.{supported[1]}; "
+        "upgrade the driver or lower minCudaVersion"
+    )
+
+
+@pytest.mark.parametrize("cuda_min", ["", "12", "12.x", "12.4.1", "-1.0", "12.4\n", "1" * 5000 + ".0", "\u0661\u0662.\u0664"])
+def test_f30_a_version_that_cannot_be_read_is_refused(cuda_min: str) -> None:
+    sentence = explain_old_driver(cuda_min, (13, 0)) or ""
+
+    assert sentence.startswith("cannot read minCudaVersion")
+    assert len(sentence) < 120

@@ -111,7 +111,8 @@ class Board:
 
     def __init__(self, path: Path, *, driver: str = "580.95.05", cuda: tuple[int, int] = (13, 0)) -> None:
         self.path = path
-        self._head = [f"driver {driver}", f"cuda {cuda[0] * 1000 + cuda[1] * 10}"]
+        self._head = [f"driver {driver}"]
+        self._cuda = cuda
         self._cards: list[_Entry] = []
         self._faults: dict[str, int] = {}
         self._hangs: dict[str, int] = {}
@@ -156,6 +157,10 @@ class Board:
         entry = self._entry(uuid)
         entry.processes = [process for process in entry.processes if process.pid != pid]
 
+    def set_cuda(self, major: int, minor: int) -> None:
+        """Let the driver support this CUDA and older ones."""
+        self._cuda = (major, minor)
+
     def set_fault(self, fault: Fault, *, function: str = "*", uuid: str | None = None) -> None:
         """Make a C function (default: every one) fail, on one device or everywhere, until ``clear_faults``."""
         faults = self._faults if uuid is None else self._entry(uuid).faults
@@ -180,7 +185,8 @@ class Board:
         faults = [f"fail {function} {code}" for function, code in self._faults.items()]
         hangs = [f"hang {function} {seconds}" for function, seconds in self._hangs.items()]
         cards = [line for card in self._cards for line in card.lines()]
-        _publish(self.path, [*self._head, *faults, *hangs, *cards])
+        cuda = f"cuda {self._cuda[0] * 1000 + self._cuda[1] * 10}"
+        _publish(self.path, [*self._head, cuda, *faults, *hangs, *cards])
 
     def _entry(self, uuid: str) -> _Entry:
         everything = [entry for card in self._cards for entry in (card, *card.slices)]
