@@ -28,7 +28,7 @@ from remoted.calls import Call
 from remoted.clock import Clock
 from remoted.config import Config
 from remoted.contents import Contents
-from remoted.data import DataServer, watch_caller
+from remoted.data import DataServer, Runners, watch_caller
 from remoted.engine import Engine
 from remoted.environments import Environments
 from remoted.errors import StartupError
@@ -37,7 +37,6 @@ from remoted.gpu.nvml import Nvml
 from remoted.jobs import Jobs
 from remoted.leases import DirectCalls
 from remoted.limits import Limits
-from remoted.model import Reason
 from remoted.paths import Paths
 from remoted.scheduler.policy import Scheduler
 from remoted.spawn import helper, reaper, runtime
@@ -96,7 +95,8 @@ class Daemon:
         revived = await adoption.run(callers.append)
         log.info("remoted %s: %d jobs from before, %d devices", remoted.__version__, revived, len(engine.devices.known))
         with _listen(self._paths.data_socket) as data_socket, _listen(self._paths.api_socket) as api_socket:
-            data = DataServer(data_socket, jobs, direct, self._limits, os.geteuid())
+            runners = Runners(jobs, direct)
+            data = DataServer(data_socket, runners, self._limits, os.geteuid())
             services = api.Services(
                 jobs=jobs,
                 direct=direct,
@@ -111,10 +111,10 @@ class Daemon:
             )
             server = await api.serve(services, api_socket)
             data.start()
-            self._await_callers(data, jobs, callers)
+            self._await_callers(runners, callers)
             self._handle_signals()
             try:
-                await self._until_stopped(engine, jobs, direct, data)
+                await self._until_stopped(engine, jobs, direct)
             finally:
                 engine.draining = True
                 self._remove_sockets()
@@ -139,26 +139,22 @@ class Daemon:
             runner.others = (jobs, direct)
         return engine, jobs, direct, Adoption(store, blobs, contents, engine, jobs, self._clock), environments
 
-    def _await_callers(self, data: DataServer, jobs: Jobs, calls: list[Call]) -> None:
+    def _await_callers(self, runners: Runners, calls: list[Call]) -> None:
         """Callers of the last daemon's blocking calls have a minute to come back; dead ones are gone now."""
         for call in calls:
             if not call.caller:
                 continue
             pid, started = json.loads(call.caller)
-            pidfd = _same_process(pid, started)
-            if pidfd is None:
-                jobs.cancel(call, Reason.CALLER_GONE)
-            else:
-                watch_caller(data, pidfd, [call])
+            watch_caller(runners, _same_process(pid, started), [call])
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
 
-    async def _until_stopped(self, engine: Engine, jobs: Jobs, direct: DirectCalls, data: DataServer) -> None:
+    async def _until_stopped(self, engine: Engine, jobs: Jobs, direct: DirectCalls) -> None:
         devices = asyncio.create_task(engine.watch_devices())
-        keeping = asyncio.create_task(self._housekeeping(jobs, direct, data))
+        keeping = asyncio.create_task(self._housekeeping(jobs, direct))
         try:
             await self._stop.wait()
         finally:
@@ -166,7 +162,7 @@ class Daemon:
                 task.cancel()
             await asyncio.gather(devices, keeping, return_exceptions=True)
 
-    async def _housekeeping(self, jobs: Jobs, direct: DirectCalls, data: DataServer) -> None:
+    async def _housekeeping(self, jobs: Jobs, direct: DirectCalls) -> None:
         """Expiry, forgotten sockets, and the end of an idle daemon (MECHANISMS 7)."""
         idle_since = self._clock.monotonic()
         period = min(self._limits.housekeeping_seconds, (self._idle_exit_seconds or float("inf")) / 4)

@@ -22,16 +22,11 @@ from aiohttp import web
 from remoted.access import Peer, admits
 from remoted.api.exchange import refusal_body, refuse
 from remoted.limits import Limits
+from remoted.peers import peer_of
 
 log = logging.getLogger(__name__)
 #: Header lines of one request; a client of ours sends four.
 _HEADERS = 64
-
-
-def peer_of(sock: socket.socket) -> Peer:
-    """The process that connected, as the kernel attests it. Raises OSError, ValueError or struct.error; never guesses (T02)."""
-    pid, uid, gid = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return Peer(uid, gid, pid)
 
 
 class Door:

@@ -21,6 +21,9 @@ class NewsWatcher:
     def is_over(self) -> bool:
         return self.over.is_set()
 
+    def owns(self, call: Call) -> bool:
+        return False
+
     def on_state(self, call: Call) -> None:
         self.news.set()
 

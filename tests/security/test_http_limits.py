@@ -19,8 +19,9 @@ import pytest
 
 from remoted import api
 from remoted.access import Peer
-from remoted.api.guard import Door, peer_of
+from remoted.api.guard import Door
 from remoted.limits import Limits
+from remoted.peers import peer_of
 from tests.integration.test_api import Daemon, exchange, read_answer, running
 
 IMPATIENT = Limits(http_head_deadline_seconds=0.2, http_body_deadline_seconds=0.2, connections_per_uid=16, http_body_bytes=4096)

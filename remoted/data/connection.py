@@ -1,0 +1,216 @@
+"""One client process: what it asks, and by whom it is done.
+
+Its frames are handled strictly in order, so a submission may refer to content sent just before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable
+
+import remoted
+from remoted.access import Peer
+from remoted.calls import Call, Request
+from remoted.data.callers import Runners, watch_caller
+from remoted.data.following import Following
+from remoted.data.messages import parse_request
+from remoted.data.transport import Transport
+from remoted.errors import BadRequest, NotFound, Refused, RemotedError, StoreError
+from remoted.limits import Limits
+from remoted.peers import peer_pidfd
+from remoted_client import wire
+
+log = logging.getLogger(__name__)
+
+
+class Connection:
+    """Says hello first; afterwards each frame goes to its handler in ``_HANDLERS``."""
+
+    def __init__(self, sock: socket.socket, peer: Peer, runners: Runners, limits: Limits, on_gone: Callable[[Connection], None]) -> None:
+        self.peer = peer
+        self._runners = runners
+        self._contents = runners.jobs.contents
+        self._on_gone = on_gone
+        self._loop = asyncio.get_running_loop()
+        self._greeted = False
+        self._caller = ""
+        self._secrets: list[str] = []
+        #: Submissions that are not committed yet: their calls are not known as ours before.
+        self._submitting = 0
+        self._pidfd = peer_pidfd(sock, peer.pid)
+        self._transport = Transport(sock, limits, self._handle, self._on_room, self._on_closed)
+        self._following = Following(self._transport, runners.jobs.records, peer)
+
+    def close(self) -> None:
+        """Idempotent: forget everything about this client but its jobs."""
+        self._transport.close()
+
+    def _on_room(self) -> None:
+        self._following.on_room()
+
+    async def _handle(self, frame: wire.Frame) -> None:
+        handler = _HANDLERS.get(frame.op) if self._greeted or frame.op == "hello" else None
+        try:
+            if handler is None:
+                raise BadRequest("UNKNOWN_OP", f"cannot handle {frame.op[:40]!r}" + ("" if self._greeted else ": say hello first"))
+            result = handler(self, frame)
+            if result is not None:
+                await result
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            self._refuse(frame, "BAD_REQUEST", f"cannot read {frame.op[:40]!r}: {type(error).__name__} {error}")
+        except Refused as error:
+            self._refuse(frame, error.code, str(error))
+        except RemotedError as error:
+            self._refuse(frame, "STORE_ERROR" if isinstance(error, StoreError) else "FAILED", str(error))
+        except Exception as error:  # whatever it is: the others go on, and who asked must hear of it
+            log.exception("cannot handle %r", frame.op[:40])
+            self._refuse(frame, "FAILED", f"cannot handle {frame.op[:40]!r}: {type(error).__name__} in the daemon; its log says more")
+        finally:
+            frame.close()
+
+    def _refuse(self, frame: wire.Frame, code: str, message: str) -> None:
+        reference = {name: frame.header[name] for name in ("key", "id", "digest") if isinstance(frame.header.get(name), str)}
+        self._transport.send({"op": "refused", "about": frame.op[:40], "code": code, "message": message[:4000], **reference})
+
+    # -- what clients ask ----------------------------------------------------------------------------------
+
+    def _on_hello(self, frame: wire.Frame) -> None:
+        if frame.header["protocol"] != wire.PROTOCOL:
+            message = f"cannot talk: you speak protocol {frame.header['protocol']}, this daemon {wire.PROTOCOL}; install the same remoted on both sides"
+            self._transport.refuse_and_close("VERSION_MISMATCH", message)
+            return
+        self._greeted = True
+        self._transport.introduced()
+        started = int(frame.header.get("started", 0))
+        self._caller = json.dumps([self.peer.pid, started])
+        self._transport.send({"op": "welcome", "protocol": wire.PROTOCOL, "version": remoted.__version__, "pid": os.getpid(), "uid": os.geteuid()})
+
+    async def _on_put(self, frame: wire.Frame) -> None:
+        digest, role = str(frame.header["digest"]), str(frame.header["role"])
+        copy = frame._replace(fds=tuple(map(os.dup, frame.fds)))
+        await self._contents.put(self.peer.uid, digest, role, copy, self._runners.jobs.clock.wall())
+        if role == "context":
+            self._contents.hold(self.peer.uid, digest)
+            self._secrets.append(digest)
+
+    def _on_submit(self, frame: wire.Frame) -> None:
+        request = parse_request(frame)
+        accepted = self._runners.jobs.submit(self.peer, request, "" if request.options.detach else self._caller)
+        output = bool(frame.header.get("output", True))
+        self._submitting += 1
+        accepted.add_done_callback(lambda done: self._accepted(request, output, done))
+
+    def _accepted(self, request: Request, output: bool, done: asyncio.Future[str]) -> None:
+        self._submitting -= 1
+        error = done.exception()
+        if error is not None:
+            code = error.code if isinstance(error, Refused) else "STORE_ERROR"
+            self._transport.send({"op": "refused", "about": "submit", "key": request.key, "code": code, "message": str(error)[:4000]})
+        else:
+            self._acknowledge(request, output, done.result())
+        if not self._transport.is_open:
+            self._leave_calls()
+
+    def _acknowledge(self, request: Request, output: bool, job_id: str) -> None:
+        call = self._runners.jobs.calls.get(job_id)
+        if call is not None and not request.options.detach:
+            self._following.claim(call)
+        if not self._transport.is_open:
+            return
+        self._transport.send({"op": "accepted", "key": request.key, "id": job_id})
+        if call is not None:
+            self._following.watch(call, output)
+        else:
+            self._loop.create_task(self._following.tell_finished(job_id))
+
+    def _on_call(self, frame: wire.Frame) -> None:
+        request = parse_request(frame)
+        call = self._runners.direct.submit(self.peer, request, self._caller)
+        self._transport.send({"op": "accepted", "key": request.key, "id": call.id})
+        self._following.claim(call)
+        self._following.watch(call, bool(frame.header.get("output", True)))
+
+    async def _on_watch(self, frame: wire.Frame) -> None:
+        """Attach to a job of this user's, live or over: ``Job.from_id`` and a client that came back."""
+        job_id = str(frame.header["id"])
+        try:
+            call = self._find(job_id)
+        except NotFound:
+            await self._following.tell_finished(job_id, int(frame.header.get("offset", 0)))
+            return
+        if frame.header.get("mine"):
+            self._following.claim(call)
+        for number, content in list(enumerate(call.items))[int(frame.header.get("items", 0)) :]:
+            self._following.on_item(call, number, content)
+        self._following.watch(call, bool(frame.header.get("output", True)), max(0, int(frame.header.get("offset", 0))))
+
+    def _on_cancel(self, frame: wire.Frame) -> None:
+        call = self._find(str(frame.header["id"]))
+        self._runners.of(call.id).cancel(call)
+
+    def _on_waiting(self, frame: wire.Frame) -> None:
+        for runner in (self._runners.jobs, self._runners.direct):
+            runner.block(self.peer, str(frame.header["id"]), bool(frame.header["waiting"]))
+
+    def _on_credit(self, frame: wire.Frame) -> None:
+        with contextlib.suppress(NotFound):  # the stream may be over while the caller still reads
+            call = self._find(str(frame.header["id"]))
+            self._runners.of(call.id).credit(call, max(0, min(int(frame.header["items"]), 1 << 20)))
+
+    def _on_close_stream(self, frame: wire.Frame) -> None:
+        with contextlib.suppress(NotFound):
+            call = self._find(str(frame.header["id"]))
+            if call.worker is not None:
+                call.worker.close_stream(call.token)
+
+    def _on_hold(self, frame: wire.Frame) -> None:
+        """This process uses a pool: its ``workers_min`` holds while the process lives and some time after."""
+        spec = self._contents.spec(self.peer.uid, str(frame.header["spec"]))
+        pool = (self.peer.uid, spec.pool.class_, spec.pool.name)
+        if spec.pool.workers_min:
+            self._runners.jobs.engine.hold_pool(pool, spec.pool.keep_warm_seconds)
+
+    def _on_drop_instance(self, frame: wire.Frame) -> None:
+        for runner in (self._runners.jobs, self._runners.direct):
+            runner.drop_instance(str(frame.header["instance"]))
+
+    def _find(self, call_id: str) -> Call:
+        return self._runners.of(call_id).find(self.peer, call_id)
+
+    # -- the end -------------------------------------------------------------------------------------------
+
+    def _on_closed(self) -> None:
+        self._following.stop()
+        for digest in self._secrets:
+            self._contents.release(self.peer.uid, digest)
+        self._on_gone(self)
+        self._leave_calls()
+
+    def _leave_calls(self) -> None:
+        """Blocking calls end with their caller's process, not with its connection."""
+        if self._submitting:
+            return  # comes back here when the last of them is known
+        mine = [call for call in map(self._runners.lookup, self._following.own) if call is not None]
+        pidfd, self._pidfd = self._pidfd, None
+        watch_caller(self._runners, pidfd, mine)
+
+
+_Handler = Callable[[Connection, wire.Frame], Awaitable[None] | None]
+_HANDLERS: dict[str, _Handler] = {
+    "hello": Connection._on_hello,
+    "put": Connection._on_put,
+    "submit": Connection._on_submit,
+    "call": Connection._on_call,
+    "watch": Connection._on_watch,
+    "cancel": Connection._on_cancel,
+    "waiting": Connection._on_waiting,
+    "credit": Connection._on_credit,
+    "close_stream": Connection._on_close_stream,
+    "hold": Connection._on_hold,
+    "drop_instance": Connection._on_drop_instance,
+}

@@ -1,0 +1,211 @@
+"""What happens to calls, told to one client: states, output, items, outcomes, at the pace at which it reads."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from remoted import logs
+from remoted.access import Peer
+from remoted.calls import Call
+from remoted.data.messages import done_header, done_header_of_row
+from remoted.data.transport import Transport
+from remoted.errors import RemotedError
+from remoted.records import Records
+from remoted.workers import Content
+
+log = logging.getLogger(__name__)
+_OUTPUT_CHUNK_BYTES = 48 * 1024
+
+
+class Following:
+    """The calls that one client looks at, and which of them are its own. Their ``Watcher``."""
+
+    def __init__(self, transport: Transport, records: Records, peer: Peer) -> None:
+        self._transport = transport
+        self._records = records
+        self._peer = peer
+        self._loop = asyncio.get_running_loop()
+        #: How far into a call's log its reader is.
+        self._followed: dict[str, int] = {}
+        self._watching: set[Call] = set()
+        self._mine: set[str] = set()
+        #: News that found no room: a live call, or None for a job that is over and is read from the store.
+        self._late: dict[str, Call | None] = {}
+        self._telling_late = False
+
+    def claim(self, call: Call) -> None:
+        """This client waits for the call itself, rather than look on."""
+        self._mine.add(call.id)
+
+    def owns(self, call: Call) -> bool:
+        return call.id in self._mine
+
+    @property
+    def own(self) -> list[str]:
+        """The ids of the calls that end with this client's process."""
+        return list(self._mine)
+
+    def watch(self, call: Call, output: bool, offset: int = 0) -> None:
+        """Tell of everything from now on, and of the output from ``offset`` on."""
+        call.watchers.add(self)
+        self._watching.add(call)
+        if output:
+            self._followed[call.id] = offset
+            self._pump_output(call)
+        self.on_state(call)
+
+    def stop(self) -> None:
+        """The client is gone."""
+        for call in self._watching:
+            call.watchers.discard(self)
+        self._watching.clear()
+        self._late.clear()
+
+    # -- a watcher -----------------------------------------------------------------------------------------
+
+    def on_state(self, call: Call) -> None:
+        if self._transport.is_full:
+            self._late.setdefault(call.id, call)
+            return
+        reason = call.reason.value if call.reason else ""
+        self._transport.send({"op": "state", "id": call.id, "status": call.status.value, "reason": reason, "worker": call.worker_id})
+
+    def on_output(self, call: Call, stream: int, data: bytes, offset: int) -> None:
+        """Straight on when the reader keeps up; else the log is read when it has caught up."""
+        if self._followed.get(call.id) != offset or not self._transport.has_room_for_output:
+            return
+        if call.log.size == offset + logs.RECORD_OVERHEAD + len(data):
+            self._send_output(call, stream, data, call.log.size)
+        else:
+            self._pump_output(call)
+
+    def on_item(self, call: Call, number: int, content: Content) -> None:
+        self._send_content({"op": "item", "id": call.id, "number": number}, content)
+
+    def on_done(self, call: Call) -> None:
+        """Log and result of a direct call are gone after this; a reader that lags behind keeps its own descriptors."""
+        result = call.result or Content("", b"", None)
+        if self._followed.get(call.id, call.log.size) >= call.log.size:
+            self._tell_done(call, result)
+            return
+        try:
+            log_fd = os.open(call.log.path, os.O_RDONLY | os.O_CLOEXEC)
+            kept = replace(result, fd=os.dup(result.fd)) if result.fd is not None else result
+        except OSError as error:
+            log.error("cannot keep the output of %s for its reader: %s", call.id, error)
+            self._tell_done(call, result)
+            return
+        self._loop.create_task(self._finish_output(call, log_fd, kept))
+
+    # -- output --------------------------------------------------------------------------------------------
+
+    def _send_output(self, call: Call, stream: int, data: bytes, behind: int) -> None:
+        """One record of the log; ``behind`` is the offset from which a client that comes back goes on."""
+        self._followed[call.id] = behind
+        self._send_record(call.id, stream, data, behind)
+
+    def _send_record(self, call_id: str, stream: int, data: bytes, behind: int) -> None:
+        for start in range(0, len(data), _OUTPUT_CHUNK_BYTES):
+            last = start + _OUTPUT_CHUNK_BYTES >= len(data)
+            header = {"op": "output", "id": call_id, "stream": stream, **({"offset": behind} if last else {})}
+            self._transport.send(header, data[start : start + _OUTPUT_CHUNK_BYTES])
+
+    def _pump_output(self, call: Call, path: Path | None = None) -> None:
+        """Send what the log holds beyond this reader's offset, as far as there is room."""
+        while self._transport.is_open and call.id in self._followed and self._transport.has_room_for_output:
+            offset = self._followed[call.id]
+            records, _ = logs.read_records(path or call.log.path, offset, _OUTPUT_CHUNK_BYTES)
+            if not records:
+                return
+            for stream, data in records:
+                offset += logs.RECORD_OVERHEAD + len(data)
+                self._send_output(call, stream, data, offset)
+
+    async def _finish_output(self, call: Call, log_fd: int, result: Content) -> None:
+        """All of the output comes before the outcome, at the reader's pace."""
+        try:
+            while self._transport.is_open and self._followed.get(call.id, call.log.size) < call.log.size:
+                before = self._followed[call.id]
+                self._pump_output(call, Path(f"/proc/self/fd/{log_fd}"))
+                if self._followed.get(call.id) == before:
+                    if self._transport.is_empty:
+                        break
+                    await self._transport.drained()
+            self._tell_done(call, result)
+        finally:
+            os.close(log_fd)
+            if result.fd is not None:
+                os.close(result.fd)
+
+    async def _replay_output(self, job_id: str, offset: int) -> None:
+        """What a finished job printed beyond ``offset``, at the reader's pace."""
+        path = self._records.log_path(job_id)
+        while self._transport.is_open:
+            records, end = logs.read_records(path, offset, _OUTPUT_CHUNK_BYTES)
+            if not records:
+                return
+            for stream, data in records:
+                offset += logs.RECORD_OVERHEAD + len(data)
+                self._send_record(job_id, stream, data, offset)
+            offset = end
+            if not self._transport.has_room_for_output:
+                await self._transport.drained()
+
+    # -- outcomes ------------------------------------------------------------------------------------------
+
+    def _tell_done(self, call: Call, result: Content) -> None:
+        self._followed.pop(call.id, None)
+        self._mine.discard(call.id)
+        self._watching.discard(call)
+        self._late.pop(call.id, None)
+        durable = not call.spec.pool.load_balanced
+        if durable and self._transport.is_full:
+            self._late[call.id] = None
+            return
+        # A direct result is nowhere else; it takes no more room than its call's arguments did.
+        self._send_content(done_header(call), result, bounded=durable)
+
+    async def tell_finished(self, job_id: str, offset: int = 0) -> None:
+        """The whole story of a job that was over before anybody here asked."""
+        try:
+            row = await self._records.row(self._peer, job_id)
+            await self._replay_output(job_id, offset)
+            for number, content in enumerate(await self._records.stored_items(job_id)):
+                self._send_content({"op": "item", "id": job_id, "number": number}, content)
+        except RemotedError as error:
+            self._transport.send({"op": "refused", "about": "watch", "id": job_id, "code": "NOT_FOUND", "message": str(error)})
+            return
+        self._send_content(done_header_of_row(row), self._records.stored_result(row))
+
+    def on_room(self) -> None:
+        """The client has taken everything: what waited for that comes now."""
+        if self._late and not self._telling_late:
+            self._loop.create_task(self._tell_late())
+
+    async def _tell_late(self) -> None:
+        """Oldest first."""
+        self._telling_late = True
+        try:
+            while self._late and self._transport.is_open and not self._transport.is_full:
+                call_id = next(iter(self._late))
+                call = self._late.pop(call_id)
+                if call is None:
+                    await self.tell_finished(call_id)
+                else:
+                    self.on_state(call)
+        finally:
+            self._telling_late = False
+
+    def _send_content(self, header: dict[str, Any], content: Content, bounded: bool = True) -> None:
+        try:
+            if content.inline is not None:
+                self._transport.send(header, content.inline, bounded=bounded)
+            else:
+                self._transport.send(header, fds=(content.open(),), bounded=bounded)
+        except OSError as error:
+            self._transport.send({**header, "lost": f"cannot read the stored payload: {error}"})

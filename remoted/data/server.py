@@ -1,0 +1,81 @@
+"""Who gets a data connection: identity, rule and caps come before the first byte is read."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import struct
+from collections import Counter
+
+from remoted.access import admits
+from remoted.data.callers import Runners
+from remoted.data.connection import Connection
+from remoted.limits import Limits
+from remoted.peers import peer_of
+from remoted_client import wire
+
+log = logging.getLogger(__name__)
+#: Taken at one turn of the loop: what closed meanwhile is noticed before it counts against its user's next ones.
+_ACCEPTS = 16
+
+
+class DataServer:
+    """Accepts connections and keeps them within their limits."""
+
+    def __init__(self, sock: socket.socket, runners: Runners, limits: Limits, daemon_uid: int) -> None:
+        self._sock = sock
+        self._runners = runners
+        self._limits = limits
+        self._daemon_uid = daemon_uid
+        self._connections: set[Connection] = set()
+        self._per_uid: Counter[int] = Counter()
+        self._loop = asyncio.get_running_loop()
+
+    def start(self) -> None:
+        self._sock.setblocking(False)
+        self._loop.add_reader(self._sock.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTS):
+            try:
+                sock, _address = self._sock.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                log.error("cannot accept a connection: %s", error)
+                return
+            self._admit(sock)
+
+    def _admit(self, sock: socket.socket) -> None:
+        try:
+            peer = peer_of(sock)
+        except (OSError, ValueError, struct.error):
+            sock.close()
+            return
+        over = self._per_uid[peer.uid] >= self._limits.connections_per_uid or len(self._connections) >= self._limits.connections_total
+        if over or not admits(peer, self._daemon_uid):
+            code = "OVER_LIMIT" if over else "FORBIDDEN"
+            message = f"the limit connections_per_uid is {self._limits.connections_per_uid}" if over else "this daemon serves another user"
+            with contextlib.suppress(OSError):
+                sock.send(wire.encode({"op": "refused", "code": code, "message": f"cannot serve this connection: {message}"}))
+            sock.close()
+            return
+        try:
+            connection = Connection(sock, peer, self._runners, self._limits, self._gone)
+        except OSError as error:
+            log.error("cannot serve a connection: %s", error)
+            sock.close()
+            return
+        self._per_uid[peer.uid] += 1
+        self._connections.add(connection)
+
+    def _gone(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        self._per_uid[connection.peer.uid] -= 1
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._sock.fileno())
+        for connection in list(self._connections):
+            connection.close()

@@ -1,0 +1,241 @@
+"""Frames over one raw non-blocking socket: in order, with deadlines, both directions bounded.
+
+asyncio's own transports drop passed descriptors (MECHANISMS 3), hence ``add_reader`` and recvmsg. What a slow
+reader has not taken is bounded: who does not even take its results is dropped and may come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from remoted.limits import Limits
+from remoted_client import wire
+
+_READ_BYTES = 256 * 1024
+#: Frames of one client that wait to be handled; beyond it the daemon stops reading that socket.
+_INBOX_FRAMES = 2048
+_INBOX_BYTES = 8 << 20
+#: What a descriptor that waits for its reader counts for: they are scarcer than memory.
+_DESCRIPTOR_COST = 64 * 1024
+
+
+class Transport:
+    """``on_frame`` is awaited for one frame after the other; ``on_room`` is told when the outbox is empty again."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        limits: Limits,
+        on_frame: Callable[[wire.Frame], Awaitable[None]],
+        on_room: Callable[[], None],
+        on_closed: Callable[[], None],
+    ) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._limits = limits
+        self._on_frame, self._on_room, self._on_closed = on_frame, on_room, on_closed
+        self._loop = asyncio.get_running_loop()
+        self._reader = wire.FrameReader()
+        self._inbox: deque[wire.Frame] = deque()
+        self._inbox_bytes = 0
+        self._paused = False
+        self._arrived = asyncio.Event()
+        self._outbox: deque[tuple[bytes, tuple[int, ...]]] = deque()
+        self._outbox_bytes = 0
+        self._open = True
+        self._flushing = False
+        self._writer_set = False
+        self._introduced = False
+        self._drain_waiters: list[asyncio.Future[None]] = []
+        self._timer: asyncio.TimerHandle | None = self._loop.call_later(limits.hello_deadline_seconds, self._too_slow, "it did not introduce itself")
+        self._loop.add_reader(sock.fileno(), self._read)
+        self._task = self._loop.create_task(self._serve())
+
+    @property
+    def is_open(self) -> bool:
+        return self._open
+
+    @property
+    def is_full(self) -> bool:
+        """Half of what may wait does: nothing that can be told later should be sent now."""
+        return self._outbox_bytes > self._limits.outbox_bytes // 2
+
+    @property
+    def has_room_for_output(self) -> bool:
+        """Output is the first to wait: it is in the log file and costs no memory there."""
+        return self._outbox_bytes <= self._limits.outbox_bytes // 4
+
+    @property
+    def is_empty(self) -> bool:
+        """The client has taken everything."""
+        return not self._outbox_bytes
+
+    def introduced(self) -> None:
+        """The first frame was a good one: the deadline for it is over."""
+        self._introduced = True
+        self._stop_timer()
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        try:
+            data, fds = wire.receive(self._sock, _READ_BYTES)
+            if not data:
+                self.close()
+                return
+            frames = self._reader.feed(data, fds)
+        except (BlockingIOError, InterruptedError):
+            return
+        except wire.WireError as error:
+            self.refuse_and_close(error.code, str(error))
+            return
+        except OSError:
+            self.close()
+            return
+        self._watch_deadline(bool(frames))
+        if frames:
+            self._inbox.extend(frames)
+            self._inbox_bytes += len(data)
+            self._arrived.set()
+            if len(self._inbox) > _INBOX_FRAMES or self._inbox_bytes > _INBOX_BYTES:
+                self._pause()
+
+    def _watch_deadline(self, progress: bool) -> None:
+        """Half a frame may not stay half for ever, however slowly it trickles (T12)."""
+        if not self._introduced or not (progress or not self._timer or not self._reader.pending_bytes):
+            return
+        self._stop_timer()
+        if self._reader.pending_bytes:
+            self._timer = self._loop.call_later(self._limits.frame_deadline_seconds, self._too_slow, "a frame stayed incomplete")
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _pause(self) -> None:
+        """It sends faster than its frames are handled. That is not its fault, so no deadline runs."""
+        self._paused = True
+        self._loop.remove_reader(self._sock.fileno())
+        if self._introduced:
+            self._stop_timer()
+
+    def _resume(self) -> None:
+        if self._open:
+            self._paused = False
+            self._loop.add_reader(self._sock.fileno(), self._read)
+            self._watch_deadline(progress=True)
+
+    def _too_slow(self, why: str) -> None:
+        self.refuse_and_close("TOO_SLOW", f"cannot wait any longer: {why}")
+
+    async def _serve(self) -> None:
+        """Frames in order, for as long as the connection lives."""
+        while True:
+            while self._inbox:
+                while self._open and self.is_full:
+                    await self.drained()  # who does not take its answers is not asked for more
+                await self._on_frame(self._inbox.popleft())
+            self._inbox_bytes = 0
+            if self._paused:
+                self._resume()
+            self._arrived.clear()
+            await self._arrived.wait()
+
+    # -- writing -------------------------------------------------------------------------------------------
+
+    def send(self, header: dict[str, Any], body: bytes = b"", fds: tuple[int, ...] = (), bounded: bool = True) -> None:
+        """Queue one frame; what one turn of the loop produces leaves together. Closes the descriptors once sent."""
+        if not self._open:
+            wire.close_all(fds)
+            return
+        data = wire.encode(header, body, len(fds))
+        self._outbox.append((data, fds))
+        self._outbox_bytes += len(data) + _DESCRIPTOR_COST * len(fds)
+        if bounded and self._outbox_bytes > self._limits.outbox_bytes:
+            self.close()  # it does not even take its results; it may come back and ask
+        elif not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    async def drained(self) -> None:
+        """Until everything was taken, or the connection has ended."""
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._drain_waiters.append(future)
+        await future
+
+    def _flush(self) -> None:
+        while self._open and self._outbox:
+            data, fds = self._gather()
+            try:
+                sent = wire.send(self._sock, data, fds)
+            except (BlockingIOError, InterruptedError):
+                self._outbox.appendleft((data, fds))
+                self._loop.add_writer(self._sock.fileno(), self._flush)
+                self._writer_set = True
+                return
+            except OSError:
+                wire.close_all(fds)
+                self.close()
+                return
+            wire.close_all(fds)
+            self._outbox_bytes -= sent + _DESCRIPTOR_COST * len(fds)
+            if sent < len(data):
+                self._outbox.appendleft((data[sent:], ()))
+        self._flushing = False
+        if self._writer_set and self._open:
+            self._writer_set = False
+            self._loop.remove_writer(self._sock.fileno())
+        self._wake_drain_waiters()
+        if self._open:
+            self._on_room()
+
+    def _gather(self) -> tuple[bytes, tuple[int, ...]]:
+        """The next frame, and those after it that carry no descriptors, as one write."""
+        data, fds = self._outbox.popleft()
+        if fds or not self._outbox or self._outbox[0][1]:
+            return data, fds
+        parts, size = [data], len(data)
+        while self._outbox and not self._outbox[0][1] and size < _READ_BYTES:
+            parts.append(self._outbox.popleft()[0])
+            size += len(parts[-1])
+        return b"".join(parts), ()
+
+    def _wake_drain_waiters(self) -> None:
+        waiters, self._drain_waiters = self._drain_waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    # -- the end -------------------------------------------------------------------------------------------
+
+    def refuse_and_close(self, code: str, message: str) -> None:
+        """The last frame says why."""
+        self.send({"op": "refused", "about": "", "code": code, "message": message})
+        self.close()
+
+    def close(self) -> None:
+        """Idempotent."""
+        if not self._open:
+            return
+        with contextlib.suppress(OSError):
+            while self._outbox and not self._outbox[0][1]:
+                self._sock.send(self._outbox.popleft()[0])  # at the end stands a refusal that explains it
+        self._open = False
+        self._stop_timer()
+        self._task.cancel()
+        self._loop.remove_reader(self._sock.fileno())
+        self._loop.remove_writer(self._sock.fileno())
+        self._sock.close()
+        self._reader.close()
+        for frame in self._inbox:
+            frame.close()
+        for _, fds in self._outbox:
+            wire.close_all(fds)
+        self._wake_drain_waiters()
+        self._on_closed()
