@@ -17,7 +17,6 @@ from pathlib import Path
 
 import psutil
 
-_PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 #: Present in the environment of every process of a worker, unless the user's code removed it.
 WORKER_VARIABLE = "REMOTED_WORKER_ID"
@@ -60,11 +59,6 @@ def become_subreaper() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "cannot become a child subreaper")
-
-
-def forbid_core_dumps_and_tracing() -> None:
-    """The daemon's memory holds users' secrets: no core, no ptrace by the same uid (T41)."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def reap(pidfd: int) -> ExitStatus:
