@@ -42,6 +42,23 @@ def decision_seconds(queued: int, samples: int = 200) -> list[float]:
     return sorted(spent)
 
 
+def pair_seconds(queued: int, samples: int = 2000) -> list[float]:
+    """How long it takes that a call ends and the next of so many begins, in the only worker of the only pool."""
+    simulation = Simulation(0)
+    scheduler = simulation.scheduler
+    need = Need(Uid(1), (1, "LiveServerless", "pool"), "kind")
+    for number in range(queued):
+        scheduler.handle(events.Submitted(Ticket(f"t{number}", need), PoolPolicy(workers_max=1)), 0.0)
+    scheduler.handle(next_event(simulation, 0), 0.0)
+    spent: list[float] = []
+    for step in range(min(samples, queued - 1)):
+        event = next_event(simulation, step)
+        began = time.perf_counter()
+        scheduler.handle(event, float(step))
+        spent.append(time.perf_counter() - began)
+    return sorted(spent)
+
+
 def next_event(simulation: Simulation, step: int) -> events.Event:
     """Something that really happens next: a worker gets ready or dies, a call ends."""
     for worker in simulation.scheduler.workers.values():
@@ -73,6 +90,8 @@ def main() -> None:
     print(f"quiet: {simulation.is_quiet}; virtual time {report.ended_at:.0f} s")
     times = decision_seconds(options.queued)
     print(f"one decision with {options.queued} queued: median {times[len(times) // 2] * 1e3:.3f} ms, worst {times[-1] * 1e3:.3f} ms")
+    pairs = pair_seconds(options.queued)
+    print(f"end and next start with {options.queued} queued for one worker: median {pairs[len(pairs) // 2] * 1e6:.1f} us, worst {pairs[-1] * 1e6:.1f} us")
 
 
 if __name__ == "__main__":

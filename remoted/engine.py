@@ -213,8 +213,8 @@ class Engine:
                 self.spawn(self._start_worker(worker_id, need, devices))
             case events.StopWorker(worker_id, why):
                 self.spawn(self._end_worker(self.workers[worker_id], why))
-            case events.Refuse(ticket_id, reason, message):
-                self._tell_unplaceable(ticket_id, reason, message)
+            case events.Refuse(ticket_id, reason, message, detail):
+                self._tell_unplaceable(ticket_id, reason, message, detail)
             case events.Build(environment, ticket_id):
                 self.spawn(self._build(environment, ticket_id))
 
@@ -326,8 +326,7 @@ class Engine:
             text = getattr(error, "log", "")
             if not isinstance(error, EnvironmentFailed):
                 log.exception("cannot build environment %s", environment)
-            for failed in self.scheduler.fail_environment(environment):
-                self._tell_unplaceable(failed, Reason.ENVIRONMENT, str(error), text)
+            self.handle(events.EnvironmentFailed(environment, str(error), text))
             return
         self.handle(events.EnvironmentReady(environment))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from remoted.model import Device, DeviceUuid, Reason, WorkerId
 from remoted.scheduler.state import Need, PoolKey, PoolPolicy, Ticket, TicketId
@@ -88,6 +88,16 @@ class EnvironmentReady:
 
 
 @dataclass(frozen=True, slots=True)
+class EnvironmentFailed:
+    """It could not be made: who waits for it is refused, and the next to come tries again."""
+
+    environment: str
+    message: str
+    #: What the build printed.
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class PoolHeld:
     """Somebody uses this pool's config until ``until`` (monotonic seconds): ``workers_min`` holds."""
 
@@ -112,6 +122,7 @@ Event = (
     | DevicesSeen
     | InstanceDropped
     | EnvironmentReady
+    | EnvironmentFailed
     | PoolHeld
     | Tick
 )
@@ -145,6 +156,7 @@ class Refuse:
     ticket: TicketId
     reason: Reason
     message: str
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,3 +168,11 @@ class Build:
 
 
 Decision = Assign | StartWorker | StopWorker | Refuse | Build
+
+
+@dataclass(slots=True)
+class Step:
+    """One event's consequences as they are found."""
+
+    now: float
+    decisions: list[Decision] = field(default_factory=list)

@@ -15,6 +15,10 @@ class Ledger:
         self.devices: dict[DeviceUuid, Device] = {}
         self.holders: dict[DeviceUuid, WorkerId] = {}
         self.foreign: dict[DeviceUuid, tuple[int, ...]] = {}
+        #: Devices that are there, that no stranger uses and nobody holds.
+        self.free: set[DeviceUuid] = set()
+        #: Grows with every change.
+        self.version = 0
         #: Why the driver says nothing; while it is set no device is lent.
         self.problem = ""
         self._groups: dict[GpuRequest, list[tuple[DeviceUuid, ...]]] = {}
@@ -27,6 +31,7 @@ class Ledger:
             self._groups.clear()
         self.foreign = {uuid: pids for uuid, pids in foreign.items() if pids}
         self.problem = problem
+        self._count_free()
 
     def groups(self, request: GpuRequest) -> list[tuple[DeviceUuid, ...]]:
         """For each alternative that this host can serve at all, the devices of it, the best first."""
@@ -39,14 +44,16 @@ class Ledger:
 
     def pick(self, request: GpuRequest, barred: Container[DeviceUuid] = ()) -> tuple[DeviceUuid, ...] | None:
         """Devices that are free now and serve the request, best first; None if there are not enough."""
+        if len(self.free) < request.count:
+            return None
         for group in self.groups(request):
-            free = [uuid for uuid in group if uuid not in barred and self.is_free(uuid)]
+            free = [uuid for uuid in group if uuid not in barred and uuid in self.free]
             if len(free) >= request.count:
                 return tuple(free[: request.count])
         return None
 
     def is_free(self, uuid: DeviceUuid) -> bool:
-        return uuid not in self.holders and self.is_usable(uuid)
+        return uuid in self.free
 
     def is_usable(self, uuid: DeviceUuid) -> bool:
         """It is there, the driver answers for it, and no stranger uses it."""
@@ -61,6 +68,13 @@ class Ledger:
             if uuid in self.holders:
                 raise ValueError(f"cannot lend {uuid} to {worker}: {self.holders[uuid]} holds it")
             self.holders[uuid] = worker
+        self._count_free()
 
     def give_back(self, worker: WorkerId) -> None:
-        self.holders = {uuid: holder for uuid, holder in self.holders.items() if holder != worker}
+        for uuid in [uuid for uuid, holder in self.holders.items() if holder == worker]:
+            del self.holders[uuid]
+        self._count_free()
+
+    def _count_free(self) -> None:
+        self.free = {uuid for uuid in self.devices if uuid not in self.holders and uuid not in self.foreign}
+        self.version += 1

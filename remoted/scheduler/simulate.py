@@ -65,7 +65,9 @@ class Report:
 class Simulation:
     """One host of ``gpus`` equal cards."""
 
-    def __init__(self, gpus: int, cpus: float = 64.0, times: Times | None = None, policy: PoolPolicy | None = None, validate: bool = False) -> None:
+    def __init__(
+        self, gpus: int, cpus: float = 64.0, times: Times | None = None, policy: PoolPolicy | None = None, validate: bool = False
+    ) -> None:
         self.scheduler = Scheduler(cpus)
         self.report = Report()
         self.now = 0.0
@@ -74,8 +76,11 @@ class Simulation:
         self._validate = validate
         self._agenda: list[tuple[float, int, events.Event]] = []
         self._arrivals: dict[TicketId, Arrival] = {}
+        self._needs: dict[tuple[int, str, int], Need] = {}
         self._made = 0
         self._wakeup: float | None = None
+        #: When the next tick comes.
+        self._tick_at: float | None = None
         self._feed(events.DevicesSeen(tuple(_card(number) for number in range(gpus))))
 
     def run(self, arrivals: Iterable[Arrival], until: float = float("inf")) -> Report:
@@ -84,18 +89,16 @@ class Simulation:
             self._plan(arrival.at, self._submission(arrival))
         while self._agenda and self._agenda[0][0] <= until:
             self.now, _, event = heapq.heappop(self._agenda)
-            if isinstance(event, events.Tick):
-                if self.now != self._wakeup:
-                    continue  # another one was planned since
-                self._wakeup = None
-            self._feed(event)
+            if not isinstance(event, events.Tick) or self._is_due():
+                self._feed(event)
         self.report.ended_at = self.now
         return self.report
 
     def _submission(self, arrival: Arrival) -> events.Submitted:
-        uid = Uid(arrival.uid)
-        gpu = parse_request((), arrival.gpus) if arrival.gpus else None
-        need = Need(uid, (uid, "LiveServerless", arrival.kind), arrival.kind, gpu)
+        key = (arrival.uid, arrival.kind, arrival.gpus)
+        need = self._needs.get(key)
+        if need is None:
+            need = self._needs[key] = _need(*key)
         ticket = Ticket(f"t{len(self._arrivals)}", need, arrival.cpus)
         self._arrivals[ticket.id] = arrival
         return events.Submitted(ticket, self._policy)
@@ -110,10 +113,22 @@ class Simulation:
             self._obey(decision)
         if self._validate:
             self.scheduler.validate()
-        wakeup = self.scheduler.next_wakeup()
-        if wakeup is not None and wakeup != self._wakeup:
-            self._plan(max(wakeup, self.now), events.Tick())
-        self._wakeup = wakeup
+        self._wakeup = self.scheduler.next_wakeup()
+        self._plan_tick()
+
+    def _is_due(self) -> bool:
+        """A tick has come. Events since may have put off what it was planned for."""
+        if self._tick_at is not None and self.now >= self._tick_at:
+            self._tick_at = None
+        self._plan_tick()
+        return self._wakeup is not None and self.now >= self._wakeup
+
+    def _plan_tick(self) -> None:
+        """Plan none where an earlier one will come anyway."""
+        wakeup = self._wakeup
+        if wakeup is not None and wakeup > self.now and (self._tick_at is None or wakeup < self._tick_at):
+            self._tick_at = wakeup
+            self._plan(wakeup, events.Tick())
 
     def _obey(self, decision: events.Decision) -> None:
         if isinstance(decision, events.Assign):
@@ -136,6 +151,10 @@ class Simulation:
     def is_quiet(self) -> bool:
         """Nothing waits and nothing runs."""
         return not self.scheduler.tickets and all(worker.state is not WorkerState.BUSY for worker in self.scheduler.workers.values())
+
+
+def _need(uid: int, kind: str, gpus: int) -> Need:
+    return Need(Uid(uid), (uid, "LiveServerless", kind), kind, parse_request((), gpus) if gpus else None)
 
 
 def _card(number: int) -> Device:

@@ -1,11 +1,11 @@
-"""What the scheduler knows: tickets in lanes, pools with their policies, workers. Data and look-ups only."""
+"""What the scheduler knows: tickets in lanes, workers, and the pools and kinds that bring them together. Data and look-ups only."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, IntEnum
 
 from remoted.model import DeviceUuid, Reason, Uid, WorkerId
 from remoted.scheduler.matching import GpuRequest
@@ -63,12 +63,15 @@ class WorkerState(str, Enum):
     ENDING = "ENDING"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class WorkerView:
     """A worker as the scheduler sees it; only the scheduler changes it."""
 
     id: WorkerId
+    #: The how manyth of this scheduler's workers it is.
+    number: int
     need: Need
+    kind: Kind
     devices: tuple[DeviceUuid, ...]
     state: WorkerState
     since: float
@@ -85,12 +88,12 @@ class WorkerView:
 
     @property
     def has_room(self) -> bool:
-        return self.state is WorkerState.IDLE or (self.state is WorkerState.BUSY and not self.waiting and len(self.running) < self.need.concurrency)
+        return self.state is WorkerState.IDLE or self.is_shareable
 
-    def fits(self, need: Need) -> bool:
-        """Is it the kind of worker that such tickets run in?"""
-        mine = self.need
-        return mine.pool == need.pool and mine.kind == need.kind and mine.gpu == need.gpu
+    @property
+    def is_shareable(self) -> bool:
+        """It runs something, and may run one more beside it."""
+        return self.state is WorkerState.BUSY and not self.waiting and len(self.running) < self.need.concurrency
 
 
 class Line:
@@ -119,7 +122,7 @@ class Line:
         return self._items.pop(ticket_id)[1]
 
 
-class Turns(Enum):
+class Turns(IntEnum):
     """What users take turns for; a turn at one thing is none at another."""
 
     DEVICES = 0
@@ -127,32 +130,40 @@ class Turns(Enum):
     WORKERS = 2
 
 
-@dataclass(slots=True)
+LaneKey = tuple[Need, int, float]
+
+
+@dataclass(slots=True, eq=False)
 class Lane:
     """Waiting tickets of one need, one reservation and one priority, in order of arrival."""
 
     need: Need
     priority: int
     cpus: float
+    kind: Kind
+    turns: Turns = field(init=False)
     tickets: Line = field(default_factory=Line)
     reason: Reason = Reason.WAITING_TURN
     about: tuple[str, ...] = ()
     #: Since when its head lacks devices or CPUs (monotonic seconds).
     blocked_since: float | None = None
-    #: The scheduler's step in which it was last tried in vain, and the facts that ``about`` tells.
+    #: When it was last tried in vain: the step, and the change (``Changes.count``) that came last before.
     failed_step: int = -1
+    failed_at: int = -1
+    #: The facts that ``about`` tells (``Changes.facts``).
     explained: int = -1
+
+    def __post_init__(self) -> None:
+        self.turns = Turns.DEVICES if self.need.gpu is not None else Turns.CPUS if self.cpus else Turns.WORKERS
+
+    @property
+    def key(self) -> LaneKey:
+        return self.need, self.priority, self.cpus
 
     @property
     def rank(self) -> tuple[int, int]:
         """Higher priority first, then the older head."""
         return (-self.priority, self.tickets.head[0])
-
-    @property
-    def turns(self) -> Turns:
-        if self.need.gpu is not None:
-            return Turns.DEVICES
-        return Turns.CPUS if self.cpus else Turns.WORKERS
 
     @property
     def is_wide(self) -> bool:
@@ -165,5 +176,50 @@ class Lane:
     def wait(self, reason: Reason, *about: str) -> None:
         self.reason, self.about = reason, about
 
+    def note_blocked(self, now: float) -> None:
+        if self.blocked_since is None:
+            self.blocked_since = now
 
-LaneKey = tuple[Need, int, float]
+
+KindKey = tuple[KindId, GpuRequest | None]
+
+
+@dataclass(slots=True, eq=False)
+class Kind:
+    """Workers and lanes of one pool that fit each other. An index: ``Fleet`` and ``Queue`` keep it, ``validate`` checks it."""
+
+    key: KindKey
+    pool: Pool
+    lanes: dict[Lane, None] = field(default_factory=dict)
+    workers: dict[WorkerId, WorkerView] = field(default_factory=dict)
+    starting: dict[WorkerId, WorkerView] = field(default_factory=dict)
+    #: In the order in which they became idle.
+    idle: dict[WorkerId, WorkerView] = field(default_factory=dict)
+    shareable: dict[WorkerId, WorkerView] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class Pool:
+    """The workers of one pool by what they do, and how many lanes wait for it. An index like ``Kind``."""
+
+    key: PoolKey
+    policy: PoolPolicy
+    kinds: dict[KindKey, Kind] = field(default_factory=dict)
+    lanes: Counter[Turns] = field(default_factory=Counter)
+    workers: dict[WorkerId, WorkerView] = field(default_factory=dict)
+    #: In the order in which they became idle.
+    idle: dict[WorkerId, WorkerView] = field(default_factory=dict)
+    ending: dict[WorkerId, WorkerView] = field(default_factory=dict)
+    #: Those whose bodies all wait for nested calls: they use no place.
+    waiting: dict[WorkerId, WorkerView] = field(default_factory=dict)
+    #: The last change (``Changes.count``) that may help a lane of this pool.
+    changed: int = 0
+
+    @property
+    def live(self) -> int:
+        """Workers that are not being ended."""
+        return len(self.workers) - len(self.ending)
+
+    @property
+    def places_used(self) -> int:
+        return len(self.workers) - len(self.waiting)

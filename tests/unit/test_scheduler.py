@@ -156,6 +156,49 @@ def test_f20_the_calls_of_one_instance_go_to_one_worker_and_together_to_a_new_on
     assert desk.feed(events.Ended("b")) == [events.Assign("c", start.worker)]
 
 
+def test_f30_a_failed_environment_is_an_event_that_refuses_who_waits_and_lets_the_next_try_again() -> None:
+    desk = Desk()
+    need = Need(Uid(1), (1, "LiveServerless", "k"), "k", None, environment="env")
+    assert desk.feed(events.Submitted(Ticket("a", need), PoolPolicy())) == [events.Build("env", "a")]
+    desk.submit("other", gpu=None, kind="c")
+    assert desk.feed(events.EnvironmentFailed("env", "no such package", "log")) == [events.Refuse("a", Reason.ENVIRONMENT, "no such package", "log")]
+    assert desk.feed(events.Submitted(Ticket("b", need), PoolPolicy())) == [events.Build("env", "b")]
+    (start,) = desk.feed(events.EnvironmentReady("env"))
+    assert isinstance(start, events.StartWorker)
+
+
+def test_f30_an_idle_worker_is_kept_until_its_timeout_or_as_long_as_its_pool_is_held() -> None:
+    desk = Desk(gpus=0)
+    need = Need(Uid(1), (1, "LiveServerless", "k"), "k")
+    (start,) = desk.feed(events.Submitted(Ticket("a", need), PoolPolicy(workers_min=1, idle_timeout_seconds=20.0)))
+    assert isinstance(start, events.StartWorker)
+    worker = start.worker
+    assert desk.scheduler.kept_until(worker) is None, "it starts"
+    desk.feed(events.WorkerReady(worker))
+    assert desk.scheduler.kept_until(worker) is None, "it is busy"
+    desk.feed(events.Ended("a"), at=5.0)
+    assert desk.scheduler.kept_until(worker) == desk.scheduler.next_wakeup() == 25.0
+    desk.feed(events.PoolHeld(need.pool, 60.0))
+    assert desk.scheduler.kept_until(worker) == 60.0
+    assert desk.feed(events.Tick(), at=59.0) == []
+    assert desk.feed(events.Tick(), at=60.0) == [events.StopWorker(worker, "idle")]
+    assert desk.scheduler.kept_until(worker) is None
+
+
+def test_c05_calls_that_fill_all_cpus_run_after_any_sequence_of_fractions() -> None:
+    """0.1 + 0.2 - 0.1 - 0.2 is not 0 in binary fractions; who asks for all CPUs must not wait for that rest."""
+    desk = Desk(gpus=0)
+    for name, cpus in (("a", 0.1), ("b", 0.2)):
+        need = Need(Uid(1), (1, "LiveServerless", name), name)
+        (start,) = desk.feed(events.Submitted(Ticket(name, need, cpus), PoolPolicy()))
+        assert isinstance(start, events.StartWorker)
+        desk.feed(events.WorkerReady(start.worker))
+    desk.feed(events.Ended("a"))
+    desk.feed(events.Ended("b"))
+    (start,) = desk.feed(events.Submitted(Ticket("all", Need(Uid(2), (2, "LiveServerless", "k"), "k"), 4.0), PoolPolicy()))
+    assert isinstance(start, events.StartWorker)
+
+
 def test_c05_users_of_one_card_take_turns() -> None:
     simulation = Simulation(1, validate=True)
     report = simulation.run(Arrival(at=0.0, uid=1 + number % 3, seconds=5.0, kind=f"u{number % 3}") for number in range(60))

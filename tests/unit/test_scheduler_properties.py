@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from remoted.model import Device, DeviceUuid, Uid, WorkerId
+from remoted.model import Device, DeviceUuid, Reason, Uid, WorkerId
 from remoted.scheduler import events
 from remoted.scheduler.matching import GpuRequest
 from remoted.scheduler.policy import Scheduler
@@ -30,6 +30,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.now = 0.0
         self.history: list[tuple[events.Event, float, list[events.Decision]]] = []
         self.made = 0
+        self.building = False
         self.leases: dict[DeviceUuid, WorkerId] = {}
         self.needs: dict[WorkerId, Need] = {}
         self.foreign: dict[DeviceUuid, tuple[int, ...]] = {}
@@ -54,9 +55,13 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.check_start(decision)
         elif isinstance(decision, events.Assign):
             self.check_assignment(decision)
+        elif isinstance(decision, events.Build):
+            assert not self.building, "built twice"
+            self.building = True
         elif isinstance(decision, events.Refuse):
             self.leave_line(decision.ticket)
-            assert self.tickets[decision.ticket].ancestors, "only a nested call can close a ring"
+            if decision.reason is Reason.WOULD_DEADLOCK:
+                assert self.tickets[decision.ticket].ancestors, "only a nested call can close a ring"
 
     def check_start(self, start: events.StartWorker) -> None:
         for uuid in start.devices:
@@ -123,7 +128,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         ancestors = (*self.tickets[caller].ancestors, caller) if caller else ()
         instance = data.draw(st.sampled_from([None, None, None, "i"]), "instance")
         key = f"{uid}:{pool}:{kind}:{gpu}:{instance}" if instance else None
-        need = Need(Uid(uid), (uid, "LiveServerless", f"p{pool}"), f"k{kind}", gpu, instance=key)
+        environment = data.draw(st.sampled_from([None, None, None, "e"]), "environment")
+        need = Need(Uid(uid), (uid, "LiveServerless", f"p{pool}"), f"k{kind}", gpu, environment=environment, instance=key)
         cpus = data.draw(st.sampled_from([0.0, 0.0, 1.0, 2.0, 4.0]), "cpus")
         ticket = Ticket(f"t{self.made}", need, cpus, data.draw(st.sampled_from([0, 0, 5]), "priority"), ancestors)
         self.tickets[ticket.id] = ticket
@@ -183,6 +189,12 @@ class SchedulerMachine(RuleBasedStateMachine):
     def driver_hangs(self) -> None:
         self.see((), {}, "NVML did not answer")
 
+    @precondition(lambda self: self.building)
+    @rule(succeeds=st.booleans())
+    def end_build(self, succeeds: bool) -> None:
+        self.building = False
+        self.feed(events.EnvironmentReady("e") if succeeds else events.EnvironmentFailed("e", "no such package"))
+
     @rule(seconds=st.sampled_from([0.1, 1.0, 6.0, 30.0]))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
@@ -195,6 +207,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.feed(events.PoolHeld(pool, self.now + seconds))
 
     # -- what must hold ------------------------------------------------------------------------------------
+
+    @invariant()
+    def idle_workers_end_when_they_say(self) -> None:
+        """No idle worker is kept beyond its moment, and the next wake-up misses none."""
+        ends = [end for worker in self.scheduler.workers if (end := self.scheduler.kept_until(worker)) is not None]
+        assert all(end > self.now for end in ends)
+        wakeup = self.scheduler.next_wakeup()
+        assert not ends or (wakeup is not None and wakeup <= min(ends))
 
     @invariant()
     def books_agree(self) -> None:
@@ -215,6 +235,9 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def one_step_on(self) -> bool:
         """Let one thing end. A body that waits goes on only after its nested calls are over."""
+        if self.building:
+            self.end_build(True)
+            return True
         for state, event in ((WorkerState.ENDING, events.WorkerEnded), (WorkerState.STARTING, events.WorkerReady)):
             if found := self.workers_in(state):
                 self.feed(event(found[0]))
@@ -227,9 +250,76 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def replay(self) -> None:
         again = Scheduler(CPUS, workers_total=12, patience_seconds=5.0)
+        doubting = Scheduler(CPUS, workers_total=12, patience_seconds=5.0)
         for event, now, decisions in self.history:
             assert again.handle(event, now) == decisions, "the same events gave other decisions"
+            doubting.doubt()
+            assert doubting.handle(event, now) == decisions, "a lane was not tried although it would have been served"
 
 
 TestScheduler = SchedulerMachine.TestCase
 TestScheduler.settings = settings(max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+class Bench:
+    """Users with equal calls share one card, one CPU or one place for a worker; the bench counts whose turn it was."""
+
+    def __init__(self, shared: str) -> None:
+        self.gpu = GpuRequest(("ANY",), 1) if shared == "card" else None
+        self.cpus = 1.0 if shared == "cpu" else 0.0
+        self.scheduler = Scheduler(1.0, workers_total=1 if shared == "place" else 100)
+        self.now = 0.0
+        self.made = 0
+        self.fresh: set[WorkerId] = set()
+        #: By user who waits: the others who had a turn since.
+        self.passed_by: dict[int, set[int]] = {}
+        self.feed(events.DevicesSeen(CARDS[:1]))
+
+    def submit(self, uid: int) -> None:
+        self.made += 1
+        need = Need(Uid(uid), (uid, "LiveServerless", "p"), "k", self.gpu)
+        self.feed(events.Submitted(Ticket(f"t{self.made}", need, self.cpus), PoolPolicy(workers_max=2)))
+
+    def go_on(self, state: WorkerState, pick: int) -> None:
+        """One worker that is starting, ending or busy gets on."""
+        if found := [worker for worker in self.scheduler.workers.values() if worker.state is state]:
+            worker = found[pick % len(found)]
+            if state is WorkerState.BUSY:
+                self.feed(events.Ended(next(iter(worker.running))))
+            else:
+                self.feed(events.WorkerReady(worker.id) if state is WorkerState.STARTING else events.WorkerEnded(worker.id))
+
+    def feed(self, event: events.Event) -> None:
+        self.now += 0.01
+        for decision in self.scheduler.handle(event, self.now):
+            if isinstance(decision, events.StartWorker):
+                self.fresh.add(decision.worker)
+                self.take_turn(decision.need.uid)
+            elif isinstance(decision, events.Assign):
+                if decision.worker not in self.fresh:
+                    self.take_turn(self.scheduler.workers[decision.worker].need.uid)
+                self.fresh.discard(decision.worker)
+        self.scheduler.validate()
+        waiting = {lane.need.uid for lane, _, _ in self.scheduler.waiting() if lane.reason is not Reason.STARTING}
+        self.passed_by = {uid: self.passed_by.get(uid, set()) for uid in waiting}
+
+    def take_turn(self, uid: int) -> None:
+        """Starting a worker is a turn, and its first call none; so is giving a call to a worker that was there."""
+        self.passed_by.pop(uid, None)
+        for other, passed in self.passed_by.items():
+            assert uid not in passed, f"user {uid} had two turns while user {other} waited"
+            passed.add(uid)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    shared=st.sampled_from(["card", "cpu", "place"]),
+    steps=st.lists(st.one_of(st.integers(1, 4), st.tuples(st.sampled_from([WorkerState.STARTING, WorkerState.ENDING, WorkerState.BUSY, WorkerState.BUSY]), st.integers(0, 3))), max_size=120),
+)
+def test_c05_nobody_who_waits_is_passed_twice_by_the_same_user(shared: str, steps: list[int | tuple[WorkerState, int]]) -> None:
+    bench = Bench(shared)
+    for step in steps:
+        if isinstance(step, int):
+            bench.submit(step)
+        else:
+            bench.go_on(*step)

@@ -1,0 +1,79 @@
+"""Pools: their policies, who holds them, and the index of what serves them and waits for them."""
+
+from __future__ import annotations
+
+from remoted.scheduler.state import Kind, Need, Pool, PoolKey, PoolPolicy, WorkerState, WorkerView
+
+
+class Pools:
+    """Policies outlive workers and lanes; the index has only pools with either."""
+
+    def __init__(self) -> None:
+        self.policies: dict[PoolKey, PoolPolicy] = {}
+        #: Until when somebody uses the pool's config (monotonic seconds).
+        self.held_until: dict[PoolKey, float] = {}
+        self.index: dict[PoolKey, Pool] = {}
+        #: When the idle time of each pool's longest idle worker ends; only of pools with idle ones that nobody keeps.
+        self.idle_ends: dict[Pool, float] = {}
+
+    def set_policy(self, key: PoolKey, policy: PoolPolicy) -> bool:
+        """True if the pool had another one."""
+        before = self.policies.get(key)
+        if before == policy:
+            return False
+        self.policies[key] = policy
+        pool = self.index.get(key)
+        if pool is not None:
+            pool.policy = policy
+            self.update_ends(pool)
+        return before is not None
+
+    def kind(self, need: Need) -> Kind:
+        """The kind of worker that such tickets run in."""
+        pool = self.index.get(need.pool)
+        if pool is None:
+            pool = self.index[need.pool] = Pool(need.pool, self.policies.get(need.pool, PoolPolicy()))
+        key = (need.kind, need.gpu)
+        kind = pool.kinds.get(key)
+        if kind is None:
+            kind = pool.kinds[key] = Kind(key, pool)
+        return kind
+
+    def prune(self, kind: Kind) -> None:
+        """Drop it from the index if nothing serves it and nothing waits for it."""
+        if kind.lanes or kind.workers:
+            return
+        del kind.pool.kinds[kind.key]
+        if not kind.pool.kinds:
+            del self.index[kind.pool.key]
+
+    def hold(self, key: PoolKey, until: float) -> None:
+        self.held_until[key] = max(until, self.held_until.get(key, 0.0))
+        if key in self.index:
+            self.update_ends(self.index[key])
+
+    def let_go(self, now: float) -> None:
+        """Forget who held a pool until now."""
+        for key in [key for key, until in self.held_until.items() if until <= now]:
+            del self.held_until[key]
+            if key in self.index:
+                self.update_ends(self.index[key])
+
+    def is_kept(self, pool: Pool) -> bool:
+        """All its live workers are its ``workers_min``, while somebody uses the config."""
+        return pool.policy.workers_min > 0 and pool.live <= pool.policy.workers_min and pool.key in self.held_until
+
+    def kept_until(self, worker: WorkerView) -> float | None:
+        """When it will be ended if nothing happens (monotonic seconds); None unless it is idle."""
+        if worker.state is not WorkerState.IDLE:
+            return None
+        pool = worker.kind.pool
+        until = worker.since + pool.policy.idle_timeout_seconds
+        return max(until, self.held_until[pool.key]) if self.is_kept(pool) else until
+
+    def update_ends(self, pool: Pool) -> None:
+        """After anything that changes whether its idle workers are ended, and when."""
+        if pool.idle and not self.is_kept(pool):
+            self.idle_ends[pool] = next(iter(pool.idle.values())).since + pool.policy.idle_timeout_seconds
+        else:
+            self.idle_ends.pop(pool, None)

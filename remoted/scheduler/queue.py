@@ -1,0 +1,144 @@
+"""The queue: every known ticket, the waiting ones in lanes, and whose turn it is."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+from remoted.model import Uid
+from remoted.scheduler.changes import Changes
+from remoted.scheduler.pools import Pools
+from remoted.scheduler.state import Lane, LaneKey, Ticket, TicketId, Turns
+
+
+class Queue:
+    """Lanes by user, and users in turns. A ticket that was placed is still known, until it is forgotten."""
+
+    def __init__(self, pools: Pools, changes: Changes) -> None:
+        self.users: dict[Uid, dict[LaneKey, Lane]] = {}
+        self.turns: dict[Turns, deque[Uid]] = {kind: deque() for kind in Turns}
+        self.tickets: dict[TicketId, Ticket] = {}
+        #: Known nested tickets by the body that called them.
+        self.children: dict[TicketId, dict[TicketId, None]] = {}
+        #: Where each waiting ticket waits.
+        self.lanes: dict[TicketId, Lane] = {}
+        #: Lanes that need several devices or CPUs at once.
+        self.wide: dict[Lane, None] = {}
+        #: How many nested tickets wait.
+        self.nested = 0
+        self._pools = pools
+        self._changes = changes
+        self._sequence = 0
+
+    def __iter__(self) -> Iterator[tuple[Lane, int, Ticket]]:
+        """Every waiting ticket with its lane and place."""
+        for lanes in self.users.values():
+            for lane in lanes.values():
+                for place, (_, ticket) in enumerate(lane.tickets):
+                    yield lane, place, ticket
+
+    # -- coming --------------------------------------------------------------------------------------------
+
+    def add(self, ticket: Ticket) -> Lane:
+        if ticket.id in self.tickets:
+            raise ValueError(f"cannot queue {ticket.id}: it is already known")
+        self.know(ticket)
+        key = (ticket.need, ticket.priority, ticket.cpus)
+        lanes = self.users.setdefault(ticket.need.uid, {})
+        lane = lanes.get(key)
+        if lane is None:
+            lane = lanes[key] = self._open(key)
+        self._sequence += 1
+        lane.tickets.add(self._sequence, ticket)
+        self.lanes[ticket.id] = lane
+        self.nested += bool(ticket.ancestors)
+        if lane.kind.starting:
+            self._changes.in_pool(lane.kind.pool)  # those that start may not be enough any more
+        return lane
+
+    def know(self, ticket: Ticket) -> None:
+        self.tickets[ticket.id] = ticket
+        if ticket.ancestors:
+            self.children.setdefault(ticket.ancestors[-1], {})[ticket.id] = None
+
+    def _open(self, key: LaneKey) -> Lane:
+        need = key[0]
+        lane = Lane(*key, self._pools.kind(need))
+        lane.kind.lanes[lane] = None
+        lane.kind.pool.lanes[lane.turns] += 1
+        if lane.is_wide:
+            self.wide[lane] = None
+        if need.uid not in self.turns[lane.turns]:
+            self.turns[lane.turns].append(need.uid)
+        return lane
+
+    # -- leaving -------------------------------------------------------------------------------------------
+
+    def take(self, ticket: Ticket) -> None:
+        """Out of its lane, but still known."""
+        lane = self.lanes.pop(ticket.id)
+        lane.tickets.remove(ticket.id)
+        self.nested -= bool(ticket.ancestors)
+        if not lane.tickets:
+            self._close(lane)
+
+    def pop(self, lane: Lane) -> Ticket:
+        """Take the lane's head."""
+        ticket = lane.tickets.head[1]
+        lane.blocked_since, lane.explained, lane.failed_at = None, -1, -1
+        self.take(ticket)
+        return ticket
+
+    def remove(self, ticket_id: TicketId) -> None:
+        """Forget a waiting ticket; unknown and placed ones are left alone."""
+        if ticket_id in self.lanes:
+            self.take(self.tickets[ticket_id])
+            self.forget(ticket_id)
+
+    def forget(self, ticket_id: TicketId) -> None:
+        ticket = self.tickets.pop(ticket_id, None)
+        if ticket is None or not ticket.ancestors:
+            return
+        siblings = self.children[ticket.ancestors[-1]]
+        del siblings[ticket_id]
+        if not siblings:
+            del self.children[ticket.ancestors[-1]]
+
+    def _close(self, lane: Lane) -> None:
+        uid, turns, pool = lane.need.uid, lane.turns, lane.kind.pool
+        lanes = self.users[uid]
+        del lanes[lane.key]
+        del lane.kind.lanes[lane]
+        pool.lanes[turns] -= 1
+        if not pool.lanes[turns]:
+            del pool.lanes[turns]
+        self.wide.pop(lane, None)
+        if not any(other.turns is turns for other in lanes.values()):
+            self.turns[turns].remove(uid)
+        if not lanes:
+            del self.users[uid]
+        self._pools.prune(lane.kind)
+
+    # -- looking -------------------------------------------------------------------------------------------
+
+    def place_of(self, ticket_id: TicketId) -> tuple[Lane, int] | None:
+        """The lane of a waiting ticket and its place there (0 = next)."""
+        lane = self.lanes.get(ticket_id)
+        if lane is None:
+            return None
+        return lane, next(place for place, item in enumerate(lane.tickets) if item[1].id == ticket_id)
+
+    def in_order(self, lanes: list[Lane]) -> list[Lane]:
+        """Higher priority first, then the older head."""
+        return sorted(lanes, key=_rank) if len(lanes) > 1 else lanes
+
+    def end_turn(self, uid: Uid, kind: Turns) -> None:
+        """The user goes behind all others, unless nothing of his waits."""
+        turns = self.turns[kind]
+        if uid in turns:
+            turns.remove(uid)
+            turns.append(uid)
+
+
+def _rank(lane: Lane) -> tuple[int, int]:
+    return lane.rank
