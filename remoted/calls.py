@@ -2,7 +2,7 @@
 
 ``CallRunner`` turns a call into a ticket, gives its attempts to workers, collects what they say and tells
 whoever watches. What is durable, what is retried and what the caller finally gets is decided by the two
-subclasses (``jobs``, ``leases``).
+subclasses (``jobs``, ``direct``).
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ class Watcher(Protocol):
     def on_state(self, call: Call) -> None: ...
     def on_output(self, call: Call, stream: int, data: bytes, offset: int) -> None: ...
     def on_item(self, call: Call, number: int, content: Content) -> None: ...
+    def on_mark(self, call: Call, number: int) -> None: ...
     def on_done(self, call: Call) -> None: ...
 
 
@@ -118,7 +119,7 @@ class Call:
         return min((limit for limit in limits if limit is not None), default=None)
 
 
-class _Listener:
+class Listener:
     """Binds what a worker says to one attempt of one call."""
 
     def __init__(self, runner: CallRunner, call: Call, token: AttemptToken) -> None:
@@ -129,6 +130,10 @@ class _Listener:
 
     def on_item(self, number: int, payload: bytes | int, size: int) -> None:
         self._runner.add_item(self._call, self._token, number, payload, size)
+
+    def on_mark(self, number: int) -> None:
+        for watcher in list(self._call.watchers):
+            watcher.on_mark(self._call, number)
 
     def on_end(self, end: AttemptEnd) -> None:
         self._runner.attempt_ended(self._call, self._token, end)
@@ -248,8 +253,8 @@ class CallRunner:
         except BadRequest as error:
             self.attempt_ended(call, call.token, AttemptEnd("died", message=str(error), reason=Reason.LOST))
             return
-        call.worker.run(spec, _Listener(self, call, call.token), inline)
-        self._tell_state(call)
+        call.worker.run(spec, Listener(self, call, call.token), inline)
+        self.tell_state(call)
         if call.stop_requested is not None:
             call.worker.stop(call.token, call.stop_requested)
 
@@ -283,7 +288,7 @@ class CallRunner:
         call = self.calls.get(ticket_id)
         if call is not None and call.status is Status.IN_QUEUE:
             call.reason = reason
-            self._tell_state(call)
+            self.tell_state(call)
 
     def on_build_output(self, ticket_id: str, data: bytes) -> None:
         call = self.calls.get(ticket_id)
@@ -357,7 +362,8 @@ class CallRunner:
         """A live call of any runner."""
         return next((runner.calls[call_id] for runner in self.others if call_id in runner.calls), None)
 
-    def _tell_state(self, call: Call) -> None:
+    def tell_state(self, call: Call) -> None:
+        """Whoever watches hears what it is now."""
         for watcher in list(call.watchers):
             watcher.on_state(call)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -32,6 +32,8 @@ from remoted.workers import Hello, Worker
 log = logging.getLogger(__name__)
 _ROUNDS_WITHOUT_DEVICES = 10
 _TOLD_PER_LANE = 16
+#: Who waits for these is not helped by others' leases coming to an end.
+_NOBODY_IN_THE_WAY = frozenset({Reason.STARTING, Reason.WAITING_ENV, Reason.FOREIGN_GPU_USE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,9 @@ class Engine:
         self.devices = Devices()
         self.workers: dict[WorkerId, Worker] = {}
         self.draining = False
+        #: Told at every step while somebody waits for what others hold.
+        self.on_contention: Callable[[], None] = lambda: None
+        self.is_contended = False
         self._clock = clock
         self._limits = limits
         self._nvml = nvml
@@ -191,12 +196,16 @@ class Engine:
         for decision in self.scheduler.handle(event, self._clock.monotonic()):
             self._carry_out(decision)
         self._tell_reasons()
+        if self.is_contended:
+            self.on_contention()
         self._set_timer()
 
     def _tell_reasons(self) -> None:
         """Those at the head of each lane hear why they wait, when it changes; the rest may ask."""
+        self.is_contended = False
         for lanes in self.scheduler.users.values():
             for lane in lanes.values():
+                self.is_contended |= bool(lane.tickets) and lane.reason not in _NOBODY_IN_THE_WAY
                 for _, ticket in islice(lane.tickets, _TOLD_PER_LANE):
                     owner = self._owners.get(ticket.id)
                     if owner is not None and self._told.get(ticket.id) is not lane.reason:

@@ -1,172 +1,177 @@
-"""Direct calls of load-balanced classes: no record, no retry, the fast answer or an honest refusal.
+"""A client's connection in a worker's hands: its calls pass by the daemon, which watches and can take it back.
 
-In this version the frames of such a call still pass through the daemon; this module is where a lease will hand
-the connection itself to the worker (DESIGN.md section 1). What callers see does not depend on it.
+The worker says in a shared page which call it has in hand (``wire.LEASE_PAGE``); the daemon reads the page now and
+then and when somebody waits. A lease ends when either side dies, when nothing was called for a while, when its turn
+is over and others wait, or when one of its calls is stopped. What the worker writes there harms only its own user: the
+daemon charges by its own clock, from grant to end.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import os
-import secrets
-from pathlib import Path
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
-from remoted.access import Peer
-from remoted.calls import Call, CallRunner, Request
+from remoted.calls import Call
 from remoted.clock import Clock
-from remoted.contents import Contents
-from remoted.engine import Engine
-from remoted.errors import Conflict
 from remoted.limits import Limits
-from remoted.logs import JobLog
-from remoted.model import AttemptToken, Reason, Status, Uid
-from remoted.paths import Paths
-from remoted.workers import AttemptEnd, Content
+from remoted.model import Reason
+from remoted.workers import Content, LeaseSpec
+from remoted_client import wire
 
-#: Waiting for these is the pool's business, not a busy pool: the time does not count (SURFACE F06).
-_NOT_BUSY = frozenset({Reason.STARTING, Reason.WAITING_ENV})
+_TICK_SECONDS = 0.1
+#: Idle for less than this is a client that has just received its answer and sends the next call.
+_PAUSE_SECONDS = 0.002
 
 
-class DirectCalls(CallRunner):
-    """The use case of load-balanced classes."""
+class Door(Protocol):
+    """Where a lease was asked for."""
 
-    def __init__(self, engine: Engine, contents: Contents, clock: Clock, limits: Limits, kind_key: bytes, paths: Paths) -> None:
-        super().__init__(engine, contents, clock, limits, kind_key)
-        self._paths = paths
+    def hand_over(self) -> socket.socket | None:
+        """The connection, which nobody here reads any more; None when the client has gone, or has sent what it must not."""
+        ...
 
-    def submit(self, peer: Peer, request: Request, caller: str) -> Call:
-        """A call that waits for a worker from now on. Raises Refused."""
-        if self.engine.draining:
-            raise Conflict("DRAINING", "cannot take new work: the daemon is being stopped; try again when it is back")
-        spec = self.contents.spec(peer.uid, request.spec)
-        ancestors = self.ancestors_of(peer, request.parent) if request.parent else ()
-        call_id = secrets.token_hex(16)
-        ticket, policy = self.make_ticket(peer, call_id, request, spec, ancestors)
-        call = Call(
-            id=call_id,
-            uid=Uid(peer.uid),
-            request=request,
-            spec=spec,
-            name=request.options.name or spec.function.qualname,
-            ticket=ticket,
-            log=JobLog(self._paths.logs / f"{call_id}.log", self.limits.log_bytes_per_job),
-            submitted_at=self.clock.wall(),
-            caller=caller,
-        )
-        self.calls[call_id] = call
-        for digest in request.digests:
-            self.contents.hold(call.uid, digest)
-        parent = self.lookup(request.parent)
-        if parent is not None:
-            parent.children.add(call_id)
-        self._watch_busy(call, self.limits.pool_busy_seconds)
-        self.engine.submit(ticket, policy, self)
-        return call
 
-    def _watch_busy(self, call: Call, remaining: float) -> None:
-        """Count the seconds in which other calls were in the way, and give up after so many."""
-        loop = asyncio.get_running_loop()
-        step = min(1.0, remaining)
-        call.retry_timer = loop.call_later(step, self._count_busy, call, remaining, step)
+class Page(NamedTuple):
+    """What the worker says of the lease. Times in seconds since boot."""
 
-    def _count_busy(self, call: Call, remaining: float, step: float) -> None:
-        if call.status is not Status.IN_QUEUE or call.id not in self.calls:
+    accepted: int
+    answered: int
+    began: float
+    timeout_seconds: float
+    ended: float
+
+    @property
+    def is_idle(self) -> bool:
+        return self.answered >= self.accepted
+
+
+_NEW = Page(0, 0, 0.0, 0.0, 0.0)
+
+
+@dataclass(eq=False)
+class Lease(Call):
+    """A call as far as the scheduler and ``remotectl`` are concerned; as many as its client likes in truth."""
+
+    door: Door | None = None
+    connection: socket.socket | None = None
+    page_fd: int = -1
+    granted_at: float = 0.0
+    #: Told to end: no news about it is expected but its end.
+    is_revoked: bool = False
+    #: The page at its end.
+    last_page: Page = _NEW
+
+    def read_page(self) -> Page:
+        """The newest state. A torn write is seen once, and read again at the next look."""
+        if self.page_fd < 0:
+            return self.last_page
+        accepted, answered, began, timeout, ended = wire.LEASE_PAGE.unpack(os.pread(self.page_fd, wire.LEASE_PAGE.size, 0))
+        return Page(accepted, answered, began / 1e9, timeout / 1e3, ended / 1e9)
+
+
+class Leases:
+    """The leases that were granted, and when each must end."""
+
+    def __init__(self, clock: Clock, limits: Limits, others_wait: Callable[[], bool]) -> None:
+        self._clock = clock
+        self._limits = limits
+        self._others_wait = others_wait
+        self._granted: set[Lease] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def grant(self, lease: Lease, connection: socket.socket, context: Content) -> LeaseSpec:
+        """The lease begins; what the worker is to be told. The caller has taken ``connection`` out of its own loop."""
+        lease.connection, lease.page_fd = connection, _make_page()
+        lease.granted_at = self._clock.monotonic()
+        self._granted.add(lease)
+        self._set_timer()
+        concurrent = lease.spec.pool.max_concurrency > 1
+        return LeaseSpec(lease.token, lease.id, context, os.dup(connection.fileno()), os.dup(lease.page_fd), concurrent)
+
+    def end(self, lease: Lease) -> None:
+        """Its client sees the end of the connection, even if a child of the worker holds a copy. Idempotent."""
+        self._granted.discard(lease)
+        if lease.page_fd >= 0:
+            lease.last_page = lease.read_page()
+            os.close(lease.page_fd)
+            lease.page_fd = -1
+        if lease.connection is not None:
+            with contextlib.suppress(OSError):
+                lease.connection.shutdown(socket.SHUT_RDWR)
+            lease.connection.close()
+            lease.connection = None
+
+    def stop_call(self, lease: Lease, number: int | None, why: Reason) -> None:
+        """Stop one call (None: the one in hand), and with it the lease."""
+        page = lease.read_page()
+        number = page.accepted if number is None else number
+        assert lease.worker is not None
+        if number < page.accepted or (number == page.accepted and page.is_idle):
+            if why is Reason.CALLER_GONE:
+                self.revoke(lease)
             return
-        waiting = self.engine.waiting_for(call.id)
-        counted = waiting is not None and waiting[0] not in _NOT_BUSY
-        remaining -= step if counted else 0.0
-        if remaining > 0:
-            self._watch_busy(call, remaining)
-            return
-        why = f"{waiting[0].value}: {waiting[1]}" if waiting else ""
-        self.engine.withdraw(call.id)
-        call.error, call.error_type = f"cannot run {call.name}: no worker became free within {self.limits.pool_busy_seconds:g} s ({why})", "POOL_BUSY"
-        self._finish(call, Status.FAILED, Reason.WAITING_WORKER)
+        began = page.began if number == page.accepted else self._clock.boottime()
 
-    def outcome_path(self, call: Call) -> os.PathLike[str]:
-        """Nobody asks for the outcome of a direct call after a restart: the worker leaves none."""
-        return Path()
+        def is_running() -> bool:
+            now = lease.read_page()
+            return now.accepted == number and not now.is_idle
 
-    def begin(self, call: Call, inline: bool) -> None:
-        self.run(call, inline)
+        lease.is_revoked = True
+        lease.worker.stop_leased(lease.token, number, began, is_running, why)
 
-    def add_item(self, call: Call, token: AttemptToken, number: int, payload: bytes | int, size: int) -> None:
-        content = _content(payload)
-        for watcher in list(call.watchers):
-            watcher.on_item(call, number, content)
-        if isinstance(payload, int):
-            os.close(payload)
+    def revoke(self, lease: Lease) -> None:
+        """It ends when the call in hand has."""
+        if not lease.is_revoked and lease.worker is not None:
+            lease.is_revoked = True
+            lease.worker.revoke(lease.token)
 
-    def attempt_ended(self, call: Call, token: AttemptToken, end: AttemptEnd) -> None:
-        worker, call.worker = call.worker, None
-        if end.kind == "stale" and worker is not None:
-            self.engine.retire(worker, end.message)
-        self.engine.ended(call.id)
-        if end.kind == "stale" and worker is not None:
-            self._queue_again(call)
-            return
-        call.result, call.result_kind, call.result_size = _content(end.payload), end.kind, end.size
-        call.error, call.error_type, call.traceback = end.message, end.error_type, end.traceback
-        status, reason = _verdict(end)
-        if status is Status.TIMED_OUT:
-            call.error = f"the call ran longer than its timeout of {call.timeout_seconds:g} s and was stopped"
-        self._finish(call, status, reason)
-        if isinstance(end.payload, int):
-            os.close(end.payload)
-        if worker is not None and worker.is_alive:
-            worker.acknowledge(token)
+    def make_room(self) -> None:
+        """Somebody waits: leases that nobody uses right now end."""
+        for lease in self._granted:
+            page = lease.read_page()
+            if page.is_idle and self._unused_seconds(lease, page) > _PAUSE_SECONDS:
+                self.revoke(lease)
 
-    def _queue_again(self, call: Call) -> None:
-        call.status = Status.IN_QUEUE
-        call.ticket, policy = self.make_ticket(Peer(call.uid, call.uid, 0), call.id, call.request, call.spec, call.ticket.ancestors)
-        self.engine.submit(call.ticket, policy, self)
+    def _unused_seconds(self, lease: Lease, page: Page) -> float:
+        return min(self._clock.boottime() - page.ended, self._clock.monotonic() - lease.granted_at)
 
-    def on_unplaceable(self, ticket_id: str, reason: Reason, message: str, detail: str) -> None:
-        call = self.calls.get(ticket_id)
-        if call is not None:
-            call.error = f"{message}\n{detail}".strip()
-            self._finish(call, Status.FAILED, reason)
+    # -- now and then --------------------------------------------------------------------------------------
 
-    def cancel(self, call: Call, why: Reason = Reason.CANCELLED) -> None:
-        if call.stop_requested is not None:
-            return
-        call.stop_requested = why
-        if call.worker is not None:
-            call.worker.stop(call.token, why)
-        elif call.id in self.calls:
-            self.engine.withdraw(call.id)
-            call.error = "stopped: it was cancelled"
-            self._finish(call, Status.CANCELLED, why)
+    def _set_timer(self) -> None:
+        if self._timer is None and self._granted:
+            self._timer = asyncio.get_running_loop().call_later(_TICK_SECONDS, self._tick)
 
-    def _finish(self, call: Call, status: Status, reason: Reason | None) -> None:
-        call.status, call.reason, call.ended_at = status, reason, self.clock.wall()
-        del self.calls[call.id]
-        for digest in call.request.digests:
-            self.contents.release(call.uid, digest)
-        if call.retry_timer is not None:
-            call.retry_timer.cancel()
-        for watcher in list(call.watchers):
-            watcher.on_done(call)
-        call.watchers.clear()
-        call.log.close()
-        call.log.path.unlink(missing_ok=True)
-        parent = self.lookup(call.request.parent)
-        if parent is not None:
-            parent.children.discard(call.id)
+    def _tick(self) -> None:
+        self._timer = None
+        others_wait = bool(self._granted) and self._others_wait()
+        for lease in list(self._granted):
+            if not lease.is_revoked:
+                self._look_at(lease, others_wait)
+        self._set_timer()
+
+    def _look_at(self, lease: Lease, others_wait: bool) -> None:
+        page, now = lease.read_page(), self._clock.boottime()
+        held = self._clock.monotonic() - lease.granted_at
+        if page.is_idle:
+            if self._unused_seconds(lease, page) > (_PAUSE_SECONDS if others_wait else self._limits.lease_idle_seconds):
+                self.revoke(lease)
+        elif page.timeout_seconds and now - page.began > page.timeout_seconds:
+            self.stop_call(lease, page.accepted, Reason.TIMEOUT)
+        if others_wait and held > self._limits.lease_turn_seconds:
+            self.revoke(lease)
+        if lease.log.size > self._limits.log_bytes_per_job // 2:
+            self.revoke(lease)  # the next one begins a new log
 
 
-def _content(payload: bytes | int) -> Content:
-    """Readable until the payload's descriptor is closed: the watchers open their own."""
-    if isinstance(payload, int):
-        return Content("", None, fd=payload)
-    return Content("", payload, None)
-
-
-def _verdict(end: AttemptEnd) -> tuple[Status, Reason | None]:
-    if end.kind == "returned":
-        return Status.COMPLETED, None
-    if end.stopped_by is Reason.TIMEOUT:
-        return Status.TIMED_OUT, Reason.TIMEOUT
-    if end.stopped_by is not None:
-        return Status.CANCELLED, end.stopped_by
-    return Status.FAILED, end.reason or Reason.EXCEPTION
+def _make_page() -> int:
+    """4 KiB of zeros that nobody can make shorter: a read by the daemon always finds them."""
+    fd = os.memfd_create("remoted-lease", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, wire.LEASE_PAGE_BYTES)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    return fd

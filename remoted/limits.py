@@ -46,5 +46,8 @@ class Limits:
     retry_cap_seconds: float = 60.0
     caller_reattach_seconds: float = 60.0
     pool_busy_seconds: float = 30.0
+    # A lease that nobody uses ends; one that is used ends after its turn when others wait.
+    lease_idle_seconds: float = 0.2
+    lease_turn_seconds: float = 1.0
     housekeeping_seconds: float = 60.0
     user_mode_idle_seconds: float = 900.0

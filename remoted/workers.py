@@ -70,6 +70,18 @@ class AttemptSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class LeaseSpec:
+    """A client's connection on its way to a worker. The two descriptors are the worker's from here on."""
+
+    token: AttemptToken
+    lease_id: str
+    context: Content
+    connection: int
+    page: int
+    concurrent: bool
+
+
+@dataclass(frozen=True, slots=True)
 class AttemptEnd:
     """How an attempt ended. ``kind``: the runtime's word, or died. ``payload``: inline bytes or a descriptor (the listener's)."""
 
@@ -91,16 +103,21 @@ class AttemptListener(Protocol):
 
     def on_output(self, stream: int, data: bytes) -> None: ...
     def on_item(self, number: int, payload: bytes | int, size: int) -> None: ...
+    def on_mark(self, number: int) -> None: ...
     def on_end(self, end: AttemptEnd) -> None: ...
 
 
 @dataclass
 class _Attempt:
-    spec: AttemptSpec
+    """An attempt of a call, or a lease: then what is stopped is one of its calls."""
+
+    token: AttemptToken
     listener: AttemptListener
     #: Seconds since boot.
     started: float
     stopped_by: Reason | None = None
+    #: Is what is to be stopped still at it?
+    is_running: Callable[[], bool] = lambda: True
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
 
     def cancel_timers(self) -> None:
@@ -192,27 +209,53 @@ class Worker:
     def run(self, spec: AttemptSpec, listener: AttemptListener, inline: bool) -> None:
         """Send everything the attempt needs; the listener hears of it from now on."""
         assert self._channel is not None
-        attempt = _Attempt(spec, listener, self._clock.boottime())
-        self._attempts[spec.token] = attempt
+        attempt = self._attempts[spec.token] = _Attempt(spec.token, listener, self._clock.boottime())
         try:
             for content in (spec.code, spec.modules, spec.context, spec.constructor):
                 if content is not None:
                     self._teach(content)
             self._send_run(spec, inline)
         except OSError as error:
-            end = AttemptEnd("died", message=f"cannot read what the call needs: {error}", reason=Reason.LOST)
-            self._loop.call_soon(self._end_attempt, spec.token, end)
+            self._cannot_read(spec.token, error)
             return
+        if self._was_sent(attempt) and spec.timeout_seconds is not None:
+            attempt.timers.append(self._loop.call_later(spec.timeout_seconds, self.stop, spec.token, Reason.TIMEOUT))
+
+    def lend(self, spec: LeaseSpec, listener: AttemptListener) -> None:
+        """Hand a client's connection over: its calls come straight here until the lease ends."""
+        assert self._channel is not None
+        attempt = self._attempts[spec.token] = _Attempt(spec.token, listener, self._clock.boottime())
+        header: dict[str, object] = {"op": "lease", "attempt": spec.token, "lease": spec.lease_id, "context": spec.context.digest, "worker": self.id, "concurrent": spec.concurrent}
+        try:
+            self._teach(spec.context)
+        except OSError as error:
+            wire.close_all((spec.connection, spec.page))
+            self._cannot_read(spec.token, error)
+            return
+        self._channel.send(header, fds=(spec.connection, spec.page))
+        self._was_sent(attempt)
+
+    def revoke(self, token: AttemptToken) -> None:
+        """The lease ends as soon as the call in hand does."""
+        if self._channel is not None and token in self._attempts:
+            self._channel.send({"op": "revoke", "attempt": token})
+
+    def _cannot_read(self, token: AttemptToken, error: OSError) -> None:
+        end = AttemptEnd("died", message=f"cannot read what the call needs: {error}", reason=Reason.LOST)
+        self._loop.call_soon(self._end_attempt, token, end)
+
+    def _was_sent(self, attempt: _Attempt) -> bool:
+        """Did it go to a living worker? Else its listener hears of its end soon."""
+        assert self._channel is not None
         if not self._channel.is_open and self.calls_done:
             # Nothing of this reached anybody, so it is no attempt. (One that never worked counts: it may never.)
-            del self._attempts[spec.token]
-            self._loop.call_soon(listener.on_end, AttemptEnd("stale", message="the worker had ended before the call was sent"))
-            return
-        if not self.is_alive:
-            self._loop.call_soon(self._end_attempt, spec.token, self._died(self._gone.result() if self._gone.done() else reaper.ExitStatus()))
-            return
-        if spec.timeout_seconds is not None:
-            attempt.timers.append(self._loop.call_later(spec.timeout_seconds, self.stop, spec.token, Reason.TIMEOUT))
+            del self._attempts[attempt.token]
+            self._loop.call_soon(attempt.listener.on_end, AttemptEnd("stale", message="the worker had ended before the call was sent"))
+        elif not self.is_alive:
+            self._loop.call_soon(self._end_attempt, attempt.token, self._died(self._gone.result() if self._gone.done() else reaper.ExitStatus()))
+        else:
+            return True
+        return False
 
     def _teach(self, content: Content) -> None:
         """Send content that this worker has not seen yet."""
@@ -252,9 +295,22 @@ class Worker:
         attempt = self._attempts.get(token)
         if attempt is None or attempt.stopped_by is not None or self._channel is None:
             return
+        self._stop(attempt, token, why)
+
+    def stop_leased(self, token: AttemptToken, number: int, began: float, is_running: Callable[[], bool], why: Reason) -> None:
+        """The same for one call of a lease, which ends with it. ``began``: seconds since boot."""
+        attempt = self._attempts.get(token)
+        if attempt is None or attempt.stopped_by is not None:
+            return
+        attempt.started, attempt.is_running = began, is_running
+        self.revoke(token)
+        self._stop(attempt, f"{token}/{number}", why)
+
+    def _stop(self, attempt: _Attempt, name: str, why: Reason) -> None:
+        assert self._channel is not None
         attempt.stopped_by = why
         attempt.cancel_timers()
-        self._channel.send({"op": "cancel", "attempt": token})
+        self._channel.send({"op": "cancel", "attempt": name, "why": why.value})
         attempt.timers.append(self._loop.call_later(self._limits.cancel_term_seconds, self._strike, signal.SIGTERM, attempt))
         attempt.timers.append(self._loop.call_later(self._limits.cancel_kill_seconds, self._strike, signal.SIGKILL, attempt))
 
@@ -264,7 +320,7 @@ class Worker:
 
     async def _look_and_signal(self, number: int, attempt: _Attempt | None) -> None:
         await self._look()
-        if attempt is None or attempt.timers:  # else its body has listened meanwhile
+        if attempt is None or (attempt.timers and attempt.is_running()):  # else its body has listened meanwhile
             self._signal(number)
 
     async def _look(self) -> None:
@@ -312,6 +368,12 @@ class Worker:
             elif frame.op == "item" and attempt is not None:
                 attempt.listener.on_item(int(header["number"]), _payload(frame), _size(frame))
                 return
+            elif frame.op == "mark" and attempt is not None:
+                self._drain_pipes()
+                attempt.listener.on_mark(int(header["number"]))
+            elif frame.op == "lease_ended" and attempt is not None:
+                self.calls_done += 1
+                self._conclude(attempt, AttemptEnd(clean(header["kind"]), message=clean(header["message"]), stopped_by=attempt.stopped_by))
             elif frame.op == "done" and attempt is not None:
                 self._on_done(attempt, frame)
                 return
@@ -333,21 +395,28 @@ class Worker:
             constructed=bool(header.get("constructed")),
             stopped_by=attempt.stopped_by,
         )
-        for stream in self._pipes:
-            self._read_pipe(stream)
         self.calls_done += 1
+        self._conclude(attempt, end)
+
+    def _conclude(self, attempt: _Attempt, end: AttemptEnd) -> None:
+        """What it printed was flushed before the worker said this; what a stop left running dies first."""
+        self._drain_pipes()
         if attempt.stopped_by is None:
-            self._end_attempt(attempt.spec.token, end)
+            self._end_attempt(attempt.token, end)
         else:
             attempt.cancel_timers()
             self._loop.create_task(self._clean_up(attempt, end))
+
+    def _drain_pipes(self) -> None:
+        for stream in list(self._pipes):
+            self._read_pipe(stream)
 
     async def _clean_up(self, attempt: _Attempt, end: AttemptEnd) -> None:
         """The worker survived a stop: what the attempt started does not."""
         since = attempt.started - 0.02  # the kernel counts start times in ticks of 10 ms
         await asyncio.to_thread(reaper.kill_descendants, self.pid, since)
         await asyncio.to_thread(reaper.kill_orphans, self.id, self.pid, since)
-        self._end_attempt(attempt.spec.token, end)
+        self._end_attempt(attempt.token, end)
 
     def _end_attempt(self, token: str, end: AttemptEnd) -> None:
         attempt = self._attempts.pop(token, None)

@@ -47,20 +47,19 @@ class CallState:
         self.items: deque[wire.Frame] = deque()
         self.done_frame: wire.Frame | None = None
         self.error: BaseException | None = None
-        self._echo = echo
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._condition: threading.Condition | None = None
         self._news_waiters = 0
         self._callbacks: list[Callable[[], None]] = []
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
-        self._texts: dict[int, list[str]] = {1: [], 2: []}
-        self._kept = {1: 0, 2: 0}
-        self._decoders = {stream: codecs.getincrementaldecoder("utf-8")("replace") for stream in (1, 2)}
+        self._echo = echo
+        self._printed: Printed | None = None
         self.known = False
 
     # -- the connection's thread ---------------------------------------------------------------------------
 
     def on_accepted(self, call_id: str) -> None:
-        with self._changed:
+        with self._lock:
             self.id = call_id
             self._notify_news()
 
@@ -72,13 +71,13 @@ class CallState:
         if frame.op == "output":
             self._on_output(frame)
         elif frame.op == "item":
-            with self._changed:
+            with self._lock:
                 self.items.append(frame)
                 self.items_received += 1
                 self._notify()
             return
         elif frame.op == "state":
-            with self._changed:
+            with self._lock:
                 self.known = True
                 self.status, self.reason = Status(frame.header["status"]), frame.header["reason"]
                 self.worker = frame.header["worker"]
@@ -86,22 +85,13 @@ class CallState:
         frame.close()
 
     def _on_output(self, frame: wire.Frame) -> None:
-        stream = frame.header["stream"]
         self.log_offset = frame.header.get("offset", self.log_offset)
-        text = self._decoders[stream].decode(frame.body)
-        kept = self._texts[stream]
-        kept.append(text)
-        self._kept[stream] += len(text)
-        while self._kept[stream] > _KEPT_CHARACTERS and len(kept) > 1:
-            self._kept[stream] -= len(kept.pop(0))
-        if self._echo and text:
-            target = sys.stdout if stream == 1 else sys.stderr
-            with contextlib.suppress(Exception):  # a closed or replaced stream of the caller's is not our failure
-                target.write(text)
-                target.flush()
+        if self._printed is None:
+            self._printed = Printed(self._echo)
+        self._printed.add(frame.header["stream"], frame.body)
 
     def on_done(self, frame: wire.Frame) -> None:
-        with self._changed:
+        with self._lock:
             self.known = True
             self.done_frame = frame
             self.id = frame.header["id"]
@@ -111,14 +101,14 @@ class CallState:
 
     def fail(self, error: BaseException) -> None:
         """The call was not taken, or its record cannot be reached."""
-        with self._changed:
+        with self._lock:
             if self.is_over:
                 return
             self.error = error
         self._end()
 
     def _end(self) -> None:
-        with self._changed:
+        with self._lock:
             self._notify()
             callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
@@ -131,11 +121,28 @@ class CallState:
 
     def _notify(self) -> None:
         """Wake threads and loops; called with the condition held."""
-        self._changed.notify_all()
+        if self._condition is not None:
+            self._condition.notify_all()
         waiters, self._waiters = self._waiters, []
         for loop, future in waiters:
             with contextlib.suppress(RuntimeError):  # that loop was closed
                 loop.call_soon_threadsafe(_wake, future)
+
+    def look(self) -> None:
+        """Somebody asks how it stands without waiting for it; the connection's thread keeps this up to date."""
+
+    def request_cancel(self, send: Callable[[dict[str, Any]], None]) -> None:
+        """Now, or as soon as the daemon has given the call an id."""
+        if self.accepted:
+            send({"op": "cancel", "id": self.id})
+            return
+
+        def wait() -> None:
+            self.wait(lambda: self.accepted or self.is_over, 60.0)
+            if self.accepted and not self.is_over:
+                send({"op": "cancel", "id": self.id})
+
+        threading.Thread(target=wait, name="remoted-cancel", daemon=True).start()
 
     # -- everybody else ------------------------------------------------------------------------------------
 
@@ -144,10 +151,10 @@ class CallState:
         return self.done_frame is not None or self.error is not None
 
     def text(self, stream: int) -> str:
-        return "".join(self._texts[stream])
+        return self._printed.text(stream) if self._printed is not None else ""
 
     def add_done_callback(self, callback: Callable[[], None]) -> None:
-        with self._changed:
+        with self._lock:
             if not self.is_over:
                 self._callbacks.append(callback)
                 return
@@ -155,10 +162,12 @@ class CallState:
 
     def wait(self, condition: Callable[[], bool], timeout: float | None, news: bool = True) -> bool:
         """Block this thread until ``condition()`` holds. False on timeout. Ctrl-C works. Without ``news`` only the end counts."""
-        with self._changed:
+        with self._lock:
             self._news_waiters += news
             try:
-                return self._changed.wait_for(condition, timeout)
+                if self._condition is None:
+                    self._condition = threading.Condition(self._lock)
+                return self._condition.wait_for(condition, timeout)
             finally:
                 self._news_waiters -= news
 
@@ -169,7 +178,7 @@ class CallState:
         """The same for the running loop."""
         loop = asyncio.get_running_loop()
         while True:
-            with self._changed:
+            with self._lock:
                 if condition():
                     return
                 future: asyncio.Future[None] = loop.create_future()
@@ -178,12 +187,38 @@ class CallState:
             try:
                 await future
             finally:
-                with self._changed:
+                with self._lock:
                     self._news_waiters -= news
 
     def take_item(self) -> wire.Frame | None:
-        with self._changed:
+        with self._lock:
             return self.items.popleft() if self.items else None
+
+
+class Printed:
+    """What a call has printed: shown at once where the caller is, and its last part kept."""
+
+    def __init__(self, echo: bool) -> None:
+        self._echo = echo
+        self._texts: dict[int, list[str]] = {1: [], 2: []}
+        self._kept = {1: 0, 2: 0}
+        self._decoders = {stream: codecs.getincrementaldecoder("utf-8")("replace") for stream in (1, 2)}
+
+    def add(self, stream: int, data: bytes) -> None:
+        text = self._decoders[stream].decode(data)
+        kept = self._texts[stream]
+        kept.append(text)
+        self._kept[stream] += len(text)
+        while self._kept[stream] > _KEPT_CHARACTERS and len(kept) > 1:
+            self._kept[stream] -= len(kept.pop(0))
+        if self._echo and text:
+            target = sys.stdout if stream == 1 else sys.stderr
+            with contextlib.suppress(Exception):  # a closed or replaced stream of the caller's is not our failure
+                target.write(text)
+                target.flush()
+
+    def text(self, stream: int) -> str:
+        return "".join(self._texts[stream])
 
 
 def _wake(future: asyncio.Future[None]) -> None:

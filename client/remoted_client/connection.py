@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import os
-import selectors
+import secrets
 import socket
 import sys
 import threading
@@ -20,14 +21,17 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoted_client import context, wire
+from remoted_client.attendant import Attendant
 from remoted_client.daemon import connect, connect_or_start
 from remoted_client.errors import DaemonUnreachable, RemotedError, VersionMismatch, WorkerLost, for_code
+from remoted_client.lease import LINE, Lease, put
 from remoted_client.payload import Payload
 from remoted_client.surroundings import Surroundings
 
 if TYPE_CHECKING:
     from remoted_client.call_state import CallState
     from remoted_client.codec import Encoder
+    from remoted_client.lease_pool import LeasePool
 
 _READ_BYTES = 256 * 1024
 _RECONNECT_SECONDS = 60.0
@@ -77,8 +81,13 @@ class Connection:
         self._ready = False
         self._reader = wire.FrameReader()
         self._thread: threading.Thread | None = None
-        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.attendant = Attendant()
         self.daemon: dict[str, Any] = {}
+        #: What this process calls itself on its other connections.
+        self.name = secrets.token_hex(16)
+        self.pools: dict[tuple[str, str], LeasePool] = {}
+        self._leases: dict[str, tuple[LeasePool, Lease]] = {}
+        self._known: dict[str, set[str]] = {}
         atexit.register(self._at_exit)
 
     # -- calls ---------------------------------------------------------------------------------------------
@@ -128,13 +137,7 @@ class Connection:
         state.was_sent = self._write(wire.encode(state.outgoing.header, state.outgoing.body))
 
     def _send_upload(self, upload: Upload) -> None:
-        header = {"op": "put", "digest": upload.digest, "role": upload.role}
-        data = upload.data
-        if isinstance(data, bytes) and len(data) <= wire.INLINE_BYTES:
-            self._write(wire.encode(header, data))
-            return
-        fd = wire.memfd("remoted-content", data) if isinstance(data, bytes) else os.dup(data.fd)
-        self._write(wire.encode(header, fd_count=1), (fd,))
+        self._write(*put(upload))
 
     def _send_watch(self, state: CallState) -> None:
         header = {"op": "watch", "id": state.id, "mine": state.is_mine, "offset": state.log_offset, "items": state.items_received}
@@ -157,12 +160,8 @@ class Connection:
                 data, fds = data[sent:], ()
         if data:
             self._outbox.append((data, fds))
-            self._wake()
+            self.attendant.wake()
         return True
-
-    def _wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._wake_write, b"x")
 
     def _ensure_thread(self) -> None:
         if self._thread is None:
@@ -208,7 +207,7 @@ class Connection:
                 else:
                     state.fail(WorkerLost("the daemon went away while it ran a load-balanced call; such calls are never sent twice", reason="LOST"))
                     self._forget(state)
-            if not self._unsent:
+            if not self._unsent and not any(pool.calls() for pool in self.pools.values()):
                 self._thread = None
                 return False
             return True
@@ -222,6 +221,7 @@ class Connection:
             wire.close_all(fds)
         self._outbox.clear()
         self._sent_digests.clear()
+        self._leases.clear()
         self._reader.close()
         self._reader = wire.FrameReader()
 
@@ -241,10 +241,9 @@ class Connection:
     def _introduce(self) -> None:
         """hello, welcome, then everything that waits. Raises VersionMismatch, DaemonUnreachable."""
         assert self._sock is not None
-        hello = {"op": "hello", "protocol": wire.PROTOCOL, "python": list(sys.version_info[:3]), "started": _start_ticks()}
         self._sock.settimeout(10.0)
         with contextlib.suppress(BrokenPipeError):  # refused at the door: the reason can still be read
-            self._sock.sendall(wire.encode(hello))
+            self._sock.sendall(_hello(self.name))
         frames: list[wire.Frame] = []
         try:
             while not frames:
@@ -273,37 +272,30 @@ class Connection:
                     self._send_watch(state)
                 else:
                     self._transmit(state)
+        for pool in list(self.pools.values()):
+            pool.reopen()
 
     def _talk(self) -> None:
         assert self._sock is not None
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._sock, selectors.EVENT_READ)
-            selector.register(self._wake_read, selectors.EVENT_READ)
-            while True:
-                for key, events in selector.select():
-                    if key.fd == self._wake_read:
-                        os.read(self._wake_read, 65536)
-                    elif events & selectors.EVENT_READ and not self._receive():
-                        return
-                with self._lock:
-                    self._flush()
-                    wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outbox else 0)
-                selector.modify(self._sock, wanted)
+        self.attendant.rounds(self._sock, self._receive, self._flush)
 
-    def _flush(self) -> None:
-        while self._outbox and self._sock is not None:
-            data, fds = self._outbox[0]
-            try:
-                sent = wire.send(self._sock, data, fds, socket.MSG_DONTWAIT)
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError:
-                return  # the reader sees the end
-            wire.close_all(fds)
-            if sent == len(data):
-                self._outbox.popleft()
-            else:
-                self._outbox[0] = (data[sent:], ())
+    def _flush(self) -> bool:
+        """As far as the socket takes it. True if something is left."""
+        with self._lock:
+            while self._outbox and self._sock is not None:
+                data, fds = self._outbox[0]
+                try:
+                    sent = wire.send(self._sock, data, fds, socket.MSG_DONTWAIT)
+                except (BlockingIOError, InterruptedError):
+                    return True
+                except OSError:
+                    return False  # the reader sees the end
+                wire.close_all(fds)
+                if sent == len(data):
+                    self._outbox.popleft()
+                else:
+                    self._outbox[0] = (data[sent:], ())
+            return False
 
     def _receive(self) -> bool:
         """Handle what has arrived. False at the end of the connection."""
@@ -323,6 +315,10 @@ class Connection:
 
     def _dispatch(self, frame: wire.Frame) -> None:
         header = frame.header
+        leased = self._leases.get(header.get("id", ""))
+        if leased is not None and frame.op != "refused":
+            leased[0].on_event(leased[1], frame)
+            return
         state = self._states.get(header.get("key", "")) or self._states.get(header.get("id", ""))
         if state is None:
             if frame.op == "refused" and header.get("about") == "put":
@@ -374,6 +370,37 @@ class Connection:
             states, self._states, self._unsent = list(dict.fromkeys(self._states.values())), {}, []
         for state in states:
             self._give_up(state, error)
+        for pool in list(self.pools.values()):
+            pool.fail_all(error)
+
+    # -- leases --------------------------------------------------------------------------------------------
+
+    def open_lease(self, pool: LeasePool, lease: Lease, uploads: tuple[Upload, ...], request: bytes) -> None:
+        """Ask for it on a connection of its own, from the thread, as soon as there is a daemon."""
+        with self._lock:
+            self._leases[lease.id] = (pool, lease)
+            self._ensure_thread()
+        self.attendant.post(lambda: self._open_lease(lease, uploads, request))
+
+    def _open_lease(self, lease: Lease, uploads: tuple[Upload, ...], request: bytes) -> None:
+        if lease.is_closed or lease.fileno() >= 0:
+            return
+        with self._lock:
+            for upload in uploads:
+                if upload.digest not in self._sent_digests:
+                    self._sent_digests.add(upload.digest)
+                    self._send_upload(upload)
+        with contextlib.suppress(OSError):  # the daemon is going: this connection ends too, and is made again
+            lease.open(connect(), _hello(""), request)
+            lease.reader = LINE
+            self.attendant.attend(lease)
+
+    def forget_lease(self, lease: Lease) -> None:
+        self._leases.pop(lease.id, None)
+
+    def known_by(self, worker: str) -> set[str]:
+        """Digests of what this process has sent to a worker: content goes there once."""
+        return self._known.setdefault(worker, set())
 
     # -- the end of the script -----------------------------------------------------------------------------
 
@@ -391,7 +418,7 @@ class Connection:
         if self.pid != os.getpid():
             return
         with self._lock:
-            states = list(dict.fromkeys(self._states.values()))
+            states = [*dict.fromkeys(self._states.values()), *(call for pool in self.pools.values() for call in pool.calls())]
         deadline = time.monotonic() + _EXIT_SECONDS
         for state in states:
             if state.is_detached:
@@ -433,13 +460,22 @@ def _forget_in_child() -> None:
     global _current, _current_lock
     _current_lock = threading.Lock()
     inherited, _current = _current, None
-    if inherited is not None and inherited._sock is not None:
+    if inherited is None:
+        return
+    if inherited._sock is not None:
         inherited._sock.close()
+    for pool in inherited.pools.values():
+        pool.abandon()
 
 
 os.register_at_fork(after_in_child=_forget_in_child)
 
 
+def _hello(name: str) -> bytes:
+    return wire.encode({"op": "hello", "protocol": wire.PROTOCOL, "python": list(sys.version_info[:3]), "started": _start_ticks(), "client": name})
+
+
+@functools.cache
 def _start_ticks() -> int:
     """When this process began, in clock ticks since boot (proc(5) field 22): with the pid it is unmistakable."""
     with open("/proc/self/stat", encoding="ascii", errors="replace") as file:

@@ -33,6 +33,7 @@ class RemoteFunction(Generic[P, H]):
         self._options = dict(options or {})
         self._stream = streams(function)
         self._signature: inspect.Signature | None = None
+        self._positional = _positional(function)
         functools.update_wrapper(self, function)
 
     @property
@@ -130,6 +131,8 @@ class RemoteFunction(Generic[P, H]):
         return MapResult(call, arguments, name_of(self._function), return_exceptions=return_exceptions, progress=progress)
 
     def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not kwargs and self._positional is not None and len(args) in self._positional:
+            return
         if self._signature is None:
             import inspect
 
@@ -138,6 +141,14 @@ class RemoteFunction(Generic[P, H]):
             self._signature.bind(*args, **kwargs)
         except TypeError as error:
             raise TypeError(f"{name_of(self._function)}() {error}") from None
+
+
+def _positional(function: Callable[..., Any]) -> range | None:
+    """How many positional arguments alone are right; None where only ``inspect`` can tell."""
+    code = getattr(function, "__code__", None)
+    if code is None or code.co_kwonlyargcount or getattr(function, "__wrapped__", None) is not None:
+        return None
+    return range(code.co_argcount - len(function.__defaults__ or ()), code.co_argcount + 1)
 
 
 def rebuild(function: Callable[..., Any], settings: Settings, options: dict[str, Any]) -> RemoteFunction[Any, Any]:
@@ -151,6 +162,7 @@ def _without_values(settings: Settings) -> Settings:
         return settings
     copy = Settings.__new__(Settings)
     copy.__dict__.update(settings.__dict__)
+    copy.__dict__.pop("declared", None)
     copy.env = dict.fromkeys(settings.declared, None)
     copy.config = settings.config.without_env()
     return copy

@@ -19,6 +19,7 @@ from remoted_client.output import from_done
 from remoted_client.wire import Frame, Status
 
 T_co = TypeVar("T_co", covariant=True)
+_NOTHING = contextlib.nullcontext()
 
 
 class Handle(Coroutine[Any, Any, T_co], Generic[T_co]):
@@ -59,7 +60,7 @@ class Handle(Coroutine[Any, Any, T_co], Generic[T_co]):
         """
         self._state.was_awaited = True
         try:
-            with _waiting_in_body(self._state):
+            with _waiting_in_body(self._state) if context.in_worker else _NOTHING:
                 if not self._state.wait(self._is_over, timeout, news=self._state.is_stream):
                     raise TimeoutError(f"{self._state.name} is not over after {timeout:g} s; it goes on")
         except KeyboardInterrupt:
@@ -69,11 +70,13 @@ class Handle(Coroutine[Any, Any, T_co], Generic[T_co]):
 
     def done(self) -> bool:
         """Is it over?"""
+        self._state.look()
         return self._state.is_over
 
     def status(self) -> Status:
         """The newest known status. Raises what refused the call."""
-        if self._state.outgoing is None:
+        self._state.look()
+        if self._state.outgoing is None and not self._state.known:
             self._state.wait(lambda: self._state.known or self._state.is_over, None)
         if self._state.error is not None:
             self._state.was_awaited = True
@@ -88,7 +91,7 @@ class Handle(Coroutine[Any, Any, T_co], Generic[T_co]):
         """Ask for the end of it (interrupt, then TERM, then KILL within 10 s). False if it is over already."""
         if self._state.is_over:
             return False
-        _when_accepted(self._state, lambda: connection.current().send({"op": "cancel", "id": self._state.id}))
+        self._state.request_cancel(connection.current().send)
         return True
 
     def logs(self) -> str:
@@ -104,6 +107,7 @@ class Handle(Coroutine[Any, Any, T_co], Generic[T_co]):
             callback(self)
 
         self._state.add_done_callback(tell)
+        self._state.look()
 
     # -- with asyncio --------------------------------------------------------------------------------------
 
@@ -113,7 +117,7 @@ class Handle(Coroutine[Any, Any, T_co], Generic[T_co]):
     async def _wait(self) -> T_co:
         self._state.was_awaited = True
         try:
-            with _waiting_in_body(self._state):
+            with _waiting_in_body(self._state) if context.in_worker else _NOTHING:
                 await self._state.wait_async(self._is_over, news=self._state.is_stream)
         except asyncio.CancelledError:
             self.cancel()
@@ -302,20 +306,6 @@ def _direct_outcome(header: dict[str, Any], output: Any, exception: BaseExceptio
     if header["status"] == Status.FAILED and exception is not None and not isinstance(exception, SystemExit):
         return None, exception
     return None, for_outcome(header["status"], header["reason"], header["error"])
-
-
-def _when_accepted(state: CallState, action: Callable[[], None]) -> None:
-    """Now, or as soon as the daemon has given the call an id."""
-    if state.accepted:
-        action()
-        return
-
-    def wait() -> None:
-        state.wait(lambda: state.accepted or state.is_over, 60.0)
-        if state.accepted and not state.is_over:
-            action()
-
-    threading.Thread(target=wait, name="remoted-cancel", daemon=True).start()
 
 
 @contextlib.contextmanager

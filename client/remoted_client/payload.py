@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from typing import Any
@@ -35,6 +36,10 @@ class PayloadWriter:
             return Payload(bytes(self._buffer), -1)
         return Payload(b"", self._fd)
 
+    def take(self) -> bytes | int:
+        """What was written, inline or as a descriptor that is the caller's from here on."""
+        return bytes(self._buffer) if self._fd < 0 else self._fd
+
     def abandon(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
@@ -46,7 +51,11 @@ class Payload:
     def __init__(self, inline: bytes, fd: int) -> None:
         self.inline = inline
         self.fd = fd
-        self.digest = "" if fd < 0 else _digest_of(fd)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of what is in the memfd; "" for inline bytes, which travel with their call."""
+        return "" if self.fd < 0 else _digest_of(self.fd)
 
     def __del__(self) -> None:
         if self.fd >= 0:

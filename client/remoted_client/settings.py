@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -51,7 +52,7 @@ class Settings:
         self.method = method
         self.path = path
 
-    @property
+    @functools.cached_property
     def declared(self) -> dict[str, str | None]:
         """``env=`` of the decorator over the config's over the template's."""
         return {**self.config.declared_env, **self.env}

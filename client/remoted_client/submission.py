@@ -18,6 +18,8 @@ from remoted_client import context
 from remoted_client.call_state import CallState
 from remoted_client.connection import Connection, Outgoing, Upload
 from remoted_client.errors import SerializationError
+from remoted_client.lease_pool import LeasePool
+from remoted_client.leased_call import LeasedCall
 from remoted_client.payload import Payload, PayloadWriter
 from remoted_client.settings import Settings, name_of
 from remoted_client.surroundings import current_directory, own_entries
@@ -39,7 +41,10 @@ def submit(
     name: str = "",
 ) -> CallState:
     """Pickle, describe and start one call. Raises SerializationError naming what cannot be sent."""
-    code, code_upload, spec_upload = _describe(line, target, settings, stream)
+    described = _describe(line, target, settings, stream)
+    if settings.config.is_load_balanced and not stream and instance is None and context.running_call() is None and options.keys() <= _LEASED_OPTIONS:
+        return _submit_leased(line, described, target, settings, options, args, kwargs)
+    code, (code_upload, spec_upload) = described.code, described.uploads
     payload = encode_arguments(line, args, kwargs, code)
     context_data, context_digest = line.surroundings.document(settings.declared)
     uploads = [spec_upload, code_upload, Upload(context_digest, "context", context_data)]
@@ -76,11 +81,44 @@ def submit(
     return state
 
 
+#: What a call on a lease can be told; the others concern the daemon.
+_LEASED_OPTIONS = frozenset({"name", "timeout_seconds", "max_retries"})
+
+
+def _submit_leased(
+    line: Connection, described: _Described, target: Callable[..., Any], settings: Settings, options: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> LeasedCall:
+    """Straight to a worker, on a connection that the daemon has handed over."""
+    code_upload, spec_upload = described.uploads
+    payload = encode_arguments(line, args, kwargs, described.code)
+    data, digest = line.surroundings.document(settings.declared)
+    modules = _modules_upload(described.code)
+    pool = line.pools.get((described.pool_key, digest))
+    if pool is None:
+        most = settings.config.workersMax * settings.config.max_concurrency
+        pool = line.pools.setdefault((described.pool_key, digest), LeasePool(line, spec_upload, Upload(digest, "context", data), name_of(target), most))
+    timeout = options.get("timeout_seconds") or described.timeout_seconds
+    limits = [limit for limit in (timeout, described.execution_timeout_seconds) if limit is not None]
+    use = (code_upload.digest, modules.digest if modules else "", digest, int(1000 * min(limits)) if limits else 0)
+    uploads = (code_upload, Upload(digest, "context", data), *((modules,) if modules else ()))
+    call = LeasedCall(options.get("name") or name_of(target), pool, use, uploads, payload)
+    pool.submit(call)
+    return call
+
+
 class _Described:
     """A target's content, as long as its code does not change."""
 
-    def __init__(self, code: Code, uploads: tuple[Upload, Upload]) -> None:
-        self.code, self.uploads = code, uploads
+    def __init__(self, code: Code, document: dict[str, Any]) -> None:
+        spec = json.dumps(document, sort_keys=True).encode()
+        self.code = code
+        self.uploads = (Upload(hashlib.sha256(code.payload).hexdigest(), "code", code.payload), Upload(hashlib.sha256(spec).hexdigest(), "spec", spec))
+        self.timeout_seconds: float | None = document["timeout_seconds"]
+        self.execution_timeout_seconds: float | None = document["pool"]["execution_timeout_seconds"]
+
+        shared = {name: value for name, value in document.items() if name not in ("function", "timeout_seconds", "max_retries", "stream")}
+        #: Calls with the same key can share a lease.
+        self.pool_key = json.dumps(shared, sort_keys=True)
 
 
 #: By target, settings and whether the call streams; the oldest go (functions made in a loop must not stay for ever).
@@ -89,8 +127,8 @@ _DESCRIBED_MOST = 1000
 _modules: list[tuple[Any, Upload]] = []
 
 
-def _describe(line: Connection, target: Callable[..., Any], settings: Settings, stream: bool) -> tuple[Code, Upload, Upload]:
-    """(code, its upload, the spec's upload); built again only when the code was."""
+def _describe(line: Connection, target: Callable[..., Any], settings: Settings, stream: bool) -> _Described:
+    """The target's code and spec; built again only when the code was."""
     from remoted_client.codec import UnpicklableError, function_identity
 
     try:
@@ -102,12 +140,11 @@ def _describe(line: Connection, target: Callable[..., Any], settings: Settings, 
     if known is None or known[0] is not target or known[1].code.payload is not code.payload:
         cwd = current_directory()
         document = settings.spec(function_identity(target), stream, cwd, own_entries(sys.path, cwd))
-        spec = json.dumps(document, sort_keys=True).encode()
-        uploads = (Upload(hashlib.sha256(code.payload).hexdigest(), "code", code.payload), Upload(hashlib.sha256(spec).hexdigest(), "spec", spec))
-        known = _described[key] = (target, _Described(code, uploads))
+        known = _described[key] = (target, _Described(code, document))
         if len(_described) > _DESCRIBED_MOST:
             _described.popitem(last=False)
-    return code, *known[1].uploads
+    known[1].code = code
+    return known[1]
 
 
 def _modules_upload(code: Code) -> Upload | None:

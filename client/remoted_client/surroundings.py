@@ -10,31 +10,47 @@ import json
 import os
 import resource
 import sys
+import time
 import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 #: Of this process only: a worker must not believe that it is a shell's child or another worker.
 _DROPPED = frozenset({"_", "REMOTED_WORKER_ID", "REMOTED_LOCAL", "PYTEST_CURRENT_TEST", "COLUMNS", "LINES", "OLDPWD", "SHLVL", "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID"})
+_UMASK_SECONDS = 0.005
+
+
+class _Document(NamedTuple):
+    """A document, and what it was made from."""
+
+    environ: dict[Any, Any]
+    cwd: str
+    umask: int
+    path: list[str]
+    argv: list[str]
+    data: bytes
+    digest: str
 
 
 class Surroundings:
     """The newest document, by what it was made from."""
 
     def __init__(self) -> None:
-        self._made_from: dict[tuple[tuple[str, str], ...], tuple[object, bytes, str]] = {}
+        self._known: dict[tuple[tuple[str, str], ...], _Document] = {}
         self._warned: set[str] = set()
         self._umask = _Umask()
 
     def document(self, declared: dict[str, str | None]) -> tuple[bytes, str]:
         """(JSON, its digest) for a call with these ``env=`` values; None means the caller's own value (F16)."""
         values = self._resolve(declared) if declared else {}
-        facts = (_environ(), current_directory(), self._umask.read(), list(sys.path), list(sys.argv))
-        key = tuple(sorted(values.items()))
-        known = self._made_from.get(key)
-        if known is not None and known[0] == facts:
-            return known[1], known[2]
-        data = _encode(dict(os.environ), facts[1:], values)
+        key = tuple(sorted(values.items())) if values else ()
+        known = self._known.get(key)
+        cwd, umask = current_directory(), self._umask.read()
+        if known is not None and known.cwd == cwd and known.umask == umask and known.environ == _environ() and known.path == sys.path and known.argv == sys.argv:
+            return known.data, known.digest
+        data = _encode(dict(os.environ), (cwd, umask, sys.path, sys.argv), values)
         digest = hashlib.sha256(data).hexdigest()
-        self._made_from[key] = (facts, data, digest)
+        self._known[key] = _Document(dict(_environ()), cwd, umask, list(sys.path), list(sys.argv), data, digest)
         return data, digest
 
     def _resolve(self, declared: dict[str, str | None]) -> dict[str, str]:
@@ -61,12 +77,22 @@ def current_directory() -> str:
 
 
 class _Umask:
-    """The process's umask, read without changing it: ``os.umask`` would, for a moment, for every thread."""
+    """The process's umask, read without changing it: ``os.umask`` would, for a moment, for every thread.
+
+    That read is half of what a small call costs, so one that is a few milliseconds old will do.
+    """
 
     def __init__(self) -> None:
         self._fd = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
+        self._known, self._read_at = 0o077, float("-inf")
 
     def read(self) -> int:
+        now = time.monotonic()
+        if now - self._read_at > _UMASK_SECONDS:
+            self._known, self._read_at = self._read(), now
+        return self._known
+
+    def _read(self) -> int:
         text = os.pread(self._fd, 256, 0)
         start = text.find(b"Umask:")
         return int(text[start + 6 : start + 12].split()[0], 8) if start >= 0 else 0o077
@@ -75,10 +101,9 @@ class _Umask:
         os.close(self._fd)
 
 
-def _environ() -> object:
+def _environ() -> Mapping[Any, Any]:
     """Something that compares equal while the environment is the same; the mapping itself decodes every value."""
-    data = getattr(os.environ, "_data", None)
-    return dict(data) if data is not None else dict(os.environ)
+    return getattr(os.environ, "_data", os.environ)
 
 
 def own_entries(path: list[str], cwd: str) -> list[str]:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from remoted.clock import Clock
 from remoted.config import Config
+from remoted.direct import DirectCalls
 from remoted.engine import Engine
 from remoted.environments import Environments
 from remoted.jobs import Jobs
-from remoted.leases import DirectCalls
 from remoted.limits import Limits
 from remoted.paths import Paths
 

@@ -33,6 +33,9 @@ class NewsWatcher:
     def on_item(self, call: Call, number: int, content: Content) -> None:
         self.news.set()
 
+    def on_mark(self, call: Call, number: int) -> None:
+        pass
+
     def on_done(self, call: Call) -> None:
         self.over.set()
         self.news.set()

@@ -7,10 +7,14 @@ import os
 from dataclasses import dataclass
 
 from remoted.calls import Call
+from remoted.data.following import Following
+from remoted.direct import DirectCalls
 from remoted.jobs import Jobs
-from remoted.leases import DirectCalls
 from remoted.model import Reason
 from remoted.workers import Content
+
+#: The first connection of each client process, by uid and the name that it gave itself.
+Clients = dict[tuple[int, str], Following]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,9 @@ class _Caller:
         pass
 
     def on_item(self, call: Call, number: int, content: Content) -> None:
+        pass
+
+    def on_mark(self, call: Call, number: int) -> None:
         pass
 
     def on_done(self, call: Call) -> None:

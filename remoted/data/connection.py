@@ -16,12 +16,13 @@ from collections.abc import Awaitable, Callable
 import remoted
 from remoted.access import Peer
 from remoted.calls import Call, Request
-from remoted.data.callers import Runners, watch_caller
+from remoted.data.callers import Clients, Runners, watch_caller
 from remoted.data.following import Following
-from remoted.data.messages import parse_request
+from remoted.data.messages import parse_lease, parse_request
 from remoted.data.transport import Transport
 from remoted.errors import BadRequest, NotFound, Refused, RemotedError, StoreError
 from remoted.limits import Limits
+from remoted.model import Reason
 from remoted.peers import peer_pidfd
 from remoted_client import wire
 
@@ -31,17 +32,22 @@ log = logging.getLogger(__name__)
 class Connection:
     """Says hello first; afterwards each frame goes to its handler in ``_HANDLERS``."""
 
-    def __init__(self, sock: socket.socket, peer: Peer, runners: Runners, limits: Limits, on_gone: Callable[[Connection], None]) -> None:
+    def __init__(self, sock: socket.socket, peer: Peer, runners: Runners, clients: Clients, limits: Limits, on_gone: Callable[[Connection], None]) -> None:
         self.peer = peer
+        self._clients = clients
         self._runners = runners
         self._contents = runners.jobs.contents
+        self._limits = limits
         self._on_gone = on_gone
         self._loop = asyncio.get_running_loop()
         self._greeted = False
         self._caller = ""
+        self._client = ""
         self._secrets: list[str] = []
         #: Submissions that are not committed yet: their calls are not known as ours before.
         self._submitting = 0
+        #: What this connection waits to become.
+        self._lease: Call | None = None
         self._pidfd = peer_pidfd(sock, peer.pid)
         self._transport = Transport(sock, limits, self._handle, self._on_room, self._on_closed)
         self._following = Following(self._transport, runners.jobs.records, peer)
@@ -88,7 +94,11 @@ class Connection:
         self._transport.introduced()
         started = int(frame.header.get("started", 0))
         self._caller = json.dumps([self.peer.pid, started])
-        self._transport.send({"op": "welcome", "protocol": wire.PROTOCOL, "version": remoted.__version__, "pid": os.getpid(), "uid": os.geteuid()})
+        self._client = str(frame.header.get("client", ""))[:64]
+        if self._client:
+            self._clients[(self.peer.uid, self._client)] = self._following
+        welcome = {"protocol": wire.PROTOCOL, "version": remoted.__version__, "pid": os.getpid(), "uid": os.geteuid(), "pool_busy_seconds": self._limits.pool_busy_seconds}
+        self._transport.send({"op": "welcome", **welcome})
 
     async def _on_put(self, frame: wire.Frame) -> None:
         digest, role = str(frame.header["digest"]), str(frame.header["role"])
@@ -135,6 +145,28 @@ class Connection:
         self._following.claim(call)
         self._following.watch(call, bool(frame.header.get("output", True)))
 
+    def _on_lease(self, frame: wire.Frame) -> None:
+        """The last that is read here: from the grant on the connection is a worker's.
+
+        What happens meanwhile, and what its calls print, is told on the client's first connection.
+        """
+        lease_id, client = frame.header["lease"], str(frame.header["client"])
+        if not isinstance(lease_id, str) or len(lease_id) != 32 or set(lease_id) - set("0123456789abcdef"):
+            raise BadRequest("BAD_REQUEST", "cannot open the lease: its id must have 32 hexadecimal digits")
+        following = self._clients.get((self.peer.uid, client))
+        if following is None:
+            raise BadRequest("BAD_REQUEST", "cannot open the lease: its client has no other connection")
+        call = self._runners.direct.lease(self.peer, parse_lease(frame), lease_id, self, self._caller)
+        if not call.status.is_terminal:
+            following.claim(call)
+            following.watch(call, output=True)
+            self._lease = call if self._transport.is_open else None
+
+    def hand_over(self) -> socket.socket | None:
+        """``Door``: out of this connection's hands."""
+        self._lease = None
+        return self._transport.detach()
+
     async def _on_watch(self, frame: wire.Frame) -> None:
         """Attach to a job of this user's, live or over: ``Job.from_id`` and a client that came back."""
         job_id = str(frame.header["id"])
@@ -150,8 +182,11 @@ class Connection:
         self._following.watch(call, bool(frame.header.get("output", True)), max(0, int(frame.header.get("offset", 0))))
 
     def _on_cancel(self, frame: wire.Frame) -> None:
-        call = self._find(str(frame.header["id"]))
-        self._runners.of(call.id).cancel(call)
+        call, number = self._find(str(frame.header["id"])), frame.header.get("number")
+        if number is None:
+            self._runners.of(call.id).cancel(call)
+        else:
+            self._runners.direct.cancel(call, number=int(number))
 
     def _on_waiting(self, frame: wire.Frame) -> None:
         for runner in (self._runners.jobs, self._runners.direct):
@@ -185,6 +220,9 @@ class Connection:
     # -- the end -------------------------------------------------------------------------------------------
 
     def _on_closed(self) -> None:
+        self._clients.pop((self.peer.uid, self._client), None)
+        if self._lease is not None:
+            self._runners.direct.cancel(self._lease, Reason.CALLER_GONE)  # it gave up waiting
         self._following.stop()
         for digest in self._secrets:
             self._contents.release(self.peer.uid, digest)
@@ -206,6 +244,7 @@ _HANDLERS: dict[str, _Handler] = {
     "put": Connection._on_put,
     "submit": Connection._on_submit,
     "call": Connection._on_call,
+    "lease": Connection._on_lease,
     "watch": Connection._on_watch,
     "cancel": Connection._on_cancel,
     "waiting": Connection._on_waiting,

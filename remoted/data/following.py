@@ -33,6 +33,10 @@ class Following:
         #: How far into a call's log its reader is.
         self._followed: dict[str, int] = {}
         self._watching: set[Call] = set()
+        #: Whose readers have not taken all of the output.
+        self._behind: set[Call] = set()
+        #: By lease, the newest call that has ended in its log, and where.
+        self._marks: dict[str, tuple[int, int]] = {}
         self._mine: set[str] = set()
         #: News that found no room: a live call, or None for a job that is over and is read from the store.
         self._late: dict[str, Call | None] = {}
@@ -64,6 +68,7 @@ class Following:
         for call in self._watching:
             call.watchers.discard(self)
         self._watching.clear()
+        self._behind.clear()
         self._late.clear()
 
     # -- a watcher -----------------------------------------------------------------------------------------
@@ -77,7 +82,10 @@ class Following:
 
     def on_output(self, call: Call, stream: int, data: bytes, offset: int) -> None:
         """Straight on when the reader keeps up; else the log is read when it has caught up."""
-        if self._followed.get(call.id) != offset or not self._transport.has_room_for_output:
+        if call.id not in self._followed:
+            return
+        if self._followed[call.id] != offset or not self._transport.has_room_for_output:
+            self._behind.add(call)
             return
         if call.log.size == offset + logs.RECORD_OVERHEAD + len(data):
             self._send_output(call, stream, data, call.log.size)
@@ -86,6 +94,17 @@ class Following:
 
     def on_item(self, call: Call, number: int, content: Content) -> None:
         self._send_content({"op": "item", "id": call.id, "number": number}, content)
+
+    def on_mark(self, call: Call, number: int) -> None:
+        """What a leased call printed ends here in the log; told once the reader is there."""
+        self._marks[call.id] = (number, call.log.size)
+        self._tell_mark(call)
+
+    def _tell_mark(self, call: Call) -> None:
+        number, end = self._marks.get(call.id, (0, 0))
+        if number and self._followed.get(call.id, end) >= end:
+            del self._marks[call.id]
+            self._transport.send({"op": "printed", "id": call.id, "number": number})
 
     def on_done(self, call: Call) -> None:
         """Log and result of a direct call are gone after this; a reader that lags behind keeps its own descriptors."""
@@ -108,6 +127,8 @@ class Following:
         """One record of the log; ``behind`` is the offset from which a client that comes back goes on."""
         self._followed[call.id] = behind
         self._send_record(call.id, stream, data, behind)
+        if call.id in self._marks:
+            self._tell_mark(call)
 
     def _send_record(self, call_id: str, stream: int, data: bytes, behind: int) -> None:
         for start in range(0, len(data), _OUTPUT_CHUNK_BYTES):
@@ -125,6 +146,8 @@ class Following:
             for stream, data in records:
                 offset += logs.RECORD_OVERHEAD + len(data)
                 self._send_output(call, stream, data, offset)
+        if self._followed.get(call.id, call.log.size) < call.log.size:
+            self._behind.add(call)
 
     async def _finish_output(self, call: Call, log_fd: int, result: Content) -> None:
         """All of the output comes before the outcome, at the reader's pace."""
@@ -160,6 +183,8 @@ class Following:
 
     def _tell_done(self, call: Call, result: Content) -> None:
         self._followed.pop(call.id, None)
+        self._marks.pop(call.id, None)
+        self._behind.discard(call)
         self._mine.discard(call.id)
         self._watching.discard(call)
         self._late.pop(call.id, None)
@@ -184,6 +209,9 @@ class Following:
 
     def on_room(self) -> None:
         """The client has taken everything: what waited for that comes now."""
+        behind, self._behind = self._behind, set()
+        for call in behind:
+            self._pump_output(call)
         if self._late and not self._telling_late:
             self._loop.create_task(self._tell_late())
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from remoted.calls import Call, Request
 from remoted.errors import BadRequest
+from remoted.leases import Lease
 from remoted.spec import parse_options
 from remoted.store import Row
 from remoted_client import wire
@@ -39,6 +40,21 @@ def parse_request(frame: wire.Frame) -> Request:
     )
 
 
+def parse_lease(frame: wire.Frame) -> Request:
+    """What a lease is for: calls of one pool in one set of surroundings, whose code and arguments the worker gets later."""
+    header = frame.header
+    return Request(
+        key="",
+        spec=str(header["spec"]),
+        code="",
+        modules="",
+        context=str(header["context"]),
+        arguments="",
+        arguments_inline=b"",
+        options=parse_options({"name": header.get("name")}),
+    )
+
+
 def _end_of(text: str) -> str:
     """As much of the end of a text as a header has room for: a letter may take up to six bytes there."""
     while len(text) * 6 > _TEXT_BYTES and (size := len(json.dumps(text, ensure_ascii=False).encode("utf-8", "surrogatepass"))) > _TEXT_BYTES:
@@ -48,7 +64,9 @@ def _end_of(text: str) -> str:
 
 def done_header(call: Call) -> dict[str, Any]:
     """The outcome of a live call that has just ended."""
+    lease = {"accepted": call.last_page.accepted} if isinstance(call, Lease) else {}
     return {
+        **lease,
         "op": "done",
         "id": call.id,
         "status": call.status.value,

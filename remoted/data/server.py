@@ -10,7 +10,7 @@ import struct
 from collections import Counter
 
 from remoted.access import admits
-from remoted.data.callers import Runners
+from remoted.data.callers import Clients, Runners
 from remoted.data.connection import Connection
 from remoted.limits import Limits
 from remoted.peers import peer_of
@@ -30,6 +30,7 @@ class DataServer:
         self._limits = limits
         self._daemon_uid = daemon_uid
         self._connections: set[Connection] = set()
+        self._clients: Clients = {}
         self._per_uid: Counter[int] = Counter()
         self._loop = asyncio.get_running_loop()
 
@@ -63,7 +64,7 @@ class DataServer:
             sock.close()
             return
         try:
-            connection = Connection(sock, peer, self._runners, self._limits, self._gone)
+            connection = Connection(sock, peer, self._runners, self._clients, self._limits, self._gone)
         except OSError as error:
             log.error("cannot serve a connection: %s", error)
             sock.close()

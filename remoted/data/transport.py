@@ -226,16 +226,29 @@ class Transport:
         with contextlib.suppress(OSError):
             while self._outbox and not self._outbox[0][1]:
                 self._sock.send(self._outbox.popleft()[0])  # at the end stands a refusal that explains it
+        self._leave()
+        self._sock.close()
+        self._on_closed()
+
+    def detach(self) -> socket.socket | None:
+        """The socket, out of the loop, with nothing read of what follows; None when the client sent on, or has gone."""
+        if self._open:
+            self._flush()
+        if not self._open or self._outbox or self._inbox or self._reader.pending_bytes:
+            return None
+        self._leave()
+        self._on_closed()
+        return self._sock
+
+    def _leave(self) -> None:
         self._open = False
         self._stop_timer()
         self._task.cancel()
         self._loop.remove_reader(self._sock.fileno())
         self._loop.remove_writer(self._sock.fileno())
-        self._sock.close()
         self._reader.close()
         for frame in self._inbox:
             frame.close()
         for _, fds in self._outbox:
             wire.close_all(fds)
         self._wake_drain_waiters()
-        self._on_closed()

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import inspect
 import json
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from remoted_client import failure
 from remoted_client.context import RunningCall
+
+if TYPE_CHECKING:
+    from .lease import Lease
 
 
 @dataclass
@@ -26,10 +30,14 @@ class Run:
     outcome_path: str
     arguments: bytes | int
     instance: dict[str, Any] | None = None
+    #: Where it came from and its number there; None when it came from the daemon.
+    lease: Lease | None = None
+    number: int = 0
+    #: For the thread that reads a lease whose calls are run by another one.
+    answered: threading.Event | None = None
 
-    @property
-    def running(self) -> RunningCall:
-        return RunningCall(self.job, self.attempt)
+    def __post_init__(self) -> None:
+        self.running = RunningCall(self.job, self.attempt)
 
 
 @dataclass

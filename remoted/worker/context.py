@@ -24,27 +24,39 @@ class CallContext:
         self.argv: list[str] = document["argv"]
         self._wanted: dict[str, str] | None = None
         self._encoded: dict[bytes, bytes] = {}
+        self._path: list[str] = []
 
-    @contextlib.contextmanager
-    def applied(self, own: dict[str, str]) -> Iterator[None]:
-        """Inside: the caller's surroundings, with the worker's own variables over them.
+    def apply(self, own: dict[str, str], base_path: list[str]) -> None:
+        """The caller's surroundings, with the worker's own variables and import path behind them.
 
-        After: import path, arguments, umask and directory are as before. The environment stays as it is until a
-        call needs another one: putting some fifty variables in and out was most of a small call's time. What a body
-        did to it is undone at the next call, which compares.
+        They stay until the next call compares and puts back what a body changed: putting some fifty variables in and
+        out was most of a small call's time.
         """
-        path, argv, umask = list(sys.path), list(sys.argv), os.umask(self.umask)
         self._set_environ(own)
-        sys.path[:] = self.sys_path + [entry for entry in path if entry not in self.sys_path]
-        sys.argv[:] = self.argv
+        if not self._path:
+            self._path = self.sys_path + [entry for entry in base_path if entry not in self.sys_path]
+        if sys.path != self._path:
+            sys.path[:] = self._path
+        if sys.argv != self.argv:
+            sys.argv[:] = self.argv
+        os.umask(self.umask)
         # The folder may have been removed, or be closed to this process: the call then runs where it is.
         with contextlib.suppress(OSError):
             os.chdir(self.cwd)
+
+    @contextlib.contextmanager
+    def applied(self, own: dict[str, str], base_path: list[str]) -> Iterator[None]:
+        """The same for as long as the block runs, inside a body that goes on afterwards."""
+        path, argv, umask, cwd = list(sys.path), list(sys.argv), os.umask(0o077), _directory()
+        self.apply(own, base_path)
         try:
             yield
         finally:
             sys.path[:], sys.argv[:] = path, argv
             os.umask(umask)
+            if cwd:
+                with contextlib.suppress(OSError):
+                    os.chdir(cwd)
 
     def _set_environ(self, own: dict[str, str]) -> None:
         if self._wanted is None:
@@ -52,6 +64,13 @@ class CallContext:
             self._encoded = {os.fsencode(name): os.fsencode(value) for name, value in self._wanted.items()}
         if getattr(os.environ, "_data", None) != self._encoded:
             _replace_environ(self._wanted)
+
+
+def _directory() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return ""
 
 
 def _replace_environ(wanted: dict[str, str]) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import io
 import json
 import os
 import resource
@@ -19,18 +20,22 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from remoted_client import context as client_context
 from remoted_client import wire
+from remoted_client.payload import PayloadWriter
 
 from .calls import Instances, Outcome, Run, as_iterator, is_async, raised, returned, shorten
 from .context import CallContext
 from .inbox import Inbox
+from .lease import Lease
 from .link import Link
 from .streams import StandardStreams
 
 _END = object()
+_NOTHING = contextlib.nullcontext()
+_MODULES_SECONDS = 0.1
 _PR_SET_CHILD_SUBREAPER = 36  # include/uapi/linux/prctl.h
 #: What the worker itself puts into the environment of every call.
 _OWN_VARIABLES = ("REMOTED_SOCKET", "REMOTED_WORKER_ID", "REMOTED_PYTHON", "CUDA_VISIBLE_DEVICES")
@@ -54,10 +59,17 @@ class Runtime:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._credits: dict[str, threading.Semaphore] = {}
         self._closed_streams: set[str] = set()
-        self._cancelled: set[str] = set()
-        self._unacknowledged: dict[str, tuple[Run, dict[str, Any], int]] = {}
+        #: Why, by attempt.
+        self._cancelled: dict[str, str] = {}
+        self._unacknowledged: dict[str, tuple[Run, dict[str, Any], bytes | int]] = {}
+        self._leases: dict[str, Lease] = {}
+        #: Something may be going on there between two calls.
+        self._loop_was_used = False
         self._sync_attempt = ""
+        #: The code that was bound last, and whether it is asynchronous.
+        self._asked, self._is_async = "", False
         self._output_path = ""
+        self._base_path = list(sys.path)
         self._own = {name: os.environ[name] for name in _OWN_VARIABLES if name in os.environ}
 
     # -- orders from the daemon (channel thread) -----------------------------------------------------------
@@ -66,19 +78,45 @@ class Runtime:
         handler: Callable[[wire.Frame], None] | None = {
             "content": self._on_content,
             "run": self._on_run,
+            "lease": self._on_lease,
+            "revoke": self._on_revoke,
             "cancel": self._on_cancel,
             "credit": self._on_credit,
             "close_stream": self._on_close_stream,
             "limits": self._on_limits,
             "ack": self._on_ack,
             "drop": lambda frame: self._inbox.put(("drop", frame.header["instance"])),
-            "end": lambda frame: self._inbox.put(_END),
+            "end": lambda frame: self._end(),
         }.get(frame.op)
         if handler is not None:
             handler(frame)
 
     def _on_content(self, frame: wire.Frame) -> None:
-        self._contents[frame.header["digest"]] = frame.fds[0] if frame.fds else frame.body
+        self._learn(frame.header["digest"], frame.fds[0] if frame.fds else frame.body)
+
+    def _learn(self, digest: str, content: bytes | int) -> None:
+        self._contents[digest] = content
+
+    def _on_lease(self, frame: wire.Frame) -> None:
+        connection, page = frame.fds
+        lease = Lease(frame.header, connection, page, self._learn)
+        self._leases[lease.token] = lease
+        if lease.is_concurrent:
+            self._streams.route(self._send_output)
+            threading.Thread(target=self._read_lease, args=(lease,), name="lease", daemon=True).start()
+        else:
+            self._inbox.put(lease)
+
+    def _on_revoke(self, frame: wire.Frame) -> None:
+        lease = self._leases.get(frame.header["attempt"])
+        if lease is not None:
+            lease.revoke()
+
+    def _end(self) -> None:
+        """What runs is finished, what is queued too; leases take no more calls."""
+        for lease in list(self._leases.values()):
+            lease.revoke()
+        self._inbox.put(_END)
 
     def _on_run(self, frame: wire.Frame) -> None:
         header = frame.header
@@ -105,11 +143,12 @@ class Runtime:
             self._inbox.put(run)
 
     def _send_output(self, attempt: str, stream: int, data: bytes) -> None:
-        self._link.send({"op": "output", "attempt": attempt, "stream": stream}, data)
+        self._streams.note_printed()
+        self._link.send({"op": "output", "attempt": attempt.partition("/")[0], "stream": stream}, data)
 
     def _on_cancel(self, frame: wire.Frame) -> None:
         attempt = frame.header["attempt"]
-        self._cancelled.add(attempt)
+        self._cancelled[attempt] = frame.header["why"]
         self._release_stream(attempt)
         if self._sync_attempt == attempt:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
@@ -146,13 +185,13 @@ class Runtime:
     def _on_ack(self, frame: wire.Frame) -> None:
         """The outcome is committed: nobody will ask for it again."""
         kept = self._unacknowledged.pop(frame.header["attempt"], None)
-        if kept is not None:
+        if kept is not None and isinstance(kept[2], int):
             os.close(kept[2])
 
     def on_closed(self) -> None:
         """The daemon is gone: what runs is finished and left in its outcome file, then the worker ends."""
         self._streams.keep_output(self._output_path)
-        self._inbox.put(_END)
+        self._end()
 
     # -- the main thread -----------------------------------------------------------------------------------
 
@@ -170,6 +209,8 @@ class Runtime:
                 break
             if isinstance(item, Run):
                 self._dispatch(item)
+            elif isinstance(item, Lease):
+                self._serve_lease(item)
             else:
                 self._drop_instance(item[1])
         self._finish_tasks()
@@ -202,7 +243,7 @@ class Runtime:
         prepared = self._prepare(run)
         if isinstance(prepared, Outcome):
             self._finish(run, prepared)
-        elif is_async(prepared):
+        elif prepared.is_async:
             self._start_task(run, prepared)
         else:
             self._finish_tasks()
@@ -216,12 +257,50 @@ class Runtime:
         with contextlib.suppress(Exception):  # a user's close() may fail; the instance is gone all the same
             self._instances.drop(instance)
 
+    # -- leases --------------------------------------------------------------------------------------------
+
+    def _serve_lease(self, lease: Lease) -> None:
+        """The main thread reads the client's connection itself: an answer is one receive and one send away."""
+        lease.grant()
+        while (run := self._next_call(lease)) is not None:
+            self._dispatch(run)
+            self._finish_tasks()
+        self._close_lease(lease)
+
+    def _next_call(self, lease: Lease) -> Run | None:
+        """Meanwhile the loop runs what warm objects left on it."""
+        if self._loop_was_used and not lease.has_frames and asyncio.all_tasks(self._loop):
+            self._loop.run_until_complete(self._readable(lease))
+        return lease.next_call()
+
+    async def _readable(self, lease: Lease) -> None:
+        arrived = asyncio.Event()
+        self._loop.add_reader(lease.fileno(), arrived.set)
+        try:
+            await arrived.wait()
+        finally:
+            self._loop.remove_reader(lease.fileno())
+
+    def _read_lease(self, lease: Lease) -> None:
+        """Several leases at once: each has a thread that reads, and the main thread runs the bodies."""
+        lease.grant()
+        while (run := lease.next_call()) is not None:
+            run.answered = threading.Event()
+            self._inbox.put(run)
+            run.answered.wait()
+        self._close_lease(lease)
+
+    def _close_lease(self, lease: Lease) -> None:
+        self._leases.pop(lease.token, None)
+        lease.close()
+        self._link.send({"op": "lease_ended", "attempt": lease.token, "kind": "stale" if lease.is_stale else "ended", "message": ""})
+
     # -- preparing -----------------------------------------------------------------------------------------
 
     def _prepare(self, run: Run) -> Any:
-        """The callable without arguments left, or the outcome if it cannot be made."""
+        """The callable without arguments left, or the outcome if it cannot be made; its caller's surroundings in place."""
         try:
-            with self._call_context(run):
+            with self._surroundings(run):
                 self._install_modules(run)
                 return self._bind(run)
         except BaseException as error:
@@ -236,7 +315,8 @@ class Runtime:
         if self._modules is None or self._modules[0] != run.modules:
             found = ModuleSet.from_bytes(self._content(run.modules)) if run.modules else ModuleSet()
             self._modules = (run.modules, found)
-        install_modules(self._modules[1])
+        # A lease is one run of one script: it goes on with what it has imported, like any script.
+        install_modules(self._modules[1], _MODULES_SECONDS if run.number > 1 else 0.0)
 
     def _content(self, digest: str) -> bytes:
         found = self._contents[digest]
@@ -245,17 +325,24 @@ class Runtime:
                 found = self._contents[digest] = file.read()
         return found
 
-    def _call_context(self, run: Run) -> contextlib.AbstractContextManager[None]:
+    def _surroundings(self, run: Run) -> contextlib.AbstractContextManager[None]:
+        """For good, unless other bodies are at work: those get theirs back."""
         if run.context not in self._contexts:
             self._contexts[run.context] = CallContext(json.loads(self._content(run.context)))
-        return self._contexts[run.context].applied(self._own)
+        context = self._contexts[run.context]
+        if run.inline or self._tasks:
+            return context.applied(self._own, self._base_path)
+        context.apply(self._own, self._base_path)
+        return _NOTHING
 
     def _bind(self, run: Run) -> _Bound:
         target: Any = self._decoder.load_target(self._content(run.code), run.code)
         if run.instance is not None:
             target, run.instance["constructed"] = self._instances.method(run.instance, lambda: self._construct(target, run))
+        if run.instance is not None or self._asked != run.code:
+            self._asked, self._is_async = run.code, is_async(target)
         args, kwargs = self._load_arguments(run.arguments)
-        return _Bound(target, args, kwargs)
+        return _Bound(target, self._is_async, args, kwargs)
 
     def _construct(self, kind: Any, run: Run) -> Any:
         assert run.instance is not None
@@ -288,21 +375,21 @@ class Runtime:
     def _execute_sync(self, run: Run, call: _Bound) -> Outcome:
         token = self._enter(run)
         try:
-            with self._call_context(run):
-                self._sync_attempt = run.attempt
-                try:
-                    if run.attempt in self._cancelled:
-                        raise KeyboardInterrupt
-                    value = call()
-                    return self._stream_sync(run, value) if run.stream else returned(value)
-                finally:
-                    self._sync_attempt = ""
+            self._sync_attempt = run.attempt
+            try:
+                if run.attempt in self._cancelled:
+                    raise KeyboardInterrupt
+                value = call()
+                return self._stream_sync(run, value) if run.stream else returned(value)
+            finally:
+                self._sync_attempt = ""
         except BaseException as error:
             return raised(error, self._survives, run.attempt in self._cancelled)
         finally:
             self._leave(run, token)
 
     def _start_task(self, run: Run, call: _Bound) -> None:
+        self._loop_was_used = True
         task = self._loop.create_task(self._run_async(run, call))
         self._tasks[run.attempt] = task
         task.add_done_callback(lambda _: self._tasks.pop(run.attempt, None))
@@ -313,9 +400,8 @@ class Runtime:
     async def _execute_async(self, run: Run, call: _Bound) -> Outcome:
         token = self._enter(run)
         try:
-            with self._call_context(run) if len(self._tasks) <= 1 else contextlib.nullcontext():
-                value = call()
-                return await self._stream_async(run, value) if run.stream else returned(await value)
+            value = call()
+            return await self._stream_async(run, value) if run.stream else returned(await value)
         except BaseException as error:
             return raised(error, self._survives, run.attempt in self._cancelled)
         finally:
@@ -326,7 +412,7 @@ class Runtime:
         prepared = self._prepare(run)
         if isinstance(prepared, Outcome):
             self._finish(run, prepared)
-        elif not is_async(prepared):
+        elif not prepared.is_async:
             self._finish(run, contextvars.copy_context().run(self._execute_beside, run, prepared))
         elif self._loop.is_running():
             asyncio.run_coroutine_threadsafe(self._run_async(run, prepared), self._loop)
@@ -388,54 +474,69 @@ class Runtime:
         payload = self._encode(item)
         self._credits[run.attempt].acquire()
         if run.attempt in self._closed_streams or run.attempt in self._cancelled:
-            os.close(payload)
+            _close_payload(payload)
             return False
         return self._link.send_payload({"op": "item", "attempt": run.attempt, "number": number}, payload)
 
     # -- outcomes ------------------------------------------------------------------------------------------
 
-    def _encode(self, value: Any) -> int:
-        """The value, pickled into a memfd (it may be larger than half of the memory)."""
-        fd = wire.memfd("remoted-result")
+    def _encode(self, value: Any) -> bytes | int:
+        """The value, pickled: bytes while small, else a memfd (it may be larger than half of the memory)."""
+        writer = PayloadWriter()
         try:
-            with open(fd, "wb", closefd=False) as file:
-                self._decoder.encode_result(value, file)
+            self._decoder.encode_result(value, cast("BinaryIO", writer))
         except BaseException:
-            os.close(fd)
+            writer.abandon()
             raise
-        return fd
+        return writer.take()
 
     def _finish(self, run: Run, outcome: Outcome) -> None:
         """Flush, encode, tell; what cannot be encoded becomes an error that names it."""
         self._streams.flush()
-        self._streams.restore()
-        self._credits.pop(run.attempt, None)
+        if run.lease is None:
+            self._streams.restore()
+            self._credits.pop(run.attempt, None)
         try:
             payload = self._encode(outcome.value)
         except BaseException as error:
             outcome = raised(error, self._survives, run.attempt in self._cancelled)
             outcome.kind = "unsendable"
             payload = self._encode(outcome.value)
-        self._cancelled.discard(run.attempt)
-        header = {
-            "op": "done",
-            "attempt": run.attempt,
-            "kind": outcome.kind,
-            "error_type": outcome.error_type[:1000],
-            "message": shorten(outcome.message, 16 * 1024),
-            "traceback": shorten(outcome.traceback, 24 * 1024, keep_end=True),
-            "exit_code": outcome.exit_code,
-            "constructed": bool(run.instance and run.instance.get("constructed")),
-        }
+        why = self._cancelled.pop(run.attempt, "")
+        if run.lease is not None:
+            self._answer(run.lease, run, outcome, payload, why)
+        else:
+            self._tell_daemon(run, outcome, payload)
+
+    def _answer(self, lease: Lease, run: Run, outcome: Outcome, payload: bytes | int, why: str) -> None:
+        """To the client; by the daemon goes only that all of the output is out."""
+        header: dict[str, Any] = {}
+        if outcome.kind != "returned":
+            header = {"why": why, **_described(outcome)}
+        if outcome.kind == "stale":
+            lease.is_stale = True
+            lease.revoke()
+        if self._streams.take_printed():
+            self._link.send({"op": "mark", "attempt": lease.token, "number": run.number})
+            header["printed"] = True
+        lease.answer(run.number, header, payload)
+        self._streams.restore()  # while the caller reads the answer
+        if run.answered is not None:
+            run.answered.set()
+
+    def _tell_daemon(self, run: Run, outcome: Outcome, payload: bytes | int) -> None:
+        constructed = bool(run.instance and run.instance.get("constructed"))
+        header = {"op": "done", "attempt": run.attempt, "exit_code": outcome.exit_code, "constructed": constructed, **_described(outcome)}
         # Kept until the daemon has committed it: what lies unread in a dead daemon's socket is lost.
-        self._unacknowledged[run.attempt] = (run, header, os.dup(payload))
+        self._unacknowledged[run.attempt] = (run, header, payload if isinstance(payload, bytes) else os.dup(payload))
         self._link.send_payload(header, payload)
 
-    def _leave_outcome(self, run: Run, header: dict[str, Any], payload: int) -> None:
+    def _leave_outcome(self, run: Run, header: dict[str, Any], payload: bytes | int) -> None:
         """No daemon: the next one finds the outcome as a file, whole or not at all."""
         part = f"{run.outcome_path}.part"
         head = json.dumps(header).encode()
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as target, open(payload, "rb") as source:
+        source: BinaryIO = io.BytesIO(payload) if isinstance(payload, bytes) else open(payload, "rb")
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as target, source:
             source.seek(0)
             target.write(len(head).to_bytes(4, "big") + head)
             while chunk := source.read(1 << 20):
@@ -445,13 +546,27 @@ class Runtime:
         os.rename(part, run.outcome_path)
 
 
-class _Bound:
-    """A call with its arguments, ready to be made once; asynchronous if its function is."""
+def _described(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "kind": outcome.kind,
+        "error_type": outcome.error_type[:1000],
+        "message": shorten(outcome.message, 16 * 1024),
+        "traceback": shorten(outcome.traceback, 24 * 1024, keep_end=True),
+    }
 
-    def __init__(self, function: Any, args: Any, kwargs: Any) -> None:
+
+def _close_payload(payload: bytes | int) -> None:
+    if isinstance(payload, int):
+        os.close(payload)
+
+
+class _Bound:
+    """A call with its arguments, ready to be made once."""
+
+    def __init__(self, function: Any, is_async: bool, args: Any, kwargs: Any) -> None:
         self._function = function
+        self.is_async = is_async
         self._args, self._kwargs = args, kwargs
-        self.__wrapped__ = function
 
     def __call__(self) -> Any:
         args, kwargs = self._args, self._kwargs

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import io
 import os
 import select
 import struct
 import sys
+import termios
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from .routing import RoutedStream
 
@@ -16,6 +20,7 @@ from .routing import RoutedStream
 _RECORD = struct.Struct("!BI")
 _KEPT_BYTES = 64 << 20
 _LOOK_MILLISECONDS = 50
+_NO_BYTES = bytes(4)
 
 
 class StandardStreams:
@@ -26,12 +31,11 @@ class StandardStreams:
         self._identity = {fd: _identity(fd) for fd in (0, 1, 2)}
         #: Read ends of the two pipes: without a daemon a full or broken pipe must not stop the body (MECHANISMS 4).
         self._readers = {fd: os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC) for fd in (1, 2)}
+        self._counted = 0
         self._keeping: threading.Thread | None = None
         self._finished = threading.Event()
-        self._objects = (sys.stdin, sys.stdout, sys.stderr)
-        for stream in (sys.stdout, sys.stderr):
-            # Live output: every write leaves at once, and what is not UTF-8 in a string must not raise.
-            stream.reconfigure(write_through=True, errors="backslashreplace")  # type: ignore[union-attr]
+        sys.stdout, sys.stderr = _open(1), _open(2)
+        self._objects: tuple[Any, Any, Any] = (sys.stdin, sys.stdout, sys.stderr)
 
     def route(self, send: Callable[[str, int, bytes], object]) -> None:
         """Several calls at once from now on: each write is sent with the call that made it."""
@@ -42,9 +46,22 @@ class StandardStreams:
 
     def flush(self) -> None:
         """What Python still buffers goes out before the outcome is told."""
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):  # a body may have put anything there, or closed it
-                stream.flush()
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        except Exception:  # a body may have put anything there, or closed it
+            with contextlib.suppress(Exception):
+                sys.stderr.flush()
+
+    def note_printed(self) -> None:
+        """Output went another way."""
+        _Counted.writes += 1
+
+    def take_printed(self) -> bool:
+        """Was anything printed since the last question? By Python, or by anybody and still unread by the daemon."""
+        count = _Counted.writes
+        printed, self._counted = count != self._counted, count
+        return printed or any(_unread(fd) for fd in self._readers.values())
 
     def restore(self) -> None:
         """Put back what the body closed or replaced."""
@@ -54,9 +71,7 @@ class StandardStreams:
         sys.stdin, sys.stdout, sys.stderr = self._objects
         for fd, stream in ((1, sys.stdout), (2, sys.stderr)):
             if stream.closed:
-                reopened = open(fd, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
-                reopened.reconfigure(write_through=True)
-                setattr(sys, "stdout" if fd == 1 else "stderr", reopened)
+                setattr(sys, "stdout" if fd == 1 else "stderr", _open(fd))
                 self._objects = (sys.stdin, sys.stdout, sys.stderr)
 
     def keep_output(self, path: str) -> None:
@@ -85,6 +100,26 @@ class StandardStreams:
                         kept += len(data)
                         if data and kept <= _KEPT_BYTES:
                             file.write(_RECORD.pack(stream, len(data)) + data)
+
+
+class _Counted(io.FileIO):
+    """A standard stream that knows that it was written to."""
+
+    writes = 0
+
+    def write(self, data: Any, /) -> int:
+        _Counted.writes += 1
+        return super().write(data)
+
+
+def _open(fd: int) -> io.TextIOWrapper:
+    """Live output: every write leaves at once, and what is not UTF-8 in a string must not raise."""
+    return io.TextIOWrapper(io.BufferedWriter(_Counted(fd, "w", closefd=False)), encoding="utf-8", errors="backslashreplace", write_through=True)
+
+
+def _unread(fd: int) -> bool:
+    """Is there anything in a pipe? (FIONREAD, pipe(7))"""
+    return fcntl.ioctl(fd, termios.FIONREAD, _NO_BYTES) != _NO_BYTES
 
 
 def _identity(fd: int) -> tuple[int, int] | None:

@@ -154,7 +154,7 @@ def f(n):
     return bytes([n % 251]) * (100_000 if n % 10 == 0 else 30_000)
 count = 0
 for n, value in enumerate(f.map(range(600))):
-    assert value == bytes([n % 251]) * (100_000 if n % 10 == 0 else 30_000), n
+    assert value == bytes([n % 251]) * (100_000 if n % 10 == 0 else 30_000), (n, len(value), value[:1])
     count += 1
 print(count)
 """

@@ -28,12 +28,12 @@ from remoted.calls import Call, Request
 from remoted.clock import Clock
 from remoted.config import Config
 from remoted.contents import Contents
+from remoted.direct import DirectCalls
 from remoted.engine import Engine
 from remoted.environments import Environments
 from remoted.gpu.locks import DeviceLocks
 from remoted.gpu.nvml import Nvml
 from remoted.jobs import Jobs
-from remoted.leases import DirectCalls
 from remoted.limits import Limits
 from remoted.paths import Paths
 from remoted.scheduler.policy import Scheduler

@@ -23,12 +23,24 @@ if TYPE_CHECKING:
     from .engine import Engine, Target
 
 
+#: How many forks this process is away from the one that imported this.
+_generation = 0
+
+
+def _count_fork() -> None:
+    global _generation
+    _generation += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
+
+
 class Encoder:
     """Sends the code and values of this process. One per process; safe to use from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._pid = 0
+        self._generation = 0
         self._made: Engine | None = None
         self._targets: weakref.WeakKeyDictionary[Any, Target] = weakref.WeakKeyDictionary()
 
@@ -81,10 +93,10 @@ class Encoder:
 
     def _engine(self) -> Engine:
         """A forked child goes its own way, so it is a run of its own."""
-        if self._made is None or self._pid != os.getpid():
+        if self._made is None or self._generation != _generation:
             from .engine import Engine
 
-            self._made, self._pid = Engine(), os.getpid()
+            self._made, self._generation = Engine(), _generation
             self._targets.clear()
         return self._made
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import linecache
 import os
 import sys
+import time
 import types
 from collections.abc import Iterator, Sequence
 from importlib.abc import MetaPathFinder
@@ -50,6 +51,7 @@ class ProjectFinder(MetaPathFinder):
 
     def __init__(self) -> None:
         self.installed = ModuleSet()
+        self._looked = 0.0
         self._checked: tuple[str, list[str]] | None = None
         self._from_disk: list[TextLoader] = []
 
@@ -64,11 +66,16 @@ class ProjectFinder(MetaPathFinder):
             self._from_disk.append(spec.loader)  # type: ignore[arg-type]
         return spec
 
-    def install(self, modules: ModuleSet) -> None:
-        """Serve these texts from now on. The same again costs a look at what came from disk."""
+    def install(self, modules: ModuleSet, recent_seconds: float = 0.0) -> None:
+        """Serve these texts from now on. The same again costs a look at what came from disk, unless that was just done."""
         checked = (modules.digest, sys.path)
-        if checked == self._checked and not any(each.is_edited() for each in self._from_disk):
-            return
+        if checked == self._checked:
+            now = time.monotonic()
+            if now - self._looked < recent_seconds:
+                return
+            self._looked = now
+            if not any(each.is_edited() for each in self._from_disk):
+                return
         stale = tuple(self._stale(modules))
         if stale:
             raise StaleModules(stale)
@@ -106,6 +113,8 @@ class ProjectFinder(MetaPathFinder):
 
 def finder() -> ProjectFinder:
     """The one hook of this process, put in place at the first call."""
+    if sys.meta_path and isinstance(sys.meta_path[0], ProjectFinder):
+        return sys.meta_path[0]
     found = next((each for each in sys.meta_path if isinstance(each, ProjectFinder)), None)
     if found is None:
         found = ProjectFinder()

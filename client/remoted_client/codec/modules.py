@@ -193,11 +193,14 @@ def _source(name: str, module: types.ModuleType, file: str) -> str | None:
         return None
 
 
-def install_modules(modules: ModuleSet) -> None:
-    """Let ``import`` find these texts. Raises ``StaleModules``, before any change, if others are loaded already."""
+def install_modules(modules: ModuleSet, recent_seconds: float = 0.0) -> None:
+    """Let ``import`` find these texts. Raises ``StaleModules``, before any change, if others are loaded already.
+
+    What came from disk is not looked at again within ``recent_seconds`` of the last look.
+    """
     from .installed import finder
 
-    finder().install(modules)
+    finder().install(modules, recent_seconds)
 
 
 def installed_modules() -> ModuleSet:

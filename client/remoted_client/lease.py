@@ -1,0 +1,191 @@
+"""One connection that a worker answers: opened by the daemon's leave, then without it (MECHANISMS 3).
+
+A lease carries one call at a time. Whoever waits for that call reads the socket itself, thread or event loop: an
+answer wakes exactly who wants it. ``reader`` says whose turn it is; calls that nobody waits for are read by the
+connection's thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import select
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from remoted_client import wire
+
+if TYPE_CHECKING:
+    from remoted_client.connection import Upload
+    from remoted_client.leased_call import LeasedCall
+
+_READ_BYTES = 256 * 1024
+THREAD, LOOP, LINE = "thread", "loop", "line"
+
+
+class Owner(Protocol):
+    """The pool that a lease belongs to."""
+
+    def on_granted(self, lease: Lease, header: dict[str, Any]) -> None: ...
+    def on_refused(self, lease: Lease, header: dict[str, Any]) -> None: ...
+    def on_answer(self, lease: Lease, frame: wire.Frame) -> None: ...
+    def on_closed(self, lease: Lease) -> None: ...
+
+
+class Lease:
+    """The socket, what the worker at its other end knows already, and the call in hand."""
+
+    def __init__(self, owner: Owner, opened_at: float) -> None:
+        self.id = secrets.token_hex(16)
+        self.opened_at = opened_at
+        self.worker = ""
+        self.is_granted = False
+        #: The last call that the worker accepted, once it has said that it takes no more.
+        self.last_accepted: int | None = None
+        #: What the daemon said of its end.
+        self.ended: dict[str, Any] | None = None
+        self.is_closed = False
+        self.call: LeasedCall | None = None
+        self.last_call: LeasedCall | None = None
+        self.reader: str | None = None
+        #: What is still to be done with an answer that waits for its output, or an end that waits for its reason.
+        self.held: Callable[[], None] | None = None
+        #: The newest call of which all output was told.
+        self.printed = 0
+        self.output_bytes = 0
+        self._owner = owner
+        self._sock: socket.socket | None = None
+        self._frames = wire.FrameReader()
+        self._buffer = bytearray(_READ_BYTES)
+        self._number = 0
+        self._uses: dict[tuple[str, str, str, int], int] = {}
+        self._known: set[str] = set()
+
+    # -- opening -------------------------------------------------------------------------------------------
+
+    def open(self, sock: socket.socket, hello: bytes, request: bytes) -> None:
+        """Ask for it. Nothing more is sent until the worker speaks."""
+        self._sock = sock
+        self._sock.setblocking(True)
+        with contextlib.suppress(BrokenPipeError):  # refused at the door: the reason can still be read
+            self._sock.sendall(hello + request)
+
+    def ask_again(self, uploads: tuple[Upload, ...], request: bytes) -> None:
+        """The daemon lacked some of these."""
+        for upload in uploads:
+            self._send_content(upload)
+        self._send(request)
+
+    def fileno(self) -> int:
+        return self._sock.fileno() if self._sock is not None else -1
+
+    def granted(self, worker: str, known: set[str]) -> None:
+        """``known``: what that worker has, shared by all leases of it."""
+        self.worker, self._known, self.is_granted = worker, known, True
+
+    # -- calls ---------------------------------------------------------------------------------------------
+
+    def start(self, call: LeasedCall) -> bool:
+        """Send a call. False: the worker takes no more, and nothing of it was accepted."""
+        self._number += 1
+        self.call = self.last_call = call
+        call.number = self._number
+        try:
+            self._introduce(call)
+            head, fd = b'{"n":%d,"use":%d}' % (self._number, self._uses[call.use]), call.payload.fd
+            self._send(wire.frame(head, call.payload.inline, int(fd >= 0)), (fd,) if fd >= 0 else ())
+        except OSError:
+            self.call = None
+            return False
+        return True
+
+    def _introduce(self, call: LeasedCall) -> None:
+        """What this worker has not seen yet; what this connection has not named yet."""
+        if call.use in self._uses:
+            return
+        for upload in call.uploads:
+            if upload.digest not in self._known:
+                self._send_content(upload)
+                self._known.add(upload.digest)
+        self._uses[call.use] = len(self._uses)
+        code, modules, context, timeout_ms = call.use
+        self._send(wire.encode({"op": "use", "use": self._uses[call.use], "code": code, "modules": modules, "context": context, "timeout_ms": timeout_ms}))
+
+    def _send_content(self, upload: Upload) -> None:
+        data, fds = put(upload)
+        try:
+            self._send(data, fds)
+        finally:
+            wire.close_all(fds)
+
+    def _send(self, data: bytes, fds: tuple[int, ...] = ()) -> None:
+        assert self._sock is not None
+        while True:
+            sent = wire.send(self._sock, data, fds)
+            if sent == len(data):
+                return
+            data, fds = data[sent:], ()
+
+    # -- answers -------------------------------------------------------------------------------------------
+
+    def read(self, timeout: float | None) -> bool:
+        """Block until something arrived and handle it. False on timeout. Ctrl-C works."""
+        assert self._sock is not None
+        if timeout is not None:
+            poller = select.poll()
+            poller.register(self._sock, select.POLLIN)
+            if not poller.poll(max(0.0, timeout) * 1000):
+                return False
+        self._receive(0)
+        return True
+
+    def read_now(self) -> None:
+        """Handle what is there."""
+        self._receive(socket.MSG_DONTWAIT)
+
+    def _receive(self, flags: int) -> None:
+        assert self._sock is not None
+        try:
+            data, fds = wire.receive_into(self._sock, self._buffer, flags)
+            frames = self._frames.feed(data, fds) if data else []
+        except (BlockingIOError, InterruptedError):
+            return
+        except (OSError, wire.WireError):
+            data, frames = b"", []
+        for frame in frames:
+            self._handle(frame)
+        if not data:
+            self.is_closed = True
+            self._owner.on_closed(self)
+
+    def _handle(self, frame: wire.Frame) -> None:
+        header = frame.header
+        op = header.get("op")
+        if op is None:
+            self._owner.on_answer(self, frame)
+        elif op == "grant":
+            self._owner.on_granted(self, header)
+        elif op == "goaway":
+            self.last_accepted = header["last"]
+        elif op == "refused":
+            self._owner.on_refused(self, header)
+
+    def close(self) -> None:
+        """Idempotent."""
+        self.is_closed = True
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+        self._frames.close()
+
+
+def put(upload: Upload) -> tuple[bytes, tuple[int, ...]]:
+    """The frame that carries content, and a descriptor that is the caller's to close."""
+    header = {"op": "put", "digest": upload.digest, "role": upload.role}
+    data = upload.data
+    if isinstance(data, bytes) and len(data) <= wire.INLINE_BYTES:
+        return wire.encode(header, data), ()
+    fd = wire.memfd("remoted-content", data) if isinstance(data, bytes) else os.dup(data.fd)
+    return wire.encode(header, fd_count=1), (fd,)

@@ -1,0 +1,392 @@
+"""The leases of one pool of workers, and the calls that wait for one: first come, first served.
+
+All state changes happen under one lock. A call is given to a lease at the last moment, so it goes to whichever worker
+is free first. A lease that ends without having accepted its call gives it back; one that had accepted it does not: a
+direct call is never run twice.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from remoted_client import wire
+from remoted_client.errors import RemotedError, WorkerLost, for_code
+from remoted_client.lease import LINE, Lease
+from remoted_client.leased_call import LeasedCall
+from remoted_client.wire import Frame, Status
+
+if TYPE_CHECKING:
+    from remoted_client.connection import Connection, Upload
+
+#: Output may come later than the answer that it belongs to; an answer waits for it while it comes, and so long after.
+_PRINTED_SECONDS = 0.1
+#: The daemon's word on a lost worker follows the end of its connections.
+_VERDICT_SECONDS = 5.0
+_LOOK_SECONDS = 1.0
+
+
+class LeasePool:
+    """For calls whose spec, but for the function, and whose surroundings are the same."""
+
+    def __init__(self, line: Connection, spec: Upload, context: Upload, name: str, most: int) -> None:
+        self._line = line
+        self._uploads = (spec, context)
+        self._name = name
+        self._most = most
+        self._lock = threading.RLock()
+        self._idle: list[Lease] = []
+        self._leases: set[Lease] = set()
+        self._queue: deque[LeasedCall] = deque()
+        #: Sent, and nobody has begun to wait for it.
+        self._unclaimed: LeasedCall | None = None
+        self._asked_again: set[Lease] = set()
+        self._watching = False
+
+    # -- calls in ------------------------------------------------------------------------------------------
+
+    def submit(self, call: LeasedCall) -> None:
+        """Send it now, or as soon as a worker is free."""
+        with self._lock:
+            self._attend_unclaimed()
+            while self._idle and not self._queue:
+                lease = self._idle.pop()
+                if self._send(lease, call):
+                    self._unclaimed = call
+                    return
+            self._queue.append(call)
+            self._attend_all()
+            self._open_more()
+        self._watch_queue()
+
+    def _attend_unclaimed(self) -> None:
+        """Another call comes before anybody waits for the last one: its answer must not wait for that."""
+        call, self._unclaimed = self._unclaimed, None
+        if call is not None:
+            self.attend(call)
+
+    def _attend_all(self) -> None:
+        """Calls wait for these leases to become free, so answers are read as they come."""
+        for lease in self._leases:
+            if lease.call is not None:
+                self.attend(lease.call)
+
+    def _send(self, lease: Lease, call: LeasedCall) -> bool:
+        """False: that lease is of no use any more, and the call still has to be sent."""
+        if not lease.start(call):
+            self._retire(lease)
+            return False
+        if not call.on_sent(lease) and self._queue:
+            self.attend(call)
+        return True
+
+    def _next(self, lease: Lease) -> None:
+        """The lease is free for whoever waits longest."""
+        if lease.is_closed or lease.last_accepted is not None:
+            self._retire(lease)
+            return
+        while self._queue:
+            call = self._queue.popleft()
+            if self._send(lease, call):
+                return
+            self._queue.appendleft(call)
+            return
+        if lease.reader == LINE:
+            lease.reader = None
+            self._line.attendant.leave(lease)
+        self._idle.append(lease)
+
+    # -- who reads -----------------------------------------------------------------------------------------
+
+    def claim(self, call: LeasedCall, reader: str) -> Lease | None:
+        with self._lock:
+            if self._unclaimed is call:
+                self._unclaimed = None
+            lease = call.lease
+            if lease is None or lease.reader is not None or lease.call is not call:
+                return None
+            lease.reader = reader
+            return lease
+
+    def unclaim(self, lease: Lease) -> None:
+        with self._lock:
+            lease.reader = None
+            call = lease.call
+            if call is not None:
+                # Its reader gave up, or another call was sent meanwhile.
+                self.attend(call)
+
+    def attend(self, call: LeasedCall) -> None:
+        with self._lock:
+            lease = call.lease
+            if lease is not None and lease.reader is None and lease.call is call:
+                lease.reader = LINE
+                self._line.attendant.attend(lease)
+
+    def withdraw(self, call: LeasedCall) -> bool:
+        with self._lock:
+            if call not in self._queue:
+                return call.is_over
+            self._queue.remove(call)
+        call.on_answer(_header(Status.CANCELLED, "CANCELLED", "stopped: it was cancelled"), Frame({}, b""))
+        return True
+
+    # -- leases --------------------------------------------------------------------------------------------
+
+    def _open_more(self) -> None:
+        """As many as calls wait, within the pool's size."""
+        opening = sum(not lease.is_granted for lease in self._leases)
+        while len(self._leases) < self._most and opening < len(self._queue):
+            lease = Lease(self, time.monotonic())
+            self._leases.add(lease)
+            opening += 1
+            self._line.open_lease(self, lease, self._uploads, self._request(lease))
+
+    def _request(self, lease: Lease) -> bytes:
+        spec, context = self._uploads
+        return wire.encode({"op": "lease", "lease": lease.id, "client": self._line.name, "spec": spec.digest, "context": context.digest, "name": self._name})
+
+    def _retire(self, lease: Lease) -> None:
+        """It carries no more calls, and nobody reads it but whoever is here."""
+        lease.close()
+        if lease in self._idle:
+            self._idle.remove(lease)
+        self._leases.discard(lease)
+        self._asked_again.discard(lease)
+        if self._queue:
+            self._open_more()
+
+    def on_granted(self, lease: Lease, header: dict[str, Any]) -> None:
+        with self._lock:
+            lease.granted(header["worker"], self._line.known_by(header["worker"]))
+            self._next(lease)
+
+    def on_refused(self, lease: Lease, header: dict[str, Any]) -> None:
+        with self._lock:
+            if header["code"] == "MISSING_CONTENT" and lease not in self._asked_again:
+                self._asked_again.add(lease)
+                lease.ask_again(self._uploads, self._request(lease))
+                return
+        self._refuse(lease, for_code(header["code"], header["message"]))
+
+    def _refuse(self, lease: Lease, error: RemotedError) -> None:
+        """No lease, and so no answer for the calls that it was opened for."""
+        with self._lock:
+            waiting = [call for call in self._queue if call.queued_at <= lease.opened_at] or list(self._queue)[:1]
+            for call in waiting:
+                self._queue.remove(call)
+            self._retire(lease)
+            self._line.forget_lease(lease)
+        for call in waiting:
+            call.fail(error)
+
+    def on_answer(self, lease: Lease, frame: Frame) -> None:
+        header = frame.header
+        with self._lock:
+            call = lease.call
+            if call is None or header["n"] != call.number:
+                frame.close()
+                return
+            if header.get("printed") and lease.printed < call.number and not lease.is_closed:
+                lease.held = lambda: self._conclude(lease, call, frame)
+                self._await_output(lease, call, frame, lease.output_bytes)
+                return
+        self._conclude(lease, call, frame)
+
+    def _await_output(self, lease: Lease, call: LeasedCall, frame: Frame, seen: int) -> None:
+        def look() -> None:
+            if lease.call is call and lease.output_bytes > seen:
+                self._await_output(lease, call, frame, lease.output_bytes)
+            else:
+                self._conclude(lease, call, frame)
+
+        self._line.attendant.after(_PRINTED_SECONDS, look)
+
+    def _conclude(self, lease: Lease, call: LeasedCall, frame: Frame) -> None:
+        """Its answer is complete; once."""
+        with self._lock:
+            if lease.call is not call:
+                return
+            lease.call, lease.held = None, None
+            if frame.header.get("kind") == "stale":
+                lease.last_accepted = call.number
+                call.on_waiting("WAITING_WORKER")
+                self._queue.appendleft(call)
+                call = None  # type: ignore[assignment]
+            self._next(lease)
+        if call is not None:
+            call.on_answer(_translated(call, frame.header), frame)
+
+    def on_closed(self, lease: Lease) -> None:
+        """No more will come: what was accepted is lost, what was not is sent elsewhere."""
+        with self._lock:
+            call = lease.call
+            if call is None or lease.held is not None:
+                self._retire(lease)
+                return
+            accepted = lease.last_accepted
+            if accepted is None and lease.ended is not None:
+                accepted = lease.ended.get("accepted", call.number)
+            if accepted is None:
+                lease.held = lambda: self._lose(lease, call)
+                self._line.attendant.after(_VERDICT_SECONDS, lambda: self._lose(lease, call))
+                return
+            if accepted < call.number:
+                lease.call = None
+                call.on_waiting("WAITING_WORKER")
+                self._queue.appendleft(call)
+                self._retire(lease)
+                return
+        self._lose(lease, call)
+
+    def _lose(self, lease: Lease, call: LeasedCall) -> None:
+        with self._lock:
+            if lease.call is not call:
+                return
+            lease.call, lease.held = None, None
+            self._retire(lease)
+        header = lease.ended
+        if header is None or header["status"] == Status.COMPLETED:
+            call.fail(WorkerLost("the worker ended the connection in the middle of the call; such calls are never sent twice", reason="WORKER_DIED"))
+        else:
+            call.on_answer({**header, "id": call.id, "kind": "died"}, Frame({}, b""))
+
+    # -- what the daemon says on the first connection ------------------------------------------------------
+
+    def on_event(self, lease: Lease, frame: Frame) -> None:
+        """State, output and end of one of these leases."""
+        header = frame.header
+        if frame.op == "output":
+            self._on_output(lease, frame)
+        elif frame.op == "printed":
+            lease.printed = header["number"]
+            self._release_held(lease, header["number"])
+        elif frame.op == "state":
+            self._on_state(header)
+        elif frame.op == "done":
+            self._on_done(lease, header)
+        frame.close()
+
+    def _on_output(self, lease: Lease, frame: Frame) -> None:
+        lease.output_bytes += len(frame.body)
+        call = lease.call or (self._queue[0] if self._queue and not lease.is_granted else lease.last_call)
+        if call is not None:
+            call.on_event(frame)
+
+    def _release_held(self, lease: Lease, number: int) -> None:
+        held = lease.held
+        if held is not None and lease.call is not None and lease.call.number <= number:
+            held()
+
+    def _on_state(self, header: dict[str, Any]) -> None:
+        if header["status"] == Status.IN_QUEUE:
+            with self._lock:
+                for call in self._queue:
+                    call.reason = header["reason"]
+
+    def _on_done(self, lease: Lease, header: dict[str, Any]) -> None:
+        lease.ended = header
+        self._line.forget_lease(lease)  # the last that is heard of it; its output came before
+        if not lease.is_granted and header["status"] != Status.COMPLETED:
+            self._fail_waiting(lease, header)
+            return
+        with self._lock:
+            if lease.call is None:
+                self._retire(lease)
+            elif lease.held is None:
+                self.attend(lease.call)  # what is still in its socket comes first
+        if lease.held is not None:
+            self.on_verdict(lease)
+
+    def on_verdict(self, lease: Lease) -> None:
+        """The connection had ended before the daemon said why."""
+        with self._lock:
+            if lease.call is None or not lease.is_closed:
+                return
+            lease.held = None
+        self.on_closed(lease)
+
+    def _fail_waiting(self, lease: Lease, header: dict[str, Any]) -> None:
+        with self._lock:
+            waiting = [call for call in self._queue if call.queued_at <= lease.opened_at] or list(self._queue)[:1]
+            for call in waiting:
+                self._queue.remove(call)
+            self._retire(lease)
+        for call in waiting:
+            call.on_answer(header, Frame({}, b""))
+
+    # -- a busy pool ---------------------------------------------------------------------------------------
+
+    def _watch_queue(self) -> None:
+        with self._lock:
+            if self._watching or not self._queue:
+                return
+            self._watching = True
+        self._line.attendant.after(_LOOK_SECONDS, self._look)
+
+    def _look(self) -> None:
+        """Calls that wait for this process's own others count their time here; the rest is the daemon's to count."""
+        now, patience = time.monotonic(), self._line.daemon.get("pool_busy_seconds", 30.0)
+        with self._lock:
+            self._watching = False
+            all_granted = bool(self._leases) and all(lease.is_granted for lease in self._leases)
+            late = [call for call in self._queue if all_granted and now - call.queued_at > patience]
+            for call in late:
+                self._queue.remove(call)
+        for call in late:
+            call.fail(for_code("POOL_BUSY", f"cannot run {call.name}: no worker became free within {patience:g} s (this process's own calls keep all {self._most} busy)"))
+        self._watch_queue()
+
+    # -- the end -------------------------------------------------------------------------------------------
+
+    def calls(self) -> list[LeasedCall]:
+        """All that are not over."""
+        with self._lock:
+            return [*self._queue, *(lease.call for lease in self._leases if lease.call is not None)]
+
+    def fail_all(self, error: RemotedError) -> None:
+        """There is no daemon: nothing that waits will be sent."""
+        with self._lock:
+            waiting, self._queue = list(self._queue), deque()
+            for lease in [lease for lease in self._leases if not lease.is_granted]:
+                self._retire(lease)
+        for call in waiting:
+            call.fail(error)
+
+    def reopen(self) -> None:
+        """The daemon came back: what had been asked of the last one is asked again."""
+        with self._lock:
+            for lease in [lease for lease in self._leases if not lease.is_granted]:
+                lease.close()
+                self._leases.discard(lease)
+            self._open_more()
+
+    def abandon(self) -> None:
+        """In a forked child: the sockets are the parent's."""
+        for lease in self._leases:
+            lease.close()
+
+
+def _translated(call: LeasedCall, header: dict[str, Any]) -> dict[str, Any]:
+    """A worker's answer as the daemon would have told it."""
+    if "kind" not in header:
+        return _header(Status.COMPLETED, "", "", "returned")
+    kind, why = header["kind"], header["why"]
+    if kind == "returned":
+        status, reason = Status.COMPLETED, ""
+    elif why == "TIMEOUT":
+        status, reason = Status.TIMED_OUT, "TIMEOUT"
+    elif why:
+        status, reason = Status.CANCELLED, why
+    else:
+        status, reason = Status.FAILED, "EXCEPTION"
+    error = header["message"]
+    if status is Status.TIMED_OUT:
+        error = f"the call ran longer than its timeout of {call.use[3] / 1000:g} s and was stopped"
+    return {**_header(status, reason, error, kind), "error_type": header["error_type"], "traceback": header["traceback"]}
+
+
+def _header(status: Status, reason: str, error: str, kind: str = "") -> dict[str, Any]:
+    return {"status": status.value, "reason": reason, "kind": kind, "error": error, "error_type": "", "traceback": ""}

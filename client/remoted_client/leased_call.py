@@ -1,0 +1,132 @@
+"""A call that travels on a lease: as a ``CallState``, but whoever waits for it may read its answer from the socket."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from remoted_client.call_state import CallState
+from remoted_client.lease import LOOP, THREAD, Lease
+from remoted_client.wire import Frame, Status
+
+if TYPE_CHECKING:
+    from remoted_client.connection import Upload
+    from remoted_client.payload import Payload
+
+
+class Pool(Protocol):
+    """Where its lease comes from."""
+
+    def claim(self, call: LeasedCall, reader: str) -> Lease | None:
+        """The lease that carries the call, to be read by the caller alone; None if it waits, or somebody reads."""
+        ...
+
+    def unclaim(self, lease: Lease) -> None: ...
+    def attend(self, call: LeasedCall) -> None:
+        """Let the connection's thread read its answer."""
+        ...
+
+    def withdraw(self, call: LeasedCall) -> bool:
+        """Take it back while it waits. False: a worker has it."""
+        ...
+
+
+class LeasedCall(CallState):
+    """One call. ``use`` names what is called: digests of code, modules and context, and the timeout in milliseconds."""
+
+    def __init__(self, name: str, pool: Pool, use: tuple[str, str, str, int], uploads: tuple[Upload, ...], payload: Payload) -> None:
+        super().__init__(name, None, durable=False, detached=False, stream=False, echo=True)
+        self.is_mine = self.known = True
+        self.pool = pool
+        self.use = use
+        self.uploads = uploads
+        self.payload = payload
+        self.queued_at = time.monotonic()
+        self.lease: Lease | None = None
+        self.number = 0
+
+    # -- the pool ------------------------------------------------------------------------------------------
+
+    def on_sent(self, lease: Lease) -> bool:
+        """A worker gets it. True if somebody waits for it, who will read the answer."""
+        with self._lock:
+            self.lease, self.id, self.worker = lease, f"{lease.id}-{self.number}", lease.worker
+            self.status, self.reason = Status.IN_PROGRESS, ""
+            has_waiters = bool(self._news_waiters or self._waiters)
+            if has_waiters:
+                self._notify()
+            return has_waiters
+
+    def on_waiting(self, reason: str) -> None:
+        """Why no worker has it yet."""
+        self.status, self.reason, self.lease = Status.IN_QUEUE, reason, None
+
+    def on_answer(self, header: dict[str, Any], frame: Frame) -> None:
+        """The end of it: the worker's answer in the words of a ``done`` frame."""
+        self.on_done(frame._replace(header={"id": self.id, "worker": self.worker, **header}))
+
+    # -- everybody else ------------------------------------------------------------------------------------
+
+    def look(self) -> None:
+        if not self.is_over:
+            self.pool.attend(self)
+
+    def request_cancel(self, send: Callable[[dict[str, Any]], None]) -> None:
+        lease = self.lease
+        if not self.pool.withdraw(self) and lease is not None:
+            send({"op": "cancel", "id": lease.id, "number": self.number})
+            self.pool.attend(self)
+
+    def wait(self, condition: Callable[[], bool], timeout: float | None, news: bool = True) -> bool:
+        """Reads the answer itself if it can; the lease's socket is this thread's meanwhile."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not condition():
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return False
+            lease = self.pool.claim(self, THREAD)
+            if lease is None:
+                super().wait(lambda: condition() or self._is_claimable, left, news=True)
+                continue
+            try:
+                while lease.call is self and not condition() and lease.read(None if deadline is None else deadline - time.monotonic()):
+                    pass
+            finally:
+                self.pool.unclaim(lease)
+        return True
+
+    async def wait_async(self, condition: Callable[[], bool], news: bool = True) -> None:
+        """The same on the running loop."""
+        while not condition():
+            lease = self.pool.claim(self, LOOP)
+            if lease is None:
+                await super().wait_async(lambda: condition() or self._is_claimable, news=True)
+                continue
+            try:
+                await _answered(lease, self)
+            finally:
+                self.pool.unclaim(lease)
+
+    @property
+    def _is_claimable(self) -> bool:
+        lease = self.lease
+        return lease is not None and lease.reader is None and lease.call is self
+
+
+async def _answered(lease: Lease, call: LeasedCall) -> None:
+    loop = asyncio.get_running_loop()
+    over: asyncio.Future[None] = loop.create_future()
+
+    def readable() -> None:
+        lease.read_now()
+        if lease.call is not call and not over.done():
+            over.set_result(None)
+
+    fd = lease.fileno()
+    loop.add_reader(fd, readable)
+    try:
+        await over
+    finally:
+        loop.remove_reader(fd)

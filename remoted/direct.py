@@ -1,0 +1,206 @@
+"""Direct calls of load-balanced classes: no record, no retry, the fast answer or an honest refusal.
+
+Most of them travel on a lease (``leases``): the client's own connection, handed to a worker. Those that need the daemon
+on their way (streams, instances of classes, calls made inside a body) pass through here one by one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from remoted.access import Peer
+from remoted.calls import Call, CallRunner, Listener, Request
+from remoted.clock import Clock
+from remoted.contents import Contents
+from remoted.engine import Engine
+from remoted.errors import BadRequest, Conflict
+from remoted.leases import Door, Lease, Leases
+from remoted.limits import Limits
+from remoted.logs import JobLog
+from remoted.model import AttemptToken, Reason, Status, Uid
+from remoted.paths import Paths
+from remoted.workers import AttemptEnd, Content
+
+#: Waiting for these is the pool's business, not a busy pool: the time does not count (SURFACE F06).
+_NOT_BUSY = frozenset({Reason.STARTING, Reason.WAITING_ENV})
+
+
+class DirectCalls(CallRunner):
+    """The use case of load-balanced classes."""
+
+    def __init__(self, engine: Engine, contents: Contents, clock: Clock, limits: Limits, kind_key: bytes, paths: Paths) -> None:
+        super().__init__(engine, contents, clock, limits, kind_key)
+        self._paths = paths
+        self._leases = Leases(clock, limits, lambda: engine.is_contended)
+        engine.on_contention = self._leases.make_room
+
+    def submit(self, peer: Peer, request: Request, caller: str) -> Call:
+        """A call that waits for a worker from now on. Raises Refused."""
+        call_id = secrets.token_hex(16)
+        return self._admit(peer, request, Call, call_id, caller=caller)
+
+    def lease(self, peer: Peer, request: Request, lease_id: str, door: Door, caller: str) -> Call:
+        """A connection that waits for a worker from now on. Raises Refused."""
+        if self.lookup(lease_id) is not None:
+            raise BadRequest("BAD_REQUEST", "cannot open the lease: its id is in use")
+        return self._admit(peer, request, Lease, lease_id, caller=caller, door=door)
+
+    def _admit(self, peer: Peer, request: Request, kind: type[Call], call_id: str, **more: Any) -> Call:
+        if self.engine.draining:
+            raise Conflict("DRAINING", "cannot take new work: the daemon is being stopped; try again when it is back")
+        spec = self.contents.spec(peer.uid, request.spec)
+        ancestors = self.ancestors_of(peer, request.parent) if request.parent else ()
+        ticket, policy = self.make_ticket(peer, call_id, request, spec, ancestors)
+        call = kind(
+            id=call_id,
+            uid=Uid(peer.uid),
+            request=request,
+            spec=spec,
+            name=request.options.name or spec.function.qualname,
+            ticket=ticket,
+            log=JobLog(self._paths.logs / f"{call_id}.log", self.limits.log_bytes_per_job),
+            submitted_at=self.clock.wall(),
+            **more,
+        )
+        self.calls[call_id] = call
+        for digest in request.digests:
+            self.contents.hold(call.uid, digest)
+        parent = self.lookup(request.parent)
+        if parent is not None:
+            parent.children.add(call_id)
+        self._watch_busy(call, self.limits.pool_busy_seconds)
+        self.engine.submit(ticket, policy, self)
+        return call
+
+    def _watch_busy(self, call: Call, remaining: float) -> None:
+        """Count the seconds in which other calls were in the way, and give up after so many."""
+        loop = asyncio.get_running_loop()
+        step = min(1.0, remaining)
+        call.retry_timer = loop.call_later(step, self._count_busy, call, remaining, step)
+
+    def _count_busy(self, call: Call, remaining: float, step: float) -> None:
+        if call.status is not Status.IN_QUEUE or call.id not in self.calls:
+            return
+        waiting = self.engine.waiting_for(call.id)
+        counted = waiting is not None and waiting[0] not in _NOT_BUSY
+        remaining -= step if counted else 0.0
+        if remaining > 0:
+            self._watch_busy(call, remaining)
+            return
+        why = f"{waiting[0].value}: {waiting[1]}" if waiting else ""
+        self.engine.withdraw(call.id)
+        call.error, call.error_type = f"cannot run {call.name}: no worker became free within {self.limits.pool_busy_seconds:g} s ({why})", "POOL_BUSY"
+        self._finish(call, Status.FAILED, Reason.WAITING_WORKER)
+
+    def outcome_path(self, call: Call) -> os.PathLike[str]:
+        """Nobody asks for the outcome of a direct call after a restart: the worker leaves none."""
+        return Path()
+
+    def begin(self, call: Call, inline: bool) -> None:
+        if isinstance(call, Lease):
+            self._grant(call)
+        else:
+            self.run(call, inline)
+
+    def _grant(self, lease: Lease) -> None:
+        assert lease.door is not None
+        assert lease.worker is not None
+        lease.status, lease.reason = Status.IN_PROGRESS, None
+        connection, lease.door = lease.door.hand_over(), None
+        if connection is None:
+            self.attempt_ended(lease, lease.token, AttemptEnd("ended", message="its client had gone"))
+            return
+        context = self.contents.content(lease.uid, lease.request.context)
+        lease.worker.lend(self._leases.grant(lease, connection, context), Listener(self, lease, lease.token))
+        self.tell_state(lease)
+
+    def add_item(self, call: Call, token: AttemptToken, number: int, payload: bytes | int, size: int) -> None:
+        content = _content(payload)
+        for watcher in list(call.watchers):
+            watcher.on_item(call, number, content)
+        if isinstance(payload, int):
+            os.close(payload)
+
+    def attempt_ended(self, call: Call, token: AttemptToken, end: AttemptEnd) -> None:
+        worker, call.worker = call.worker, None
+        if end.kind == "stale" and worker is not None:
+            self.engine.retire(worker, end.message)
+        self.engine.ended(call.id)
+        if isinstance(call, Lease):
+            self._leases.end(call)
+        elif end.kind == "stale" and worker is not None:
+            self._queue_again(call)
+            return
+        call.result, call.result_kind, call.result_size = _content(end.payload), end.kind, end.size
+        call.error, call.error_type, call.traceback = end.message, end.error_type, end.traceback
+        status, reason = _verdict(end)
+        if status is Status.TIMED_OUT:
+            call.error = f"the call ran longer than its timeout of {call.timeout_seconds:g} s and was stopped"
+        self._finish(call, status, reason)
+        if isinstance(end.payload, int):
+            os.close(end.payload)
+        if worker is not None and worker.is_alive and not isinstance(call, Lease):
+            worker.acknowledge(token)
+
+    def _queue_again(self, call: Call) -> None:
+        call.status = Status.IN_QUEUE
+        call.ticket, policy = self.make_ticket(Peer(call.uid, call.uid, 0), call.id, call.request, call.spec, call.ticket.ancestors)
+        self.engine.submit(call.ticket, policy, self)
+
+    def on_unplaceable(self, ticket_id: str, reason: Reason, message: str, detail: str) -> None:
+        call = self.calls.get(ticket_id)
+        if call is not None:
+            call.error = f"{message}\n{detail}".strip()
+            self._finish(call, Status.FAILED, reason)
+
+    def cancel(self, call: Call, why: Reason = Reason.CANCELLED, number: int | None = None) -> None:
+        """``number``: which call of a lease; None is the one in hand."""
+        if isinstance(call, Lease) and call.worker is not None:
+            self._leases.stop_call(call, number, why)
+            return
+        if call.stop_requested is not None:
+            return
+        call.stop_requested = why
+        if call.worker is not None:
+            call.worker.stop(call.token, why)
+        elif call.id in self.calls:
+            self.engine.withdraw(call.id)
+            call.error = "stopped: it was cancelled"
+            self._finish(call, Status.CANCELLED, why)
+
+    def _finish(self, call: Call, status: Status, reason: Reason | None) -> None:
+        call.status, call.reason, call.ended_at = status, reason, self.clock.wall()
+        del self.calls[call.id]
+        for digest in call.request.digests:
+            self.contents.release(call.uid, digest)
+        if call.retry_timer is not None:
+            call.retry_timer.cancel()
+        for watcher in list(call.watchers):
+            watcher.on_done(call)
+        call.watchers.clear()
+        call.log.close()
+        call.log.path.unlink(missing_ok=True)
+        parent = self.lookup(call.request.parent)
+        if parent is not None:
+            parent.children.discard(call.id)
+
+
+def _content(payload: bytes | int) -> Content:
+    """Readable until the payload's descriptor is closed: the watchers open their own."""
+    if isinstance(payload, int):
+        return Content("", None, fd=payload)
+    return Content("", payload, None)
+
+
+def _verdict(end: AttemptEnd) -> tuple[Status, Reason | None]:
+    if end.kind in ("returned", "ended", "stale"):
+        return Status.COMPLETED, None
+    if end.stopped_by is Reason.TIMEOUT:
+        return Status.TIMED_OUT, Reason.TIMEOUT
+    if end.stopped_by is not None:
+        return Status.CANCELLED, end.stopped_by
+    return Status.FAILED, end.reason or Reason.EXCEPTION

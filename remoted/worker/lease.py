@@ -1,0 +1,146 @@
+"""A client's connection in this worker: numbered calls in, answers out, no daemon in between (MECHANISMS 3).
+
+The client sends what the worker lacks (PUT), names a function once (USE) and then calls it by number. A call that was
+taken off the socket is accepted: the shared page says so before anything of it runs. After GOAWAY nothing is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from remoted_client import wire
+
+from .calls import Run
+
+_READ_BYTES = 256 * 1024
+
+
+class Lease:
+    """One lease. The main thread (or one thread of its own) reads it; any thread may revoke it."""
+
+    def __init__(self, header: dict[str, Any], connection: int, page: int, learn: Callable[[str, bytes | int], None]) -> None:
+        self.token: str = header["attempt"]
+        self.is_concurrent: bool = header["concurrent"]
+        self.is_stale = False
+        self._id: str = header["lease"]
+        self._worker: str = header["worker"]
+        self._learn = learn
+        self._sock = socket.socket(fileno=connection)
+        self._sock.setblocking(True)  # the flag travels with the descriptor
+        self._page = mmap.mmap(page, wire.LEASE_PAGE_BYTES)
+        os.close(page)
+        self._reader = wire.FrameReader()
+        self._frames: deque[wire.Frame] = deque()
+        self._buffer = bytearray(_READ_BYTES)
+        self._uses: dict[int, dict[str, Any]] = {}
+        self._lock = threading.Lock()
+        self._accepted = self._answered = 0
+        self._began = self._ended = self._timeout = 0
+        self._revoked = False
+
+    def grant(self) -> None:
+        """The first word on the connection is the worker's."""
+        self._send(wire.encode({"op": "grant", "lease": self._id, "worker": self._worker}))
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    @property
+    def has_frames(self) -> bool:
+        """Something was read and not handled yet."""
+        return bool(self._frames)
+
+    def next_call(self) -> Run | None:
+        """Blocks until there is one. None: no more calls, because of the client or because it was revoked."""
+        while not self._revoked:
+            while self._frames:
+                run = self._take(self._frames.popleft())
+                if run is not None:
+                    return run
+            try:
+                data, fds = wire.receive_into(self._sock, self._buffer)
+                self._frames.extend(self._reader.feed(data, fds))
+            except (OSError, wire.WireError):
+                return None
+            if not data:
+                return None
+        return None
+
+    def _take(self, frame: wire.Frame) -> Run | None:
+        header = frame.header
+        op = header.get("op", "call")
+        if op == "put":
+            self._learn(header["digest"], frame.fds[0] if frame.fds else frame.body)
+        elif op == "use":
+            self._uses[header["use"]] = header
+        else:
+            return self._accept(header, frame)
+        return None
+
+    def _accept(self, header: dict[str, Any], frame: wire.Frame) -> Run:
+        use = self._uses[header["use"]]
+        number = self._accepted = header["n"]
+        self._began, self._timeout = time.clock_gettime_ns(time.CLOCK_BOOTTIME), use["timeout_ms"]
+        self._note()
+        return Run(
+            attempt=f"{self.token}/{number}",
+            job=self._id,
+            code=use["code"],
+            modules=use["modules"],
+            context=use["context"],
+            stream=False,
+            inline=False,
+            outcome_path="",
+            arguments=frame.fds[0] if frame.fds else frame.body,
+            lease=self,
+            number=number,
+        )
+
+    def answer(self, number: int, header: dict[str, Any], payload: bytes | int) -> None:
+        """The outcome of one call; the descriptor is closed here. Nobody may be there to hear it."""
+        head = b'{"n":%d}' % number if not header else wire.encode_header({"n": number, **header})
+        try:
+            if isinstance(payload, bytes):
+                self._send(wire.frame(head, payload))
+            else:
+                self._send(wire.frame(head, fd_count=1), (payload,))
+                os.close(payload)
+        finally:
+            self._answered, self._ended = number, time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+            self._note()
+
+    def _note(self) -> None:
+        wire.LEASE_PAGE.pack_into(self._page, 0, self._accepted, self._answered, self._began, self._timeout, self._ended)
+
+    def _send(self, data: bytes, fds: tuple[int, ...] = ()) -> None:
+        try:
+            with self._lock:
+                sent = wire.send(self._sock, data, fds)
+                while sent < len(data):
+                    data = data[sent:]
+                    sent = wire.send(self._sock, data)
+        except OSError:
+            return  # nobody is there any more
+
+    def revoke(self) -> None:
+        """From any thread: no call is accepted after this, and a thread that waits for one wakes up."""
+        self._revoked = True
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RD)
+
+    def close(self) -> None:
+        """Say which call was the last one accepted; the client sends later ones elsewhere."""
+        self._send(wire.encode({"op": "goaway", "last": self._accepted}))
+        self._sock.close()
+        self._page.close()
+        self._reader.close()
+        for frame in self._frames:
+            frame.close()
