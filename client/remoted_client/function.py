@@ -16,6 +16,18 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 H = TypeVar("H")
+#: ``submission.start``, from the first call on: until then nothing that pickles or connects is imported.
+_start: Callable[..., Any] | None = None
+
+
+
+def _load_start() -> Callable[..., Any]:
+    global _start
+    from remoted_client.submission import start
+
+    _start = start
+    return start
+
 
 class RemoteFunction(Generic[P, H]):
     """A function that runs in a worker. Calling it starts a call; ``H`` is the handle it gives.
@@ -64,12 +76,7 @@ class RemoteFunction(Generic[P, H]):
         self._check_arguments(args, kwargs)
         if self._settings.runs_here:
             return self.local(*args, **kwargs)
-        from remoted_client.connection import current
-        from remoted_client.handle import Handle, StreamHandle
-        from remoted_client.submission import submit
-
-        state = submit(current(), self._function, self._settings, self._options, args, kwargs, stream=self._stream)
-        handle: Any = StreamHandle(state) if self._stream else Handle(state)
+        handle: Any = (_start or _load_start())(self._function, self._settings, self._options, args, kwargs, self._stream)
         result: H = handle
         return result
 

@@ -12,7 +12,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
 from typing import Any, Generic, TypeVar
 
-from remoted_client import connection, context, failure
+from remoted_client import connection, context, failure, plain
 from remoted_client.call_state import CallState, payload_of
 from remoted_client.errors import RemoteExecutionError, for_code, for_outcome
 from remoted_client.output import from_done
@@ -266,6 +266,8 @@ class _FoundJob(Job):
 
 def _decode(frame: Frame) -> Any:
     """The frame's payload as an object; its descriptors are closed."""
+    if frame.header.get("plain"):
+        return plain.loads(frame.body)
     try:
         source = payload_of(frame)
         return connection.current().encoder.decode_result(source)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from remoted_client.leased_call import LeasedCall
 
 _READ_BYTES = 256 * 1024
+_CALL = b'{"n":%d,"use":%d}'
+_PLAIN_CALL = b'{"n":%d,"use":%d,"plain":true}'
 THREAD, LOOP, LINE = "thread", "loop", "line"
 
 
@@ -94,7 +96,8 @@ class Lease:
         call.number = self._number
         try:
             self._introduce(call)
-            head, fd = b'{"n":%d,"use":%d}' % (self._number, self._uses[call.use]), call.payload.fd
+            head = (_PLAIN_CALL if call.is_plain else _CALL) % (self._number, self._uses[call.use])
+            fd = call.payload.fd
             self._send(wire.frame(head, call.payload.inline, int(fd >= 0)), (fd,) if fd >= 0 else ())
         except OSError:
             self.call = None

@@ -372,7 +372,7 @@ class LeasePool:
 def _translated(call: LeasedCall, header: dict[str, Any]) -> dict[str, Any]:
     """A worker's answer as the daemon would have told it."""
     if "kind" not in header:
-        return _header(Status.COMPLETED, "", "", "returned")
+        return {**_COMPLETED, "plain": header.get("plain", False)}
     kind, why = header["kind"], header["why"]
     if kind == "returned":
         status, reason = Status.COMPLETED, ""
@@ -386,6 +386,9 @@ def _translated(call: LeasedCall, header: dict[str, Any]) -> dict[str, Any]:
     if status is Status.TIMED_OUT:
         error = f"the call ran longer than its timeout of {call.use[3] / 1000:g} s and was stopped"
     return {**_header(status, reason, error, kind), "error_type": header["error_type"], "traceback": header["traceback"]}
+
+
+_COMPLETED = {"status": "COMPLETED", "reason": "", "kind": "returned", "error": "", "error_type": "", "traceback": ""}
 
 
 def _header(status: Status, reason: str, error: str, kind: str = "") -> dict[str, Any]:

@@ -36,13 +36,14 @@ class Pool(Protocol):
 class LeasedCall(CallState):
     """One call. ``use`` names what is called: digests of code, modules and context, and the timeout in milliseconds."""
 
-    def __init__(self, name: str, pool: Pool, use: tuple[str, str, str, int], uploads: tuple[Upload, ...], payload: Payload) -> None:
+    def __init__(self, name: str, pool: Pool, use: tuple[str, str, str, int], uploads: tuple[Upload, ...], payload: Payload, is_plain: bool) -> None:
         super().__init__(name, None, durable=False, detached=False, stream=False, echo=True)
         self.is_mine = self.known = True
         self.pool = pool
         self.use = use
         self.uploads = uploads
         self.payload = payload
+        self.is_plain = is_plain
         self.queued_at = time.monotonic()
         self.lease: Lease | None = None
         self.number = 0

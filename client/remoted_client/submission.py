@@ -12,12 +12,14 @@ import secrets
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from remoted_client import context
+from remoted_client import context, plain
 from remoted_client.call_state import CallState
-from remoted_client.connection import Connection, Outgoing, Upload
+from remoted_client.codec import UnpicklableError, function_identity
+from remoted_client.connection import Connection, Outgoing, Upload, current
 from remoted_client.errors import SerializationError
+from remoted_client.handle import Handle, StreamHandle
 from remoted_client.lease_pool import LeasePool
 from remoted_client.leased_call import LeasedCall
 from remoted_client.payload import Payload, PayloadWriter
@@ -26,6 +28,12 @@ from remoted_client.surroundings import current_directory, own_entries
 
 if TYPE_CHECKING:
     from remoted_client.codec import Code
+
+
+def start(function: Callable[..., Any], settings: Settings, options: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any], stream: bool) -> Handle[Any]:
+    """The handle of a call that is on its way."""
+    state = submit(current(), function, settings, options, args, kwargs, stream=stream)
+    return StreamHandle(state) if stream else Handle(state)
 
 
 def submit(
@@ -42,7 +50,7 @@ def submit(
 ) -> CallState:
     """Pickle, describe and start one call. Raises SerializationError naming what cannot be sent."""
     described = _describe(line, target, settings, stream)
-    if settings.config.is_load_balanced and not stream and instance is None and context.running_call() is None and options.keys() <= _LEASED_OPTIONS:
+    if described.is_load_balanced and not stream and instance is None and context.running_call() is None and options.keys() <= _LEASED_OPTIONS:
         return _submit_leased(line, described, target, settings, options, args, kwargs)
     code, (code_upload, spec_upload) = described.code, described.uploads
     payload = encode_arguments(line, args, kwargs, code)
@@ -89,21 +97,50 @@ def _submit_leased(
     line: Connection, described: _Described, target: Callable[..., Any], settings: Settings, options: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> LeasedCall:
     """Straight to a worker, on a connection that the daemon has handed over."""
-    code_upload, spec_upload = described.uploads
-    payload = encode_arguments(line, args, kwargs, described.code)
+    plain_data = plain.dumps((args, kwargs))
+    payload = encode_arguments(line, args, kwargs, described.code) if plain_data is None else Payload(plain_data, -1)
     data, digest = line.surroundings.document(settings.declared)
-    modules = _modules_upload(described.code)
-    pool = line.pools.get((described.pool_key, digest))
-    if pool is None:
-        most = settings.config.workersMax * settings.config.max_concurrency
-        pool = line.pools.setdefault((described.pool_key, digest), LeasePool(line, spec_upload, Upload(digest, "context", data), name_of(target), most))
-    timeout = options.get("timeout_seconds") or described.timeout_seconds
-    limits = [limit for limit in (timeout, described.execution_timeout_seconds) if limit is not None]
-    use = (code_upload.digest, modules.digest if modules else "", digest, int(1000 * min(limits)) if limits else 0)
-    uploads = (code_upload, Upload(digest, "context", data), *((modules,) if modules else ()))
-    call = LeasedCall(options.get("name") or name_of(target), pool, use, uploads, payload)
-    pool.submit(call)
+    route = described.route
+    if route is None or route.context != digest or route.modules is not described.code.modules or route.line is not line:
+        route = described.route = _route(line, described, target, settings, Upload(digest, "context", data))
+    use = route.use
+    if options:
+        timeout = options.get("timeout_seconds") or described.timeout_seconds
+        use = (*use[:3], _milliseconds(timeout, described.execution_timeout_seconds))
+    call = LeasedCall(options.get("name") or route.name, route.pool, use, route.uploads, payload, plain_data is not None)
+    route.pool.submit(call)
     return call
+
+
+class _Route(NamedTuple):
+    """Where calls of one target go, as long as neither its code nor its surroundings change."""
+
+    line: Connection
+    context: str
+    modules: Any
+    name: str
+    pool: LeasePool
+    use: tuple[str, str, str, int]
+    uploads: tuple[Upload, ...]
+
+
+def _route(line: Connection, described: _Described, target: Callable[..., Any], settings: Settings, context_upload: Upload) -> _Route:
+    code_upload, spec_upload = described.uploads
+    modules = _modules_upload(described.code)
+    key = (described.pool_key, context_upload.digest)
+    name = name_of(target)
+    if key not in line.pools:
+        most = settings.config.workersMax * settings.config.max_concurrency
+        line.pools.setdefault(key, LeasePool(line, spec_upload, context_upload, name, most))
+    timeout_ms = _milliseconds(described.timeout_seconds, described.execution_timeout_seconds)
+    use = (code_upload.digest, modules.digest if modules else "", context_upload.digest, timeout_ms)
+    uploads = (code_upload, context_upload, *((modules,) if modules else ()))
+    return _Route(line, context_upload.digest, described.code.modules, name, line.pools[key], use, uploads)
+
+
+def _milliseconds(*limits: float | None) -> int:
+    """The least of them; 0 means none."""
+    return int(1000 * min((limit for limit in limits if limit is not None), default=0))
 
 
 class _Described:
@@ -112,10 +149,12 @@ class _Described:
     def __init__(self, code: Code, document: dict[str, Any]) -> None:
         spec = json.dumps(document, sort_keys=True).encode()
         self.code = code
+        self.is_load_balanced: bool = document["pool"]["load_balanced"]
         self.uploads = (Upload(hashlib.sha256(code.payload).hexdigest(), "code", code.payload), Upload(hashlib.sha256(spec).hexdigest(), "spec", spec))
         self.timeout_seconds: float | None = document["timeout_seconds"]
         self.execution_timeout_seconds: float | None = document["pool"]["execution_timeout_seconds"]
 
+        self.route: _Route | None = None
         shared = {name: value for name, value in document.items() if name not in ("function", "timeout_seconds", "max_retries", "stream")}
         #: Calls with the same key can share a lease.
         self.pool_key = json.dumps(shared, sort_keys=True)
@@ -129,8 +168,6 @@ _modules: list[tuple[Any, Upload]] = []
 
 def _describe(line: Connection, target: Callable[..., Any], settings: Settings, stream: bool) -> _Described:
     """The target's code and spec; built again only when the code was."""
-    from remoted_client.codec import UnpicklableError, function_identity
-
     try:
         code = line.encoder.encode_call_target(target)
     except UnpicklableError as error:
@@ -158,8 +195,6 @@ def _modules_upload(code: Code) -> Upload | None:
 
 def encode_arguments(line: Connection, args: tuple[Any, ...], kwargs: dict[str, Any], code: Code | None) -> Payload:
     """Raises SerializationError naming argument and attribute."""
-    from remoted_client.codec import UnpicklableError
-
     writer = PayloadWriter()
     try:
         line.encoder.encode_arguments_into(writer, args, kwargs, code)  # type: ignore[arg-type]

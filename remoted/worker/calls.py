@@ -30,6 +30,8 @@ class Run:
     outcome_path: str
     arguments: bytes | int
     instance: dict[str, Any] | None = None
+    #: The arguments are a pickle of built-in values alone.
+    is_plain: bool = False
     #: Where it came from and its number there; None when it came from the daemon.
     lease: Lease | None = None
     number: int = 0

@@ -21,6 +21,7 @@ from remoted_client import wire
 from .calls import Run
 
 _READ_BYTES = 256 * 1024
+_ANSWER, _PLAIN_ANSWER = b'{"n":%d}', b'{"n":%d,"plain":true}'
 
 
 class Lease:
@@ -100,13 +101,16 @@ class Lease:
             inline=False,
             outcome_path="",
             arguments=frame.fds[0] if frame.fds else frame.body,
+            is_plain="plain" in header,
             lease=self,
             number=number,
         )
 
-    def answer(self, number: int, header: dict[str, Any], payload: bytes | int) -> None:
+    def answer(self, number: int, header: dict[str, Any], payload: bytes | int, is_plain: bool = False) -> None:
         """The outcome of one call; the descriptor is closed here. Nobody may be there to hear it."""
-        head = b'{"n":%d}' % number if not header else wire.encode_header({"n": number, **header})
+        head = (_PLAIN_ANSWER if is_plain else _ANSWER) % number
+        if header:
+            head = wire.encode_header({"n": number, **header})
         try:
             if isinstance(payload, bytes):
                 self._send(wire.frame(head, payload))

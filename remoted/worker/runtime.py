@@ -22,8 +22,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, BinaryIO, cast
 
+from remoted_client import codec, plain, wire
 from remoted_client import context as client_context
-from remoted_client import wire
 from remoted_client.payload import PayloadWriter
 
 from .calls import Instances, Outcome, Run, as_iterator, is_async, raised, returned, shorten
@@ -45,13 +45,11 @@ class Runtime:
     """Everything of one worker process."""
 
     def __init__(self, fd: int) -> None:
-        from remoted_client.codec import Decoder
-
         self._link = Link(fd)
         self._streams = StandardStreams()
         self._loop = asyncio.new_event_loop()
         self._inbox = Inbox(self._loop)
-        self._decoder = Decoder()
+        self._decoder = codec.Decoder()
         self._instances = Instances()
         self._contents: dict[str, bytes | int] = {}
         self._contexts: dict[str, CallContext] = {}
@@ -310,13 +308,11 @@ class Runtime:
 
     def _install_modules(self, run: Run) -> None:
         """At every call: a module that a body imported from disk may have been edited since (it is then stale)."""
-        from remoted_client.codec import ModuleSet, install_modules
-
         if self._modules is None or self._modules[0] != run.modules:
-            found = ModuleSet.from_bytes(self._content(run.modules)) if run.modules else ModuleSet()
+            found = codec.ModuleSet.from_bytes(self._content(run.modules)) if run.modules else codec.ModuleSet()
             self._modules = (run.modules, found)
         # A lease is one run of one script: it goes on with what it has imported, like any script.
-        install_modules(self._modules[1], _MODULES_SECONDS if run.number > 1 else 0.0)
+        codec.install_modules(self._modules[1], _MODULES_SECONDS if run.number > 1 else 0.0)
 
     def _content(self, digest: str) -> bytes:
         found = self._contents[digest]
@@ -341,7 +337,7 @@ class Runtime:
             target, run.instance["constructed"] = self._instances.method(run.instance, lambda: self._construct(target, run))
         if run.instance is not None or self._asked != run.code:
             self._asked, self._is_async = run.code, is_async(target)
-        args, kwargs = self._load_arguments(run.arguments)
+        args, kwargs = self._load_arguments(run.arguments, run.is_plain)
         return _Bound(target, self._is_async, args, kwargs)
 
     def _construct(self, kind: Any, run: Run) -> Any:
@@ -349,9 +345,9 @@ class Runtime:
         args, kwargs = self._decoder.load_arguments(self._content(run.instance["constructor"]))
         return kind(*args, **kwargs)
 
-    def _load_arguments(self, source: bytes | int) -> Any:
+    def _load_arguments(self, source: bytes | int, is_plain: bool) -> Any:
         if isinstance(source, bytes):
-            return self._decoder.load_arguments(source)
+            return plain.loads(source) if is_plain else self._decoder.load_arguments(source)
         with open(source, "rb") as file:
             return self._decoder.load_arguments(file)
 
@@ -493,6 +489,9 @@ class Runtime:
     def _finish(self, run: Run, outcome: Outcome) -> None:
         """Flush, encode, tell; what cannot be encoded becomes an error that names it."""
         self._streams.flush()
+        if run.lease is not None and outcome.kind == "returned" and (data := plain.dumps(outcome.value)) is not None:
+            self._answer(run.lease, run, outcome, data, is_plain=True)
+            return
         if run.lease is None:
             self._streams.restore()
             self._credits.pop(run.attempt, None)
@@ -502,15 +501,16 @@ class Runtime:
             outcome = raised(error, self._survives, run.attempt in self._cancelled)
             outcome.kind = "unsendable"
             payload = self._encode(outcome.value)
-        why = self._cancelled.pop(run.attempt, "")
         if run.lease is not None:
-            self._answer(run.lease, run, outcome, payload, why)
+            self._answer(run.lease, run, outcome, payload)
         else:
+            self._cancelled.pop(run.attempt, None)
             self._tell_daemon(run, outcome, payload)
 
-    def _answer(self, lease: Lease, run: Run, outcome: Outcome, payload: bytes | int, why: str) -> None:
+    def _answer(self, lease: Lease, run: Run, outcome: Outcome, payload: bytes | int, is_plain: bool = False) -> None:
         """To the client; by the daemon goes only that all of the output is out."""
         header: dict[str, Any] = {}
+        why = self._cancelled.pop(run.attempt, "")
         if outcome.kind != "returned":
             header = {"why": why, **_described(outcome)}
         if outcome.kind == "stale":
@@ -519,7 +519,8 @@ class Runtime:
         if self._streams.take_printed():
             self._link.send({"op": "mark", "attempt": lease.token, "number": run.number})
             header["printed"] = True
-        lease.answer(run.number, header, payload)
+            header["plain"] = is_plain
+        lease.answer(run.number, header, payload, is_plain)
         self._streams.restore()  # while the caller reads the answer
         if run.answered is not None:
             run.answered.set()
