@@ -105,7 +105,7 @@ class LeasePool:
             if self._unclaimed is call:
                 self._unclaimed = None
             lease = call.lease
-            if lease is None or lease.reader is not None or lease.call is not call:
+            if lease is None or lease.reader is not None or lease.call is not call or lease.is_closed:
                 return None
             lease.reader = reader
             return lease
@@ -121,7 +121,7 @@ class LeasePool:
     def attend(self, call: LeasedCall) -> None:
         with self._lock:
             lease = call.lease
-            if lease is not None and lease.reader is None and lease.call is call:
+            if lease is not None and lease.reader is None and lease.call is call and not lease.is_closed:
                 lease.reader = LINE
                 self._line.attendant.attend(lease)
 

@@ -7,10 +7,13 @@ starts another worker for other values of those, so they are the same in every c
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Iterator
 from typing import Any
+
+from remoted_client import context as client_context
 
 
 class CallContext:
@@ -22,6 +25,8 @@ class CallContext:
         self.umask: int = document["umask"]
         self.sys_path: list[str] = document["sys_path"]
         self.argv: list[str] = document["argv"]
+        self._values: dict[str, str] = document.get("values", {})
+        self._logging: dict[str, Any] | None = document.get("logging")
         self._wanted: dict[str, str] | None = None
         self._encoded: dict[bytes, bytes] = {}
         self._path: list[str] = []
@@ -33,6 +38,8 @@ class CallContext:
         out was most of a small call's time.
         """
         self._set_environ(own)
+        client_context.values.update(self._values)
+        _Logging.current.apply(self._logging)
         if not self._path:
             self._path = self.sys_path + [entry for entry in base_path if entry not in self.sys_path]
         if sys.path != self._path:
@@ -64,6 +71,58 @@ class CallContext:
             self._encoded = {os.fsencode(name): os.fsencode(value) for name, value in self._wanted.items()}
         if getattr(os.environ, "_data", None) != self._encoded:
             _replace_environ(self._wanted)
+
+
+class _Logging:
+    """What the worker has done to the root logger; what bodies do to it themselves is theirs, and stays."""
+
+    current: _Logging
+
+    def __init__(self) -> None:
+        self._applied: dict[str, Any] | None = None
+        self._handler: logging.Handler | None = None
+
+    def apply(self, wanted: dict[str, Any] | None) -> None:
+        """As in the script: a level, and where it prints its records, a handler that does."""
+        if wanted == self._applied:
+            return
+        self._applied = wanted
+        root = logging.getLogger()
+        if self._handler is not None:
+            root.removeHandler(self._handler)
+            self._handler = None
+        root.setLevel(wanted["level"] if wanted else logging.WARNING)
+        for handler in root.handlers[:] if wanted and wanted["format"] is not None else []:
+            if _is_implicit(handler):
+                root.removeHandler(handler)
+        if wanted and wanted["format"] is not None and not root.handlers:
+            self._handler = _Standard("stdout" if wanted["stdout"] else "stderr")
+            self._handler.setFormatter(logging.Formatter(wanted["format"], wanted["date_format"], wanted["style"]))
+            root.addHandler(self._handler)
+
+
+def _is_implicit(handler: logging.Handler) -> bool:
+    """One that ``logging.info()`` itself makes where there is none."""
+    return type(handler) is logging.StreamHandler and handler.formatter is not None and handler.formatter._fmt == logging.BASIC_FORMAT
+
+
+class _Standard(logging.StreamHandler[Any]):
+    """To whatever ``sys.stderr`` is when a record comes: it is put back after bodies that replace it."""
+
+    def __init__(self, stream: str) -> None:
+        self._stream = stream
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:
+        return getattr(sys, self._stream)
+
+    @stream.setter
+    def stream(self, value: Any) -> None:
+        """Fixed."""
+
+
+_Logging.current = _Logging()
 
 
 def _directory() -> str:

@@ -349,6 +349,7 @@ class Runtime:
         if isinstance(source, bytes):
             return plain.loads(source) if is_plain else self._decoder.load_arguments(source)
         with open(source, "rb") as file:
+            file.seek(0)  # the offset is the sender's
             return self._decoder.load_arguments(file)
 
     def _survives(self, value: Any) -> bool:
@@ -521,7 +522,7 @@ class Runtime:
             header["printed"] = True
             header["plain"] = is_plain
         lease.answer(run.number, header, payload, is_plain)
-        self._streams.restore()  # while the caller reads the answer
+        self._streams.restore_soon()  # while the caller reads the answer
         if run.answered is not None:
             run.answered.set()
 

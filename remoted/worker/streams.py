@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import os
 import select
 import struct
 import sys
-import termios
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +19,8 @@ from .routing import RoutedStream
 _RECORD = struct.Struct("!BI")
 _KEPT_BYTES = 64 << 20
 _LOOK_MILLISECONDS = 50
-_NO_BYTES = bytes(4)
+#: Calls that take microseconds are not each followed by a look at what they did to the descriptors.
+_RESTORE_SECONDS = 0.05
 
 
 class StandardStreams:
@@ -32,6 +32,12 @@ class StandardStreams:
         #: Read ends of the two pipes: without a daemon a full or broken pipe must not stop the body (MECHANISMS 4).
         self._readers = {fd: os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC) for fd in (1, 2)}
         self._counted = 0
+        self._looked = 0.0
+        self._poller = select.poll()
+        for fd in self._copies:
+            self._poller.register(fd, 0)
+        for fd in self._readers.values():
+            self._poller.register(fd, select.POLLIN)
         self._keeping: threading.Thread | None = None
         self._finished = threading.Event()
         sys.stdout, sys.stderr = _open(1), _open(2)
@@ -61,10 +67,22 @@ class StandardStreams:
         """Was anything printed since the last question? By Python, or by anybody and still unread by the daemon."""
         count = _Counted.writes
         printed, self._counted = count != self._counted, count
-        return printed or any(_unread(fd) for fd in self._readers.values())
+        # One system call for both questions: are the three descriptors open, is anything in the pipes?
+        for fd, _ in self._poller.poll(0):
+            if fd in self._copies:
+                self._looked = 0.0
+            else:
+                printed = True
+        return printed
+
+    def restore_soon(self) -> None:
+        """As ``restore``, when something was closed, or it has not been looked at for a while."""
+        if time.monotonic() - self._looked > _RESTORE_SECONDS or sys.stdout is not self._objects[1] or sys.stderr is not self._objects[2]:
+            self.restore()
 
     def restore(self) -> None:
         """Put back what the body closed or replaced."""
+        self._looked = time.monotonic()
         for fd, copy in self._copies.items():
             if _identity(fd) != self._identity[fd]:
                 os.dup2(copy, fd)
@@ -113,13 +131,11 @@ class _Counted(io.FileIO):
 
 
 def _open(fd: int) -> io.TextIOWrapper:
-    """Live output: every write leaves at once, and what is not UTF-8 in a string must not raise."""
-    return io.TextIOWrapper(io.BufferedWriter(_Counted(fd, "w", closefd=False)), encoding="utf-8", errors="backslashreplace", write_through=True)
+    """As on a terminal: every line leaves at once, and so does what ends with a carriage return.
 
-
-def _unread(fd: int) -> bool:
-    """Is there anything in a pipe? (FIONREAD, pipe(7))"""
-    return fcntl.ioctl(fd, termios.FIONREAD, _NO_BYTES) != _NO_BYTES
+    What is not UTF-8 in a string must not raise.
+    """
+    return io.TextIOWrapper(io.BufferedWriter(_Counted(fd, "w", closefd=False)), encoding="utf-8", errors="backslashreplace", line_buffering=True)
 
 
 def _identity(fd: int) -> tuple[int, int] | None:
