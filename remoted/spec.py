@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -106,6 +106,16 @@ class Options(_Checked):
     max_retries: Annotated[int, Field(ge=0, le=1000)] | None = None
 
 
+class LoggingSettings(_Checked):
+    """How the caller's script has set up the root logger."""
+
+    level: Annotated[int, Field(ge=0, le=1000)]
+    format: Annotated[str, Field(max_length=10_000)] | None = None
+    date_format: Annotated[str, Field(max_length=1000)] | None = None
+    style: Literal["%", "{", "$"] = "%"
+    stdout: bool = False
+
+
 class Context(_Checked):
     """The caller's surroundings at the call."""
 
@@ -117,6 +127,9 @@ class Context(_Checked):
     argv: tuple[str, ...]
     #: The caller's soft RLIMIT_NOFILE.
     descriptors: Annotated[int, Field(ge=0, le=1 << 30)] = 1024
+    logging: LoggingSettings | None = None
+    #: Literals of ``env=`` that were taken out of module texts, by place.
+    values: dict[str, str] = Field(default_factory=dict)
 
     def worker_variables(self) -> dict[str, str]:
         """The part of the environment that a process cannot change after its start, sorted."""

@@ -21,6 +21,13 @@ current: ContextVar[RunningCall | None] = ContextVar("remoted_current", default=
 sole: list[RunningCall] = []
 #: True in a worker: it is handed its daemon and never starts one.
 in_worker = False
+#: Literals that were taken out of module texts before they travelled, by place (``codec.blank``).
+values: dict[str, str] = {}
+
+
+def value_of(place: str) -> str | None:
+    """Stands in such a text. None, which is the environment's own value, where nobody brought it (a job tried again)."""
+    return values.get(place)
 
 
 def running_call() -> RunningCall | None:

@@ -17,6 +17,8 @@ from remoted_client.errors import DaemonUnreachable
 _START_SECONDS = 30.0
 #: In the sentence of a daemon that found the lock taken (``remoted/app.py``).
 _OTHER_DAEMON = "another daemon"
+#: The other one may be starting, or about to end; one that is still there after these is there to stay.
+_REFUSALS = 3
 
 
 def socket_directory() -> str:
@@ -90,13 +92,14 @@ def _state_folder() -> str:
 
 def _wait_for(process: subprocess.Popen[bytes] | None) -> socket.socket:
     deadline = time.monotonic() + _START_SECONDS
-    pause = 0.01
+    pause, refusals = 0.01, 0
     while time.monotonic() < deadline:
         try:
             sock = connect()
         except (FileNotFoundError, ConnectionRefusedError):
             if process is not None and process.poll() is not None:
-                process = _start_again()
+                refusals += 1
+                process = _start_again(refusals)
             time.sleep(pause)
             pause = min(0.1, pause * 1.5)
             continue
@@ -108,13 +111,21 @@ def _wait_for(process: subprocess.Popen[bytes] | None) -> socket.socket:
     raise DaemonUnreachable(f"cannot reach a daemon in {socket_directory()}: it did not start within {_START_SECONDS:g} s; see {_log_path()}")
 
 
-def _start_again() -> subprocess.Popen[bytes]:
+def _start_again(refusals: int) -> subprocess.Popen[bytes]:
     """The one that we started has ended. If another was in its way, that one starts, or ends, just now."""
     words = _last_words()
     if _OTHER_DAEMON not in words:
         raise DaemonUnreachable(f"your own daemon does not start: {words or 'it does not say why'}; see {_log_path()}")
-    time.sleep(0.3)
+    if refusals >= _REFUSALS:
+        raise DaemonUnreachable(f"no daemon answers in {socket_directory()}, and none {words.replace('cannot start', 'can be started there', 1)}; {_way_out()}")
+    time.sleep(0.5 * refusals)
     return _start()
+
+
+def _way_out() -> str:
+    if os.environ.get("REMOTED_SOCKET"):
+        return "unset REMOTED_SOCKET to use that daemon, or set XDG_STATE_HOME to another folder as well to have a second one"
+    return "set REMOTED_SOCKET to the folder of its sockets"
 
 
 def _last_words() -> str:

@@ -69,7 +69,7 @@ class RemoteFunction(Generic[P, H]):
         return self if instance is None else functools.partial(call, instance)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return rebuild, (self._function, _without_values(self._settings), self._options)
+        return rebuild, (self._function, self._settings.without_values, self._options)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> H:
         """Start a call. Raises TypeError for arguments that do not fit, SerializationError for what cannot be sent."""
@@ -161,15 +161,3 @@ def _positional(function: Callable[..., Any]) -> range | None:
 def rebuild(function: Callable[..., Any], settings: Settings, options: dict[str, Any]) -> RemoteFunction[Any, Any]:
     """What a ``RemoteFunction`` is pickled as."""
     return RemoteFunction(function, settings, options)
-
-
-def _without_values(settings: Settings) -> Settings:
-    """Values of ``env=`` never travel in code: in the worker they are looked up by name (F16)."""
-    if not settings.declared:
-        return settings
-    copy = Settings.__new__(Settings)
-    copy.__dict__.update(settings.__dict__)
-    copy.__dict__.pop("declared", None)
-    copy.env = dict.fromkeys(settings.declared, None)
-    copy.config = settings.config.without_env()
-    return copy

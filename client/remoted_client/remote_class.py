@@ -39,7 +39,7 @@ class RemoteClass(Generic[C]):
         return f"<remote class {self._class.__qualname__} on {self._settings.config.name}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RemoteClass, (self._class, self._settings)
+        return RemoteClass, (self._class, self._settings.without_values)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """An instance. Raises TypeError when the arguments do not fit ``__init__``, SerializationError when they cannot be sent."""

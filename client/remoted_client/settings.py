@@ -51,11 +51,40 @@ class Settings:
         self.local = local
         self.method = method
         self.path = path
+        #: Where values are found that did not travel with the code (``context.values``).
+        self.places: dict[str, str] = {}
 
     @functools.cached_property
     def declared(self) -> dict[str, str | None]:
         """``env=`` of the decorator over the config's over the template's."""
-        return {**self.config.declared_env, **self.env}
+        from remoted_client import context
+
+        return {**self.config.declared_env, **self.env, **{name: context.value_of(place) for name, place in self.places.items()}}
+
+    @functools.cached_property
+    def without_values(self) -> Settings:
+        """The same for code that travels: the daemon keeps code, so values go with each call's surroundings (F16)."""
+        if not self.declared:
+            return self
+        import secrets
+
+        from remoted_client import context
+
+        copy = Settings.__new__(Settings)
+        copy.__dict__.update(self.__dict__)
+        for computed in ("declared", "without_values"):
+            copy.__dict__.pop(computed, None)
+        mark = secrets.token_hex(8)
+        copy.places = {name: f"{mark}:{name}" for name, value in self.declared.items() if value is not None}
+        copy.env = dict.fromkeys(self.declared, None)
+        copy.config = self.config.without_env()
+        context.values.update({place: self.declared[name] or "" for name, place in copy.places.items()})
+        return copy
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Computed parts stay behind: they hold values."""
+        kept = {name: value for name, value in self.__dict__.items() if name not in ("declared", "without_values")}
+        return _restored, (kept,)
 
     @property
     def runs_here(self) -> bool:
@@ -79,6 +108,12 @@ class Settings:
             "sys_path": sys_path,
             "declared": sorted(self.declared),
         }
+
+
+def _restored(state: dict[str, Any]) -> Settings:
+    settings = Settings.__new__(Settings)
+    settings.__dict__.update(state)
+    return settings
 
 
 def _own_python() -> str:

@@ -15,6 +15,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from remoted_client import context
+
 #: Of this process only: a worker must not believe that it is a shell's child or another worker.
 _DROPPED = frozenset({"_", "REMOTED_WORKER_ID", "REMOTED_LOCAL", "PYTEST_CURRENT_TEST", "COLUMNS", "LINES", "OLDPWD", "SHLVL", "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID"})
 _UMASK_SECONDS = 0.005
@@ -28,6 +30,8 @@ class _Document(NamedTuple):
     umask: int
     path: list[str]
     argv: list[str]
+    values: dict[str, str]
+    logging: dict[str, Any] | None
     data: bytes
     digest: str
 
@@ -46,11 +50,21 @@ class Surroundings:
         key = tuple(sorted(values.items())) if values else ()
         known = self._known.get(key)
         cwd, umask = current_directory(), self._umask.read()
-        if known is not None and known.cwd == cwd and known.umask == umask and known.environ == _environ() and known.path == sys.path and known.argv == sys.argv:
+        logging = logging_settings()
+        if (
+            known is not None
+            and known.cwd == cwd
+            and known.umask == umask
+            and known.environ == _environ()
+            and known.path == sys.path
+            and known.argv == sys.argv
+            and known.values == context.values
+            and known.logging == logging
+        ):
             return known.data, known.digest
-        data = _encode(dict(os.environ), (cwd, umask, sys.path, sys.argv), values)
+        data = _encode(dict(os.environ), (cwd, umask, sys.path, sys.argv), values, logging)
         digest = hashlib.sha256(data).hexdigest()
-        self._known[key] = _Document(dict(_environ()), cwd, umask, list(sys.path), list(sys.argv), data, digest)
+        self._known[key] = _Document(dict(_environ()), cwd, umask, list(sys.path), list(sys.argv), dict(context.values), logging, data, digest)
         return data, digest
 
     def _resolve(self, declared: dict[str, str | None]) -> dict[str, str]:
@@ -67,6 +81,29 @@ class Surroundings:
         if name not in self._warned:
             self._warned.add(name)
             warnings.warn(f"env={{{name!r}: None}} takes the value of your environment, where {name} is not set: it is unset in the worker too", stacklevel=6)
+
+
+def logging_settings() -> dict[str, Any] | None:
+    """How the script has set up the root logger, as far as a worker can do the same: level, format, date format.
+
+    None for a script that did not, or not with the standard means (then the worker's own is left alone).
+    """
+    logging = sys.modules.get("logging")
+    root = getattr(logging, "root", None)
+    if logging is None or root is None or (root.level == logging.WARNING and not root.handlers):
+        return None
+    found: dict[str, Any] = {"level": root.level, "format": None}
+    for handler in root.handlers:
+        formatter = handler.formatter or logging._defaultFormatter
+        if type(handler) is logging.StreamHandler and type(formatter) is logging.Formatter and isinstance(formatter._fmt, str):
+            stdout = handler.stream is sys.stdout
+            return {**found, "format": formatter._fmt, "date_format": formatter.datefmt, "style": _style(logging, formatter), "stdout": stdout}
+    return found
+
+
+def _style(logging: Any, formatter: Any) -> str:
+    kind = type(formatter._style)
+    return "{" if kind is logging.StrFormatStyle else "$" if kind is logging.StringTemplateStyle else "%"
 
 
 def current_directory() -> str:
@@ -120,11 +157,13 @@ def own_entries(path: list[str], cwd: str) -> list[str]:
     return [entry for entry in entries if not is_installed(entry)]
 
 
-def _encode(environ: dict[str, str], facts: tuple[str, int, list[str], list[str]], declared: dict[str, str]) -> bytes:
+def _encode(environ: dict[str, str], facts: tuple[str, int, list[str], list[str]], declared: dict[str, str], logging: dict[str, Any] | None) -> bytes:
     cwd, umask, path, argv = facts
     document = {
         "environ": {name: value for name, value in environ.items() if name not in _DROPPED},
         "declared": declared,
+        "values": context.values,
+        "logging": logging,
         "cwd": cwd,
         "umask": umask,
         "sys_path": own_entries(path, cwd),

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, ClassVar
 from cloudpickle import cloudpickle as cp  # type: ignore[import-untyped, unused-ignore]
 
 from . import ops
+from .blank import shown
 from .marks import MISSING, Mark, is_special, mark
 from .origin import Origin, Ref, Scope, contents
 from .reducers import TABLE
@@ -180,7 +181,7 @@ class Pickler(cp.Pickler):  # type: ignore[misc]
         if not self._sends_sources or filename in self.sources or filename in self._known.sources:
             return None
         self.sources[filename] = None
-        text = "".join(linecache.getlines(filename, scope))
+        text = shown("".join(linecache.getlines(filename, scope)))
         return (filename, text) if 0 < len(text) <= _SOURCE_LIMIT_BYTES else None
 
     # -- classes and modules -------------------------------------------------------------------------------

@@ -16,6 +16,9 @@ import tokenize
 import types
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
+from typing import Any
+
+from .blank import runnable
 
 #: Never sent: the worker has its own.
 _OWN = frozenset(("remoted", "remoted_client", "remoted_worker", "cloudpickle", "__main__", "__mp_main__"))
@@ -128,7 +131,9 @@ def read_module(name: str, module: types.ModuleType) -> ModuleText | None:
     text = _source(name, module, file)
     if text is None:
         return None
-    return ModuleText(name, file, text, None if paths is None else tuple(map(str, paths)), text_digest(text))
+    # The digest is that of the whole text: a worker compares it with what it has imported from disk itself.
+    digest = getattr(_loader(module), "digest", "") or text_digest(text)
+    return ModuleText(name, file, runnable(name, text), None if paths is None else tuple(map(str, paths)), digest)
 
 
 def text_digest(text: str) -> str:
@@ -179,9 +184,8 @@ def _namespace_package(name: str, paths: object) -> ModuleText | None:
 
 
 def _source(name: str, module: types.ModuleType, file: str) -> str | None:
-    loader = getattr(getattr(module, "__spec__", None), "loader", None) or getattr(module, "__loader__", None)
     try:
-        text = loader.get_source(name)  # type: ignore[union-attr]
+        text = _loader(module).get_source(name)
         if isinstance(text, str):
             return text
     except (AttributeError, ImportError, OSError):
@@ -191,6 +195,10 @@ def _source(name: str, module: types.ModuleType, file: str) -> str | None:
             return stream.read()
     except (OSError, SyntaxError, UnicodeDecodeError):
         return None
+
+
+def _loader(module: types.ModuleType) -> Any:
+    return getattr(getattr(module, "__spec__", None), "loader", None) or getattr(module, "__loader__", None)
 
 
 def install_modules(modules: ModuleSet, recent_seconds: float = 0.0) -> None:

@@ -92,6 +92,11 @@ def _sentinel(name: str) -> Callable[[Any], tuple[Any, ...]]:
     return reduce
 
 
+def _config(value: Any) -> Any:
+    """What travels with code is kept by the daemon, so it goes without the values of ``env=`` (F16)."""
+    return value.without_env().__reduce_ex__(5)
+
+
 def _table() -> dict[type, Callable[[Any], Any]]:
     wrapper: Any = functools.lru_cache(None)(int)
     table: dict[type, Callable[[Any], Any]] = {
@@ -107,6 +112,8 @@ def _table() -> dict[type, Callable[[Any], Any]]:
     for name in ("MISSING", "KW_ONLY", "_HAS_DEFAULT_FACTORY"):
         if hasattr(dataclasses, name):
             table[type(getattr(dataclasses, name))] = _sentinel(name)
+    configs = sys.modules.get("remoted_client.config")  # loaded before the first call, or nobody here has one
+    table.update({kind: _config for kind in vars(configs or object).values() if isinstance(kind, type) and hasattr(kind, "without_env")})
     return table
 
 
