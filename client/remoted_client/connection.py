@@ -26,6 +26,7 @@ from remoted_client.daemon import connect, connect_or_start
 from remoted_client.errors import DaemonUnreachable, RemotedError, VersionMismatch, WorkerLost, for_code
 from remoted_client.lease import LINE, Lease, put
 from remoted_client.payload import Payload
+from remoted_client.segments import SegmentPool
 from remoted_client.surroundings import Surroundings
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class Connection:
         self._reader = wire.FrameReader()
         self._thread: threading.Thread | None = None
         self.attendant = Attendant()
+        self.segments = SegmentPool()
         self.daemon: dict[str, Any] = {}
         #: What this process calls itself on its other connections.
         self.name = secrets.token_hex(16)
@@ -466,6 +468,7 @@ def _forget_in_child() -> None:
         inherited._sock.close()
     for pool in inherited.pools.values():
         pool.abandon()
+    inherited.segments.forget()
 
 
 os.register_at_fork(after_in_child=_forget_in_child)

@@ -10,15 +10,17 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from remoted_client import connection, context, failure, plain
+from remoted_client import connection, context, failure, plain, segments
 from remoted_client.call_state import CallState, payload_of
 from remoted_client.errors import RemoteExecutionError, for_code, for_outcome
 from remoted_client.output import from_done
+from remoted_client.suggest import bad_value, check_amount, check_type
 from remoted_client.wire import Frame, Status
 
 T_co = TypeVar("T_co", covariant=True)
+_ID_DIGITS = 32
 _NOTHING = contextlib.nullcontext()
 
 
@@ -42,6 +44,25 @@ class Handle(Coroutine[Any, Any, T_co], Generic[T_co]):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._state.name} {self._state.id or '(not sent yet)'} {self._state.status}>"
 
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        raise TypeError("a handle belongs to its process; send handle.id, and use Job.from_id(id) there")
+
+    if not TYPE_CHECKING:  # a type checker knows what a handle has
+
+        def __getattr__(self, name):
+            if name.startswith("_"):
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            raise AttributeError(f"a {type(self).__name__} has no {name!r}: {_not_yet(self)}.{name}", name=name, obj=self)
+
+        def __getitem__(self, key):
+            raise TypeError(f"cannot look into a {type(self).__name__}: {_not_yet(self)}[...]")
+
+        def __len__(self):
+            raise TypeError(f"a {type(self).__name__} has no length: {_not_yet(self)}")
+
+        def __bool__(self):
+            return True
+
     # -- without asyncio -----------------------------------------------------------------------------------
 
     @property
@@ -58,10 +79,12 @@ class Handle(Coroutine[Any, Any, T_co], Generic[T_co]):
 
         Raises TimeoutError after ``timeout`` seconds; the call goes on. Ctrl-C cancels the call.
         """
+        if timeout is not None:
+            check_amount("timeout", timeout, zero=True)
         self._state.was_awaited = True
         try:
             with _waiting_in_body(self._state) if context.in_worker else _NOTHING:
-                if not self._state.wait(self._is_over, timeout, news=self._state.is_stream):
+                if not self._state.wait_and_tell(self._is_over, timeout, news=self._state.is_stream):
                     raise TimeoutError(f"{self._state.name} is not over after {timeout:g} s; it goes on")
         except KeyboardInterrupt:
             self.cancel()
@@ -118,7 +141,7 @@ class Handle(Coroutine[Any, Any, T_co], Generic[T_co]):
         self._state.was_awaited = True
         try:
             with _waiting_in_body(self._state) if context.in_worker else _NOTHING:
-                await self._state.wait_async(self._is_over, news=self._state.is_stream)
+                await self._state.wait_and_tell_async(self._is_over, news=self._state.is_stream)
         except asyncio.CancelledError:
             self.cancel()
             raise
@@ -171,6 +194,11 @@ class Handle(Coroutine[Any, Any, T_co], Generic[T_co]):
         return _direct_outcome(state.done_frame.header, output, exception)
 
 
+def _not_yet(handle: Handle[Any]) -> str:
+    function = handle._state.name
+    return f"it is a call that was started, not its result; write (await {function}(...)) or {function}(...).result()"
+
+
 class StreamHandle(Handle[T_co], Generic[T_co]):
     """A call of a generator function: iterate over it for its items, or await it for all of them.
 
@@ -180,13 +208,20 @@ class StreamHandle(Handle[T_co], Generic[T_co]):
     def __init__(self, state: CallState) -> None:
         super().__init__(state)
         self._credited: int = 0
+        self._items: Iterator[Any] | None = None
+
+    def __next__(self) -> Any:
+        """One item: ``next(handle)``. The handle keeps the place."""
+        if self._items is None:
+            self._items = iter(self)
+        return next(self._items)
 
     def __iter__(self) -> Iterator[Any]:
         self._state.was_awaited = True
         try:
             while True:
                 with _waiting_in_body(self._state):
-                    self._state.wait(self._has_news, None)
+                    self._state.wait_and_tell(self._has_news, None)
                 frame = self._state.take_item()
                 if frame is None:
                     self._raise_failure()
@@ -200,7 +235,7 @@ class StreamHandle(Handle[T_co], Generic[T_co]):
         try:
             while True:
                 with _waiting_in_body(self._state):
-                    await self._state.wait_async(self._has_news)
+                    await self._state.wait_and_tell_async(self._has_news)
                 frame = self._state.take_item()
                 if frame is None:
                     self._raise_failure()
@@ -247,15 +282,36 @@ class Job(Handle[Any]):
     def from_id(cls, job_id: str) -> Handle[Any]:
         """The handle of one of your jobs, live or over, until it expires (7 days, or 10 GiB of results).
 
-        ``.result()`` gives its ``JobOutput``. Unknown ids raise SubmissionRefused there, with code NOT_FOUND.
+        The beginning of an id will do. ``.result()`` gives its ``JobOutput``. Unknown ids raise SubmissionRefused there, with code NOT_FOUND.
         """
-        state = CallState("job " + job_id[:8], None, durable=True, detached=True, stream=False, echo=False, call_id=job_id)
+        wanted = _check_id(job_id)
+        state = CallState(f"job {wanted[:8]}", None, durable=True, detached=True, stream=False, echo=False, call_id=wanted)
+        state.key = wanted  # the answer to a shortened id names both
         connection.current().attach(state)
         return _FoundJob(state)
 
 
+def _check_id(value: object) -> str:
+    """A job's id as it is stored, whole or its beginning."""
+    allowed = "the id of a job: 32 hexadecimal digits, or the first of them as `remotectl ps` shows them"
+    text = check_type("job_id", value, str, allowed).strip().lower()
+    if text.startswith("local-"):
+        raise ValueError(f"cannot find {text[:20]!r}: that call ran in its own process, without the daemon")
+    if not 0 < len(text) <= _ID_DIGITS or set(text) - set("0123456789abcdef"):
+        raise bad_value("job_id", value, allowed)
+    return text
+
+
 class _FoundJob(Job):
-    """``Job.from_id``: whether it streams is known only from its items."""
+    """``Job.from_id``: whether it streams is known only from its items, and a shortened id is completed by the daemon."""
+
+    @property
+    def id(self) -> str:
+        state = self._state
+        state.wait(lambda: state.known or state.is_over or len(state.id) == _ID_DIGITS, None)
+        if state.error is not None and len(state.id) < _ID_DIGITS:
+            raise state.error
+        return state.id
 
     def _read_outcome(self) -> tuple[Any, BaseException | None]:
         done = self._state.done_frame
@@ -266,11 +322,16 @@ class _FoundJob(Job):
 
 def _decode(frame: Frame) -> Any:
     """The frame's payload as an object; its descriptors are closed."""
-    if frame.header.get("plain"):
+    header = frame.header
+    if header.get("plain"):
         return plain.loads(frame.body)
+    buffers = None
+    if "segment" in header:
+        buffers = segments.unpack(frame.fds[0], header["segment"], header["buffers"], header["releases"])
+        frame = frame._replace(fds=frame.fds[1:])
     try:
         source = payload_of(frame)
-        return connection.current().encoder.decode_result(source)
+        return connection.current().encoder.decode_result(source, buffers)
     finally:
         frame.close()
 
@@ -291,12 +352,22 @@ def _decode_done(frame: Frame) -> tuple[Any, BaseException | None]:
         return None, failure.restore(value)
     except Exception as error:
         what = "result" if kind == "returned" else f"{frame.header['error_type'] or 'exception'}"
-        problem = RemoteExecutionError(f"the {what} of the call cannot be read here: {type(error).__name__}: {error}", exception_type=frame.header["error_type"])
+        problem = RemoteExecutionError(f"the {what} of the call cannot be read here: {type(error).__name__}: {error}{_advice(error)}", exception_type=frame.header["error_type"])
         problem.__cause__ = error
         frame.header["error"] = frame.header["error"] or str(problem)
         frame.header["status"] = Status.FAILED.value if kind == "returned" else frame.header["status"]
         frame.header["reason"] = frame.header["reason"] or "RESULT_LOST"
         return None, problem
+
+
+def _advice(error: Exception) -> str:
+    """For what the worker has and this process has not."""
+    if isinstance(error, ImportError):
+        name = (error.name or "the module").partition(".")[0]
+        return f"; this process lacks a module of the worker's: install {name} here too, or return plain data (numbers, text, lists, dicts) instead"
+    if isinstance(error, AttributeError):
+        return "; its class is not in this process's version of the module: install the same version here, or return plain data instead"
+    return ""
 
 
 def _direct_outcome(header: dict[str, Any], output: Any, exception: BaseException | None) -> tuple[Any, BaseException | None]:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from remoted_client import wire
+from remoted_client.segments import Releases
 
 if TYPE_CHECKING:
     from remoted_client.connection import Upload
@@ -54,6 +55,9 @@ class Lease:
         self.reader: str | None = None
         #: What is still to be done with an answer that waits for its output, or an end that waits for its reason.
         self.held: Callable[[], None] | None = None
+        #: Our segments that the worker has something of; its segments of which nothing is alive here any more.
+        self.lent: set[int] = set()
+        self.releases = Releases()
         #: The newest call of which all output was told.
         self.printed = 0
         self.output_bytes = 0
@@ -96,13 +100,27 @@ class Lease:
         call.number = self._number
         try:
             self._introduce(call)
-            head = (_PLAIN_CALL if call.is_plain else _CALL) % (self._number, self._uses[call.use])
-            fd = call.payload.fd
-            self._send(wire.frame(head, call.payload.inline, int(fd >= 0)), (fd,) if fd >= 0 else ())
+            head, fds = self._head(call)
+            self._send(wire.frame(head, call.payload.inline, len(fds)), fds)
         except OSError:
             self.call = None
             return False
         return True
+
+    def _head(self, call: LeasedCall) -> tuple[bytes, tuple[int, ...]]:
+        """The header of a call, and the descriptors that go with it: segment, then payload."""
+        fds = (call.payload.fd,) if call.payload.fd >= 0 else ()
+        freed = self.releases.take()
+        if call.segment is None and not freed:
+            return (_PLAIN_CALL if call.is_plain else _CALL) % (self._number, self._uses[call.use]), fds
+        header: dict[str, Any] = {"n": self._number, "use": self._uses[call.use], "freed": freed}
+        if call.is_plain:
+            header["plain"] = True
+        if call.segment is not None:
+            header["segment"], header["buffers"] = call.segment.number, call.buffers
+            self.lent.add(call.segment.number)
+            fds = (call.segment.fd, *fds)
+        return wire.encode_header(header), fds
 
     def _introduce(self, call: LeasedCall) -> None:
         """What this worker has not seen yet; what this connection has not named yet."""

@@ -20,6 +20,7 @@ from remoted_client.wire import Frame, Status
 
 if TYPE_CHECKING:
     from remoted_client.connection import Connection, Upload
+    from remoted_client.segments import Segment
 
 #: Output may come later than the answer that it belongs to; an answer waits for it while it comes, and so long after.
 _PRINTED_SECONDS = 0.1
@@ -76,6 +77,7 @@ class LeasePool:
     def _send(self, lease: Lease, call: LeasedCall) -> bool:
         """False: that lease is of no use any more, and the call still has to be sent."""
         if not lease.start(call):
+            self._keep_segment(lease, call)
             self._retire(lease)
             return False
         if not call.on_sent(lease) and self._queue:
@@ -155,8 +157,19 @@ class LeasePool:
             self._idle.remove(lease)
         self._leases.discard(lease)
         self._asked_again.discard(lease)
+        for number in lease.lent:
+            self._line.segments.give_up(number)
+        lease.lent.clear()
         if self._queue:
             self._open_more()
+
+    def _keep_segment(self, lease: Lease, call: LeasedCall) -> None:
+        """The worker has not accepted this call, so its arguments are still ours."""
+        if call.segment is not None:
+            lease.lent.discard(call.segment.number)
+
+    def take_back(self, segment: Segment) -> None:
+        self._line.segments.take_back(segment.number)
 
     def on_granted(self, lease: Lease, header: dict[str, Any]) -> None:
         with self._lock:
@@ -186,6 +199,9 @@ class LeasePool:
         header = frame.header
         with self._lock:
             call = lease.call
+            for number in header.get("freed", ()):
+                lease.lent.discard(number)
+                self._line.segments.take_back(number)
             if call is None or header["n"] != call.number:
                 frame.close()
                 return
@@ -212,12 +228,13 @@ class LeasePool:
             lease.call, lease.held = None, None
             if frame.header.get("kind") == "stale":
                 lease.last_accepted = call.number
+                self._keep_segment(lease, call)
                 call.on_waiting("WAITING_WORKER")
                 self._queue.appendleft(call)
                 call = None  # type: ignore[assignment]
             self._next(lease)
         if call is not None:
-            call.on_answer(_translated(call, frame.header), frame)
+            call.on_answer(_translated(lease, call, frame.header), frame)
 
     def on_closed(self, lease: Lease) -> None:
         """No more will come: what was accepted is lost, what was not is sent elsewhere."""
@@ -235,6 +252,7 @@ class LeasePool:
                 return
             if accepted < call.number:
                 lease.call = None
+                self._keep_segment(lease, call)
                 call.on_waiting("WAITING_WORKER")
                 self._queue.appendleft(call)
                 self._retire(lease)
@@ -369,9 +387,11 @@ class LeasePool:
             lease.close()
 
 
-def _translated(call: LeasedCall, header: dict[str, Any]) -> dict[str, Any]:
-    """A worker's answer as the daemon would have told it."""
+def _translated(lease: Lease, call: LeasedCall, header: dict[str, Any]) -> dict[str, Any]:
+    """A worker's answer as the daemon would have told it, with what its payload needs to be read."""
     if "kind" not in header:
+        if "segment" in header:
+            return {**_COMPLETED, "segment": header["segment"], "buffers": header["buffers"], "releases": lease.releases}
         return {**_COMPLETED, "plain": header.get("plain", False)}
     kind, why = header["kind"], header["why"]
     if kind == "returned":

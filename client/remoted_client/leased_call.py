@@ -14,6 +14,7 @@ from remoted_client.wire import Frame, Status
 if TYPE_CHECKING:
     from remoted_client.connection import Upload
     from remoted_client.payload import Payload
+    from remoted_client.segments import Segment
 
 
 class Pool(Protocol):
@@ -26,6 +27,10 @@ class Pool(Protocol):
     def unclaim(self, lease: Lease) -> None: ...
     def attend(self, call: LeasedCall) -> None:
         """Let the connection's thread read its answer."""
+        ...
+
+    def take_back(self, segment: Segment) -> None:
+        """Nobody has seen it."""
         ...
 
     def withdraw(self, call: LeasedCall) -> bool:
@@ -44,6 +49,9 @@ class LeasedCall(CallState):
         self.uploads = uploads
         self.payload = payload
         self.is_plain = is_plain
+        #: The large buffers of its arguments, and how many they are.
+        self.segment: Segment | None = None
+        self.buffers = 0
         self.queued_at = time.monotonic()
         self.lease: Lease | None = None
         self.number = 0
@@ -67,6 +75,11 @@ class LeasedCall(CallState):
     def on_answer(self, header: dict[str, Any], frame: Frame) -> None:
         """The end of it: the worker's answer in the words of a ``done`` frame."""
         self.on_done(frame._replace(header={"id": self.id, "worker": self.worker, **header}))
+
+    def _end(self) -> None:
+        if self.segment is not None and self.lease is None:
+            self.pool.take_back(self.segment)
+        super()._end()
 
     # -- everybody else ------------------------------------------------------------------------------------
 

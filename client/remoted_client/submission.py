@@ -23,6 +23,7 @@ from remoted_client.handle import Handle, StreamHandle
 from remoted_client.lease_pool import LeasePool
 from remoted_client.leased_call import LeasedCall
 from remoted_client.payload import Payload, PayloadWriter
+from remoted_client.segments import Collector
 from remoted_client.settings import Settings, name_of
 from remoted_client.surroundings import current_directory, own_entries
 
@@ -98,7 +99,8 @@ def _submit_leased(
 ) -> LeasedCall:
     """Straight to a worker, on a connection that the daemon has handed over."""
     plain_data = plain.dumps((args, kwargs))
-    payload = encode_arguments(line, args, kwargs, described.code) if plain_data is None else Payload(plain_data, -1)
+    collector = Collector()
+    payload = encode_arguments(line, args, kwargs, described.code, collector) if plain_data is None else Payload(plain_data, -1)
     data, digest = line.surroundings.document(settings.declared)
     route = described.route
     if route is None or route.context != digest or route.modules is not described.code.modules or route.line is not line:
@@ -108,6 +110,8 @@ def _submit_leased(
         timeout = options.get("timeout_seconds") or described.timeout_seconds
         use = (*use[:3], _milliseconds(timeout, described.execution_timeout_seconds))
     call = LeasedCall(options.get("name") or route.name, route.pool, use, route.uploads, payload, plain_data is not None)
+    if collector.buffers:
+        call.segment, call.buffers = line.segments.pack(collector.buffers), len(collector.buffers)
     route.pool.submit(call)
     return call
 
@@ -193,11 +197,11 @@ def _modules_upload(code: Code) -> Upload | None:
     return _modules[0][1]
 
 
-def encode_arguments(line: Connection, args: tuple[Any, ...], kwargs: dict[str, Any], code: Code | None) -> Payload:
-    """Raises SerializationError naming argument and attribute."""
+def encode_arguments(line: Connection, args: tuple[Any, ...], kwargs: dict[str, Any], code: Code | None, buffers: Collector | None = None) -> Payload:
+    """With ``buffers`` large ones stay out of it. Raises SerializationError naming argument and attribute."""
     writer = PayloadWriter()
     try:
-        line.encoder.encode_arguments_into(writer, args, kwargs, code)  # type: ignore[arg-type]
+        line.encoder.encode_arguments_into(writer, args, kwargs, code, buffers)  # type: ignore[arg-type]
     except BaseException as error:
         writer.abandon()
         if isinstance(error, UnpicklableError):

@@ -30,6 +30,8 @@ class Run:
     outcome_path: str
     arguments: bytes | int
     instance: dict[str, Any] | None = None
+    #: Large parts of the arguments, out of band (PEP 574).
+    buffers: list[memoryview] | None = None
     #: The arguments are a pickle of built-in values alone.
     is_plain: bool = False
     #: Where it came from and its number there; None when it came from the daemon.

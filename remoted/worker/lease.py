@@ -16,24 +16,29 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from remoted_client import wire
+from remoted_client import segments, wire
 
 from .calls import Run
 
 _READ_BYTES = 256 * 1024
+_ONLY_PLAIN = {"plain": True}
 _ANSWER, _PLAIN_ANSWER = b'{"n":%d}', b'{"n":%d,"plain":true}'
 
 
 class Lease:
     """One lease. The main thread (or one thread of its own) reads it; any thread may revoke it."""
 
-    def __init__(self, header: dict[str, Any], connection: int, page: int, learn: Callable[[str, bytes | int], None]) -> None:
+    def __init__(self, header: dict[str, Any], connection: int, page: int, learn: Callable[[str, bytes | int], None], pool: segments.SegmentPool) -> None:
         self.token: str = header["attempt"]
         self.is_concurrent: bool = header["concurrent"]
         self.is_stale = False
         self._id: str = header["lease"]
         self._worker: str = header["worker"]
         self._learn = learn
+        self._segments = pool
+        self._releases = segments.Releases()
+        #: This worker's segments that the client has something of.
+        self.lent: set[int] = set()
         self._sock = socket.socket(fileno=connection)
         self._sock.setblocking(True)  # the flag travels with the descriptor
         self._page = mmap.mmap(page, wire.LEASE_PAGE_BYTES)
@@ -100,22 +105,42 @@ class Lease:
             stream=False,
             inline=False,
             outcome_path="",
-            arguments=frame.fds[0] if frame.fds else frame.body,
+            arguments=self._arguments(header, frame),
+            buffers=self._buffers(header, frame),
             is_plain="plain" in header,
             lease=self,
             number=number,
         )
 
-    def answer(self, number: int, header: dict[str, Any], payload: bytes | int, is_plain: bool = False) -> None:
+    def _arguments(self, header: dict[str, Any], frame: wire.Frame) -> bytes | int:
+        fds = frame.fds[1:] if "segment" in header else frame.fds
+        return fds[0] if fds else frame.body
+
+    def _buffers(self, header: dict[str, Any], frame: wire.Frame) -> list[memoryview] | None:
+        """Arrays that lie in the client's segment; it gets it back when the last of them is gone."""
+        for number in header.get("freed", ()):
+            self.lent.discard(number)
+            self._segments.take_back(number)
+        if "segment" not in header:
+            return None
+        return segments.unpack(frame.fds[0], header["segment"], header["buffers"], self._releases)
+
+    def answer(self, number: int, header: dict[str, Any], payload: bytes | int, segment: segments.Segment | None = None) -> None:
         """The outcome of one call; the descriptor is closed here. Nobody may be there to hear it."""
-        head = (_PLAIN_ANSWER if is_plain else _ANSWER) % number
+        fds: tuple[int, ...] = ()
+        if segment is not None:
+            self.lent.add(segment.number)
+            fds = (segment.fd,)
+        if freed := self._releases.take():
+            header["freed"] = freed
+        head = _ANSWER % number
         if header:
-            head = wire.encode_header({"n": number, **header})
+            head = _PLAIN_ANSWER % number if header == _ONLY_PLAIN else wire.encode_header({"n": number, **header})
         try:
             if isinstance(payload, bytes):
-                self._send(wire.frame(head, payload))
+                self._send(wire.frame(head, payload, len(fds)), fds)
             else:
-                self._send(wire.frame(head, fd_count=1), (payload,))
+                self._send(wire.frame(head, fd_count=len(fds) + 1), (*fds, payload))
                 os.close(payload)
         finally:
             self._answered, self._ended = number, time.clock_gettime_ns(time.CLOCK_BOOTTIME)
@@ -143,6 +168,8 @@ class Lease:
     def close(self) -> None:
         """Say which call was the last one accepted; the client sends later ones elsewhere."""
         self._send(wire.encode({"op": "goaway", "last": self._accepted}))
+        for number in self.lent:
+            self._segments.give_up(number)
         self._sock.close()
         self._page.close()
         self._reader.close()

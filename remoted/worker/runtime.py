@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, cast
 from remoted_client import codec, plain, wire
 from remoted_client import context as client_context
 from remoted_client.payload import PayloadWriter
+from remoted_client.segments import Collector, Segment, SegmentPool
 
 from .calls import Instances, Outcome, Run, as_iterator, is_async, raised, returned, shorten
 from .context import CallContext
@@ -61,6 +62,7 @@ class Runtime:
         self._cancelled: dict[str, str] = {}
         self._unacknowledged: dict[str, tuple[Run, dict[str, Any], bytes | int]] = {}
         self._leases: dict[str, Lease] = {}
+        self._segments = SegmentPool()
         #: Something may be going on there between two calls.
         self._loop_was_used = False
         self._sync_attempt = ""
@@ -97,7 +99,7 @@ class Runtime:
 
     def _on_lease(self, frame: wire.Frame) -> None:
         connection, page = frame.fds
-        lease = Lease(frame.header, connection, page, self._learn)
+        lease = Lease(frame.header, connection, page, self._learn, self._segments)
         self._leases[lease.token] = lease
         if lease.is_concurrent:
             self._streams.route(self._send_output)
@@ -337,7 +339,7 @@ class Runtime:
             target, run.instance["constructed"] = self._instances.method(run.instance, lambda: self._construct(target, run))
         if run.instance is not None or self._asked != run.code:
             self._asked, self._is_async = run.code, is_async(target)
-        args, kwargs = self._load_arguments(run.arguments, run.is_plain)
+        args, kwargs = self._load_arguments(run)
         return _Bound(target, self._is_async, args, kwargs)
 
     def _construct(self, kind: Any, run: Run) -> Any:
@@ -345,12 +347,14 @@ class Runtime:
         args, kwargs = self._decoder.load_arguments(self._content(run.instance["constructor"]))
         return kind(*args, **kwargs)
 
-    def _load_arguments(self, source: bytes | int, is_plain: bool) -> Any:
+    def _load_arguments(self, run: Run) -> Any:
+        source, buffers = run.arguments, run.buffers
+        run.buffers = None  # gigabytes of arguments must not outlive the body's own use
         if isinstance(source, bytes):
-            return plain.loads(source) if is_plain else self._decoder.load_arguments(source)
+            return plain.loads(source) if run.is_plain else self._decoder.load_arguments(source, buffers)
         with open(source, "rb") as file:
             file.seek(0)  # the offset is the sender's
-            return self._decoder.load_arguments(file)
+            return self._decoder.load_arguments(file, buffers)
 
     def _survives(self, value: Any) -> bool:
         """Can the value be sent home and rebuilt there?"""
@@ -477,11 +481,11 @@ class Runtime:
 
     # -- outcomes ------------------------------------------------------------------------------------------
 
-    def _encode(self, value: Any) -> bytes | int:
+    def _encode(self, value: Any, buffers: Collector | None = None) -> bytes | int:
         """The value, pickled: bytes while small, else a memfd (it may be larger than half of the memory)."""
         writer = PayloadWriter()
         try:
-            self._decoder.encode_result(value, cast("BinaryIO", writer))
+            self._decoder.encode_result(value, cast("BinaryIO", writer), buffer_callback=buffers)
         except BaseException:
             writer.abandon()
             raise
@@ -491,37 +495,40 @@ class Runtime:
         """Flush, encode, tell; what cannot be encoded becomes an error that names it."""
         self._streams.flush()
         if run.lease is not None and outcome.kind == "returned" and (data := plain.dumps(outcome.value)) is not None:
-            self._answer(run.lease, run, outcome, data, is_plain=True)
+            self._answer(run.lease, run, {"plain": True}, data)
             return
         if run.lease is None:
             self._streams.restore()
             self._credits.pop(run.attempt, None)
+        collector = Collector() if run.lease is not None else None
         try:
-            payload = self._encode(outcome.value)
+            payload = self._encode(outcome.value, collector)
+            segment = self._segments.pack(collector.buffers) if collector is not None and collector.buffers else None
         except BaseException as error:
             outcome = raised(error, self._survives, run.attempt in self._cancelled)
             outcome.kind = "unsendable"
-            payload = self._encode(outcome.value)
-        if run.lease is not None:
-            self._answer(run.lease, run, outcome, payload)
-        else:
+            payload, segment = self._encode(outcome.value), None
+        outcome.value = None
+        if run.lease is None:
             self._cancelled.pop(run.attempt, None)
             self._tell_daemon(run, outcome, payload)
-
-    def _answer(self, lease: Lease, run: Run, outcome: Outcome, payload: bytes | int, is_plain: bool = False) -> None:
-        """To the client; by the daemon goes only that all of the output is out."""
-        header: dict[str, Any] = {}
-        why = self._cancelled.pop(run.attempt, "")
-        if outcome.kind != "returned":
-            header = {"why": why, **_described(outcome)}
+            return
+        header = {} if outcome.kind == "returned" else {"why": self._cancelled.get(run.attempt, ""), **_described(outcome)}
+        if segment is not None and collector is not None:
+            header["segment"], header["buffers"] = segment.number, len(collector.buffers)
+        collector = None  # what it holds is gone before the caller hears what is
         if outcome.kind == "stale":
-            lease.is_stale = True
-            lease.revoke()
+            run.lease.is_stale = True
+            run.lease.revoke()
+        self._answer(run.lease, run, header, payload, segment)
+
+    def _answer(self, lease: Lease, run: Run, header: dict[str, Any], payload: bytes | int, segment: Segment | None = None) -> None:
+        """To the client; by the daemon goes only that all of the output is out."""
+        self._cancelled.pop(run.attempt, None)
         if self._streams.take_printed():
             self._link.send({"op": "mark", "attempt": lease.token, "number": run.number})
             header["printed"] = True
-            header["plain"] = is_plain
-        lease.answer(run.number, header, payload, is_plain)
+        lease.answer(run.number, header, payload, segment)
         self._streams.restore_soon()  # while the caller reads the answer
         if run.answered is not None:
             run.answered.set()

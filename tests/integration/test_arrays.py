@@ -1,0 +1,160 @@
+"""Arrays and other large arguments and results of direct calls: right, writable, private, and not copied more than needed."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.harness import Host
+
+HEAD = """
+import gc, json, os, signal, sys, time
+import numpy as np
+from remoted_client import *
+from remoted_client import remote, CpuLiveLoadBalancer
+from remoted_client.connection import current
+one = CpuLiveLoadBalancer(name="one", workersMax=1)
+@remote(one)
+def echo(*values): return values if len(values) != 1 else values[0]
+"""
+
+
+def test_arrays_of_all_kinds_come_back_equal(shared_daemon: Host) -> None:
+    result = shared_daemon.run(
+        HEAD
+        + """
+base = np.arange(1_000_000, dtype=np.float64).reshape(1000, 1000)
+kinds = [base, np.asfortranarray(base), base[::3, 5:], base.T, base.astype(">f4"), np.array([{"a": 1}, None], dtype=object),
+         np.zeros(0), np.zeros((0, 7)), np.array(5), np.array(["x", "yy"] * 20_000), np.zeros(70_000, dtype=[("a", "i4"), ("b", "f8")])]
+for number, array in enumerate(kinds):
+    back = echo(array).result()
+    assert back.dtype == array.dtype and back.shape == array.shape and (back == array).all(), number
+    assert back.flags.writeable and (not back.size or back.flags.owndata or back.base is not None)
+both = echo(base, base).result()
+assert both[0] is both[1], "the same array twice stays one"
+whole, part = echo(base, base[10:20]).result()
+part[:] = -1
+assert (whole == base).all()
+print("ok")
+"""
+    )
+    assert result.out.strip() == "ok"
+
+
+def test_changes_are_seen_at_the_next_call_and_never_at_the_sender(shared_daemon: Host) -> None:
+    result = shared_daemon.run(
+        HEAD
+        + """
+@remote(one)
+def spoil(x):
+    before = float(x[0])
+    x[:] = -1
+    return before
+a = np.zeros(200_000)
+seen = []
+for n in range(5):
+    a[0] = n
+    seen.append(spoil(a).result())
+print(json.dumps([seen, float(a[0]), float(a[1])]))
+"""
+    )
+    assert result.json == [[0, 1, 2, 3, 4], 4, 0]
+
+
+def test_an_array_that_is_kept_stays_as_it_was(shared_daemon: Host) -> None:
+    """At both ends: what is alive is never filled with something else."""
+    result = shared_daemon.run(
+        HEAD
+        + """
+kept = []
+@remote(one)
+def keep(x):
+    kept.append(x)
+    return [float(k[0]) for k in kept], x * 2
+mine = []
+for n in range(6):
+    sums, doubled = keep(np.full(100_000, float(n))).result()
+    mine.append(doubled)
+time.sleep(0.6)
+sums, _ = keep(np.full(100_000, 6.0)).result()
+print(json.dumps([sums, [float(m[0]) for m in mine], [bool((m == m[0]).all()) for m in mine]]))
+"""
+    )
+    assert result.json == [[0, 1, 2, 3, 4, 5, 6], [0, 2, 4, 6, 8, 10], [True] * 6]
+
+
+def test_memory_is_used_again(shared_daemon: Host) -> None:
+    result = shared_daemon.run(
+        HEAD
+        + """
+a = np.zeros(1_000_000)
+for n in range(30): assert len(echo(a).result()) == 1_000_000
+used = current().segments.used_bytes
+fds = len(os.listdir("/proc/self/fd"))
+for n in range(30): assert len(echo(a).result()) == 1_000_000
+print(json.dumps([current().segments.used_bytes == used, used < 50_000_000, len(os.listdir("/proc/self/fd")) == fds]))
+"""
+    )
+    assert result.json == [True, True, True]
+
+
+@pytest.mark.parametrize("size", [0, 1, 64 * 1024 - 1, 64 * 1024, 64 * 1024 + 1, 20_000_000])
+def test_bytes_of_every_size(shared_daemon: Host, size: int) -> None:
+    result = shared_daemon.run(
+        HEAD
+        + f"""
+for kind in (bytes, bytearray):
+    data = kind(os.urandom({size}))
+    back = echo(data).result()
+    assert back == data and type(back) is kind
+    array = np.frombuffer(bytes(data), dtype=np.uint8)
+    assert (echo(array).result() == array).all()
+print("ok")
+"""
+    )
+    assert result.out.strip() == "ok"
+
+
+def test_a_worker_that_dies_with_arrays_in_hand(shared_daemon: Host) -> None:
+    result = shared_daemon.run(
+        HEAD
+        + """
+@remote(one)
+def die(x): os.kill(os.getpid(), signal.SIGKILL)
+a = np.ones(500_000)
+for n in range(3):
+    try: die(a).result()
+    except WorkerLost: pass
+print(json.dumps([float(echo(a).result().sum()), current().segments.used_bytes < 40_000_000]))
+"""
+    )
+    assert result.json == [500_000, True]
+
+
+def test_results_outlive_their_worker(shared_daemon: Host) -> None:
+    result = shared_daemon.run(
+        HEAD
+        + """
+@remote(one)
+def make(): return np.full(500_000, 3.0), os.getpid()
+found, pid = make().result()
+os.kill(pid, signal.SIGKILL)
+while os.path.exists(f"/proc/{pid}"): time.sleep(0.01)
+print(json.dumps([bool((found == 3).all()), make().result()[1] != pid]))
+"""
+    )
+    assert result.json == [True, True]
+
+
+def test_many_calls_with_arrays_at_once(shared_daemon: Host) -> None:
+    result = shared_daemon.run(
+        HEAD
+        + """
+import asyncio
+three = CpuLiveLoadBalancer(name="three", workersMax=3)
+@remote(three)
+def double(x): return 2 * x
+async def main(): return await asyncio.gather(*(double(np.full(50_000, float(n))) for n in range(40)))
+print(json.dumps([bool((r == 2 * n).all()) for n, r in enumerate(asyncio.run(main()))]))
+"""
+    )
+    assert result.json == [True] * 40
