@@ -76,7 +76,8 @@ class Store:
         """Run in the next transaction. The future holds the result once it is committed, or a StoreError."""
         future: asyncio.Future[T] = self._loop.create_future()
         if not self._pending:
-            self._loop.call_soon(self._post)
+            # One turn later: an outcome, and what the worker that it freed begins, share a commit.
+            self._loop.call_soon(self._loop.call_soon, self._post)
         self._pending.append((operation, future))
         return future
 

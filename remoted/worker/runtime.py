@@ -204,7 +204,7 @@ class Runtime:
         self._greet()
         threading.Thread(target=self._link.read_forever, args=(self.on_frame, self.on_closed), name="channel", daemon=True).start()
         while True:
-            item = self._loop.run_until_complete(self._inbox.get())
+            item = self._inbox.get(self._loop_was_used)
             if item is _END:
                 break
             if isinstance(item, Run):
