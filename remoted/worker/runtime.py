@@ -33,6 +33,7 @@ from .inbox import Inbox
 from .lease import Lease
 from .link import Link
 from .streams import StandardStreams
+from .window import Window
 
 _END = object()
 _NOTHING = contextlib.nullcontext()
@@ -56,8 +57,7 @@ class Runtime:
         self._contexts: dict[str, CallContext] = {}
         self._modules: tuple[str, Any] | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._credits: dict[str, threading.Semaphore] = {}
-        self._closed_streams: set[str] = set()
+        self._windows: dict[str, Window] = {}
         #: Why, by attempt.
         self._cancelled: dict[str, str] = {}
         self._unacknowledged: dict[str, tuple[Run, dict[str, Any], bytes | int]] = {}
@@ -134,7 +134,7 @@ class Runtime:
         )
         self._output_path = run.outcome_path.replace(".outcome", ".output")
         if run.stream:
-            self._credits[run.attempt] = threading.Semaphore(header["credit"])
+            self._windows[run.attempt] = Window(header["window_items"], header["window_bytes"])
         if header["concurrent"]:
             self._streams.route(self._send_output)
         if run.inline:
@@ -149,7 +149,7 @@ class Runtime:
     def _on_cancel(self, frame: wire.Frame) -> None:
         attempt = frame.header["attempt"]
         self._cancelled[attempt] = frame.header["why"]
-        self._release_stream(attempt)
+        self._close_window(attempt)
         if self._sync_attempt == attempt:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         else:
@@ -161,18 +161,17 @@ class Runtime:
             task.cancel()
 
     def _on_credit(self, frame: wire.Frame) -> None:
-        credit = self._credits.get(frame.header["attempt"])
-        if credit is not None:
-            credit.release(frame.header["items"])
+        window = self._windows.get(frame.header["attempt"])
+        if window is not None:
+            window.give_back(frame.header["items"])
 
     def _on_close_stream(self, frame: wire.Frame) -> None:
-        self._closed_streams.add(frame.header["attempt"])
-        self._release_stream(frame.header["attempt"])
+        self._close_window(frame.header["attempt"])
 
-    def _release_stream(self, attempt: str) -> None:
-        credit = self._credits.get(attempt)
-        if credit is not None:
-            credit.release(1)
+    def _close_window(self, attempt: str) -> None:
+        window = self._windows.get(attempt)
+        if window is not None:
+            window.close()
 
     def _on_limits(self, frame: wire.Frame) -> None:
         """User mode has rlimits only: private writable memory, not address space, which CUDA reserves by the terabyte."""
@@ -473,8 +472,8 @@ class Runtime:
     def _send_item(self, run: Run, number: int, item: Any) -> bool:
         """Waits until the caller has read enough of what was sent. False when it wants no more."""
         payload = self._encode(item)
-        self._credits[run.attempt].acquire()
-        if run.attempt in self._closed_streams or run.attempt in self._cancelled:
+        size = len(payload) if isinstance(payload, bytes) else os.fstat(payload).st_size
+        if not self._windows[run.attempt].take(size):
             _close_payload(payload)
             return False
         return self._link.send_payload({"op": "item", "attempt": run.attempt, "number": number}, payload)
@@ -499,7 +498,7 @@ class Runtime:
             return
         if run.lease is None:
             self._streams.restore()
-            self._credits.pop(run.attempt, None)
+            self._windows.pop(run.attempt, None)
         collector = Collector() if run.lease is not None else None
         try:
             payload = self._encode(outcome.value, collector)
