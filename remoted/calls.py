@@ -195,9 +195,10 @@ class CallRunner:
         if not spec.pool.gpu:
             return None
         request = matching.parse_request(spec.pool.gpus or ("ANY",), spec.pool.gpu_count)
-        problem = matching.explain_impossible(request, self.engine.devices.known)
+        devices = self.engine.devices
+        problem = matching.explain_impossible(request, devices.known) or matching.explain_old_driver(spec.pool.cuda_min, devices.cuda)
         if problem is not None:
-            raise BadRequest("NO_MATCHING_GPU", problem + (f" ({self.engine.devices.problem})" if self.engine.devices.problem else ""))
+            raise BadRequest("NO_MATCHING_GPU", problem + (f" ({devices.problem})" if devices.problem else ""))
         return request
 
     def _refuse_what_is_missing(self, spec: JobSpec) -> None:

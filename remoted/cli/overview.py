@@ -75,8 +75,10 @@ def _used_by(gpu: Document) -> str:
     if holder := gpu["holder"]:
         whose = f"{holder['worker']} ({cell(holder['pool'])})" if holder["worker"] else f"uid {holder['uid']}"
         users.append(" ".join([whose, *map(short, holder["jobs"])]))
+    if gpu["free"]:  # a desktop may draw on it all the same
+        users.append("free")
     users += [f"outside: {_process(process)}" for process in gpu["foreign"]]
-    return ", ".join(users) or ("free" if gpu["free"] else "kept back")
+    return ", ".join(users) or "kept back"
 
 
 def _process(process: Document) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import threading
 from collections.abc import Mapping
@@ -50,6 +51,8 @@ async def launch(spec: LaunchSpec, deadline_seconds: float) -> Process:
 
 
 def _launch_in_thread(spec: LaunchSpec, loop: asyncio.AbstractEventLoop, future: asyncio.Future[Process]) -> None:
+    # The child inherits this thread's mask, and the daemon's may come from a careless parent (T25).
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
         process = _start(spec)
     except (OSError, ValueError) as error:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -323,6 +324,30 @@ except NoMatchingGPU as error: print(json.dumps([one, str(error)]))
     )
     assert found[0] == 1
     assert "no NVIDIA GPU" in found[1]
+
+
+def test_f30_a_driver_older_than_the_least_cuda_refuses_at_once_and_an_upgraded_one_serves(gpu_host: GpuHost) -> None:
+    gpu_host.board.add_gpu()
+    gpu_host.board.set_cuda(12, 2)
+    host = gpu_host.start().host
+    script = """
+new, old = LiveServerless(name="new", minCudaVersion="12.4"), LiveServerless(name="old", minCudaVersion="12.1")
+@remote(new, max_retries=0)
+def on_new(): return "new"
+@remote(old, max_retries=0)
+def on_old(): return "old"
+try: first = on_new().result().output
+except NoMatchingGPU as error: first = str(error)
+print(json.dumps([first, on_old().result().output]))
+"""
+    refused, served = run(host, script)
+    assert "it needs CUDA 12.4, this driver supports 12.2; upgrade the driver or lower minCudaVersion" in refused
+    assert served == "old"
+    gpu_host.board.set_cuda(12, 4)
+    gpu_host.board.write()
+    time.sleep(0.5)  # facts are as old as poll_seconds
+    gpu_host.look()
+    assert run(host, script) == ["new", "old"]
 
 
 def test_c07_a_driver_that_is_loaded_later_is_found(gpu_host: GpuHost) -> None:

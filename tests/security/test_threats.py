@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -159,12 +160,13 @@ def test_t11_sockets_are_private_and_none_is_abstract(shared_daemon: Host) -> No
 
 
 def test_t25_a_worker_has_its_callers_umask_and_directory_and_a_session_of_its_own(bare_host: Host) -> None:
-    """The daemon itself is started with another mask, as a careless parent would."""
-    old = os.umask(0)
+    """The daemon itself is started with other masks, as a careless parent would."""
+    old, blocked = os.umask(0), signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGHUP})
     try:
         bare_host.start()
     finally:
         os.umask(old)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     found = bare_host.run(
         HEAD
         + """
@@ -172,6 +174,7 @@ def test_t25_a_worker_has_its_callers_umask_and_directory_and_a_session_of_its_o
 def look():
     with open("made", "w"): pass
     ignored = int(next(line for line in open("/proc/self/status") if line.startswith("SigIgn")).split()[1], 16)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
     return [oct(os.stat("made").st_mode & 0o777), os.getcwd(), os.getsid(0) == os.getpid(), bool(ignored & 1 << signal.SIGTERM - 1)]
 os.umask(0o027)
 print(json.dumps(look().result().unwrap()))
