@@ -8,11 +8,13 @@ import contextlib
 import os
 import sys
 import threading
+import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from remoted_client import wire
+from remoted_client import context, wire
 from remoted_client.wire import Status
 
 if TYPE_CHECKING:
@@ -20,6 +22,21 @@ if TYPE_CHECKING:
 
 #: What is kept of a call's output for ``JobOutput.stdout``: its last part. The daemon keeps more.
 _KEPT_CHARACTERS = 16 << 20
+_TELL_SECONDS = 2.0
+_WAITING = {
+    "NO_ANSWER": "the daemon has not answered yet",
+    "WAITING_GPU": "no GPU that could serve it is free",
+    "FOREIGN_GPU_USE": "processes outside of remoted use the GPU",
+    "WAITING_CPU": "other calls have the CPUs that it asks for",
+    "WAITING_WORKER": "all workers of its pool are busy{}",
+    "WAITING_ENV": "the environment of its dependencies is being built",
+    "WAITING_TURN": "others have their turn",
+    "WAITING_RETRY": "an attempt failed, and the next one comes soon",
+    "WAITING_INSTANCE": "the worker that has its instance is busy",
+    "STARTING": "its worker is starting",
+}
+#: The reason that was told last, by function.
+_told: dict[str, str] = {}
 
 
 class CallState:
@@ -55,6 +72,10 @@ class CallState:
         self._echo = echo
         self._printed: Printed | None = None
         self.known = False
+        #: Who gives its outcome, which can be read once.
+        self.handle: weakref.ref[Any] | None = None
+        #: Of its pool, for words about waiting.
+        self.workers_max = 0
 
     # -- the connection's thread ---------------------------------------------------------------------------
 
@@ -151,7 +172,7 @@ class CallState:
         return self.done_frame is not None or self.error is not None
 
     def text(self, stream: int) -> str:
-        return self._printed.text(stream) if self._printed is not None else ""
+        return self._printed.text(stream, self.id) if self._printed is not None else ""
 
     def add_done_callback(self, callback: Callable[[], None]) -> None:
         with self._lock:
@@ -173,6 +194,50 @@ class CallState:
 
     def wait_accepted(self, timeout: float) -> bool:
         return self.wait(lambda: self.accepted or self.is_over, timeout)
+
+    def wait_and_tell(self, condition: Callable[[], bool], timeout: float | None, news: bool = True) -> bool:
+        """As ``wait``; whoever sits at a terminal is told why nothing happens."""
+        if not _is_watched():
+            return self.wait(condition, timeout, news)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = _TELL_SECONDS if deadline is None else deadline - time.monotonic()
+            if self.wait(condition, max(0.0, min(_TELL_SECONDS, left)), news):
+                return True
+            if left <= _TELL_SECONDS and deadline is not None:
+                return False
+            self._tell_waiting()
+
+    async def wait_and_tell_async(self, condition: Callable[[], bool], news: bool = True) -> None:
+        """The same for the running loop."""
+        if not _is_watched():
+            await self.wait_async(condition, news)
+            return
+        loop = asyncio.get_running_loop()
+        timers: list[asyncio.TimerHandle] = []
+
+        def tell() -> None:
+            if timers:
+                self._tell_waiting()
+            timers[:] = [loop.call_later(_TELL_SECONDS, tell)]
+
+        tell()
+        try:
+            await self.wait_async(condition, news)
+        finally:
+            timers[0].cancel()
+
+    def _tell_waiting(self) -> None:
+        """Once per function and reason, until that changes."""
+        if self.status is not Status.IN_QUEUE:
+            _told.pop(self.name, None)
+            return
+        reason = self.reason or ("" if self.accepted else "WAITING_WORKER" if self.known else "NO_ANSWER")
+        if reason and _told.get(self.name) != reason:
+            _told[self.name] = reason
+            words = _WAITING.get(reason, "").format(f" (workersMax={self.workers_max})" if self.workers_max else "")
+            sys.stderr.write(f"remoted: {self.name} waits: {words or reason} ({reason})\n")
+            sys.stderr.flush()
 
     async def wait_async(self, condition: Callable[[], bool], news: bool = True) -> None:
         """The same for the running loop."""
@@ -202,6 +267,7 @@ class Printed:
         self._echo = echo
         self._texts: dict[int, list[str]] = {1: [], 2: []}
         self._kept = {1: 0, 2: 0}
+        self._dropped = {1: 0, 2: 0}
         self._decoders = {stream: codecs.getincrementaldecoder("utf-8")("replace") for stream in (1, 2)}
 
     def add(self, stream: int, data: bytes) -> None:
@@ -210,15 +276,28 @@ class Printed:
         kept.append(text)
         self._kept[stream] += len(text)
         while self._kept[stream] > _KEPT_CHARACTERS and len(kept) > 1:
-            self._kept[stream] -= len(kept.pop(0))
+            first = len(kept.pop(0))
+            self._kept[stream] -= first
+            self._dropped[stream] += first
         if self._echo and text:
             target = sys.stdout if stream == 1 else sys.stderr
             with contextlib.suppress(Exception):  # a closed or replaced stream of the caller's is not our failure
                 target.write(text)
                 target.flush()
 
-    def text(self, stream: int) -> str:
-        return "".join(self._texts[stream])
+    def text(self, stream: int, call_id: str) -> str:
+        missing = self._dropped[stream]
+        head = f"[remoted: the first {missing:,} characters are not here; `remotectl logs {call_id}` has them]\n" if missing else ""
+        return head + "".join(self._texts[stream])
+
+
+def _is_watched() -> bool:
+    if context.in_worker or sys.stderr is None:
+        return False
+    try:
+        return sys.stderr.isatty()
+    except Exception:  # whatever stands there
+        return False
 
 
 def _wake(future: asyncio.Future[None]) -> None:

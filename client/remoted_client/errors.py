@@ -135,7 +135,9 @@ def for_code(code: str, message: str) -> RemotedError:
     if code in ("VERSION_MISMATCH", "BAD_VERSION"):
         return VersionMismatch(message)
     if code == "POOL_BUSY":
-        return PoolBusy(message)
+        return PoolBusy(f"{message}; raise workersMax of its config if the host has room for more workers, or call again later")
+    if code == "NO_MATCHING_GPU":
+        message += "; without such a GPU use one of the Cpu classes, or run it here: local=True, f.local(...) or REMOTED_LOCAL=1"
     return kinds.get(code, SubmissionRefused)(message, code)
 
 

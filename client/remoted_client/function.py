@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
 
 from remoted_client.settings import Settings, name_of, streams
-from remoted_client.suggest import check_amount, check_int
+from remoted_client.suggest import check_amount, check_int, did_you_mean
 
 if TYPE_CHECKING:
     import inspect
@@ -18,7 +18,6 @@ P = ParamSpec("P")
 H = TypeVar("H")
 #: ``submission.start``, from the first call on: until then nothing that pickles or connects is imported.
 _start: Callable[..., Any] | None = None
-
 
 
 def _load_start() -> Callable[..., Any]:
@@ -46,6 +45,7 @@ class RemoteFunction(Generic[P, H]):
         self._stream = streams(function)
         self._signature: inspect.Signature | None = None
         self._positional = _positional(function)
+        self._workers_max = settings.config.workersMax
         functools.update_wrapper(self, function)
 
     @property
@@ -77,6 +77,7 @@ class RemoteFunction(Generic[P, H]):
         if self._settings.runs_here:
             return self.local(*args, **kwargs)
         handle: Any = (_start or _load_start())(self._function, self._settings, self._options, args, kwargs, self._stream)
+        handle._state.workers_max = self._workers_max
         result: H = handle
         return result
 
@@ -103,12 +104,14 @@ class RemoteFunction(Generic[P, H]):
         detach: bool | None = None,
         name: str | None = None,
         priority: int | None = None,
+        **unknown: NoReturn,
     ) -> RemoteFunction[P, H]:
         """The same function, with other settings for the calls made through what this returns.
 
         ``timeout`` in seconds per attempt; ``priority`` -100..100, among your own calls; ``detach=True`` lets the
         call outlive this process.
         """
+        _refuse_unknown("options", unknown)
         changed: dict[str, Any] = {}
         if timeout is not None:
             changed["timeout_seconds"] = check_amount("timeout", timeout)
@@ -122,20 +125,25 @@ class RemoteFunction(Generic[P, H]):
             changed["priority"] = check_int("priority", priority, -100, 100)
         return RemoteFunction(self._function, self._settings, {**self._options, **changed})
 
-    def map(self, *iterables: Iterable[Any], return_exceptions: bool = False, progress: bool = False) -> MapResult[Any]:
+    def map(self, *iterables: Iterable[Any], return_exceptions: bool = False, progress: bool = False, **unknown: NoReturn) -> MapResult[Any]:
         """Call it for every element (of several iterables in step); results come in input order.
 
-        Yields what awaiting each handle gives. At most 1,000 calls are on their way, so an endless iterable is
+        Yields what awaiting each handle gives; the first call is made when the first result is asked for. At most 1,000 calls are on their way, so an endless iterable is
         fine. ``progress=True`` shows a line on stderr.
         """
-        return self.starmap(zip(*iterables, strict=False), return_exceptions=return_exceptions, progress=progress)
+        _refuse_unknown("map", unknown)
+        return self._mapped(zip(*iterables, strict=False), iterables, return_exceptions, progress)
 
-    def starmap(self, arguments: Iterable[tuple[Any, ...]], *, return_exceptions: bool = False, progress: bool = False) -> MapResult[Any]:
+    def starmap(self, arguments: Iterable[tuple[Any, ...]], *, return_exceptions: bool = False, progress: bool = False, **unknown: NoReturn) -> MapResult[Any]:
         """As ``map``, each element being the arguments of one call."""
-        from remoted_client.mapping import MapResult
+        _refuse_unknown("starmap", unknown)
+        return self._mapped(arguments, (arguments,), return_exceptions, progress)
+
+    def _mapped(self, arguments: Iterable[tuple[Any, ...]], measured: Iterable[Any], return_exceptions: bool, progress: bool) -> MapResult[Any]:
+        from remoted_client.mapping import MapResult, shortest
 
         call: Any = self
-        return MapResult(call, arguments, name_of(self._function), return_exceptions=return_exceptions, progress=progress)
+        return MapResult(call, arguments, name_of(self._function), shortest(measured), return_exceptions=return_exceptions, progress=progress)
 
     def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not kwargs and self._positional is not None and len(args) in self._positional:
@@ -148,6 +156,12 @@ class RemoteFunction(Generic[P, H]):
             self._signature.bind(*args, **kwargs)
         except TypeError as error:
             raise TypeError(f"{name_of(self._function)}() {error}") from None
+
+
+def _refuse_unknown(method: str, unknown: dict[str, Any]) -> None:
+    for word in unknown:
+        known = list(getattr(RemoteFunction, method).__kwdefaults__ or ())
+        raise TypeError(f"{method}() has no keyword {word!r}{did_you_mean(word, known) or '; its keywords are ' + ', '.join(known)}")
 
 
 def _positional(function: Callable[..., Any]) -> range | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -35,6 +36,7 @@ class Handle(Coroutine[Any, Any, T_co], Generic[T_co]):
 
     def __init__(self, state: CallState) -> None:
         self._state = state
+        state.handle = weakref.ref(self)
         self._lock = threading.Lock()
         self._value: Any = None
         self._failure: BaseException | None = None
@@ -285,10 +287,23 @@ class Job(Handle[Any]):
         The beginning of an id will do. ``.result()`` gives its ``JobOutput``. Unknown ids raise SubmissionRefused there, with code NOT_FOUND.
         """
         wanted = _check_id(job_id)
+        known = _known_here(wanted)
+        if known is not None:
+            return known
         state = CallState(f"job {wanted[:8]}", None, durable=True, detached=True, stream=False, echo=False, call_id=wanted)
         state.key = wanted  # the answer to a shortened id names both
         connection.current().attach(state)
         return _FoundJob(state)
+
+
+def _known_here(wanted: str) -> Handle[Any] | None:
+    """The handle of a job that this process follows already: the daemon tells each connection once."""
+    line = connection.current()
+    with line._lock:
+        states = [state for state in line._states.values() if state.is_durable and (state.id.startswith(wanted) or state.key == wanted)]
+    if not states:
+        return None
+    return (states[0].handle() if states[0].handle is not None else None) or _FoundJob(states[0])
 
 
 def _check_id(value: object) -> str:

@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
+from remoted_client.suggest import check_amount
+
 T = TypeVar("T")
 #: Calls on their way at once. The daemon queues them; this bounds what an endless iterable costs.
 IN_FLIGHT = 1000
@@ -18,13 +20,25 @@ IN_FLIGHT = 1000
 class MapResult(Generic[T]):
     """The results of a map in input order, for ``for`` and ``async for``; consumed once, lazily."""
 
-    def __init__(self, call: Callable[..., Any], arguments: Iterable[tuple[Any, ...]], name: str, *, return_exceptions: bool, progress: bool) -> None:
+    def __init__(
+        self, call: Callable[..., Any], arguments: Iterable[tuple[Any, ...]], name: str, total: int | None, *, return_exceptions: bool, progress: bool
+    ) -> None:
         self._call = call
+        self._name = name
         self._arguments = iter(arguments)
-        self._total = _length(arguments)
+        self._total = total
         self._return_exceptions = return_exceptions
         self._flying: deque[Any] = deque()
-        self._progress = _Progress(name, self._total) if progress else None
+        self._shows_progress = progress
+        self._progress: _Progress | None = None
+
+    def __repr__(self) -> str:
+        of = "" if self._total is None else f" of {self._total} calls"
+        return f"<map{of} of {self._name}: iterate over it for the results; nothing is called before>"
+
+    def _begin(self) -> None:
+        if self._shows_progress and self._progress is None:
+            self._progress = _Progress(self._name, self._total)
         self._fill()
 
     def _fill(self) -> None:
@@ -37,6 +51,7 @@ class MapResult(Generic[T]):
 
     def __iter__(self) -> Iterator[T]:
         try:
+            self._begin()
             while self._flying:
                 handle = self._flying[0]
                 value = self._settle(handle.result)
@@ -47,6 +62,7 @@ class MapResult(Generic[T]):
 
     async def __aiter__(self) -> AsyncIterator[T]:
         try:
+            self._begin()
             while self._flying:
                 handle = self._flying[0]
                 try:
@@ -93,33 +109,40 @@ class _Progress:
         self._began = time.monotonic()
         self._shown = 0.0
         self._live = sys.stderr.isatty()
+        self._over = False
 
     def step(self, status: str) -> None:
         self._done += 1
         self._failed += str(status) not in ("COMPLETED", "")
         if self._live and time.monotonic() - self._shown > 0.1:
-            self._show("\r")
+            self._show()
 
     def finish(self) -> None:
-        self._show("\r" if self._live else "")
-        sys.stderr.write("\n")
+        """The last line, once."""
+        if not self._over:
+            self._over = True
+            self._show()
+            sys.stderr.write("\n")
 
-    def _show(self, start: str) -> None:
+    def _show(self) -> None:
         self._shown = time.monotonic()
         seconds = self._shown - self._began
         of = f"/{self._total}" if self._total is not None else ""
+        rate = f", {self._done / seconds:.3g}/s" if self._done and seconds > 0 else ""
         failed = f", {self._failed} failed" if self._failed else ""
         left = ""
-        if self._total and 0 < self._done < self._total:
+        if self._total and 0 < self._done < self._total and not self._over:
             left = f", {seconds / self._done * (self._total - self._done):.0f} s left"
-        sys.stderr.write(f"{start}{self._name}: {self._done}{of} in {seconds:.1f} s{failed}{left}   ")
+        line = f"{self._name}: {self._done}{of} in {seconds:.1f} s{rate}{failed}{left}"
+        sys.stderr.write(f"\r{line}\x1b[K" if self._live else line)
         sys.stderr.flush()
 
 
-def _length(arguments: Iterable[Any]) -> int | None:
+def shortest(iterables: Iterable[Any]) -> int | None:
+    """How long ``zip`` of these is, if all can tell."""
     try:
-        return len(arguments)  # type: ignore[arg-type]
-    except TypeError:
+        return min(len(each) for each in iterables)
+    except (TypeError, ValueError):
         return None
 
 
@@ -132,7 +155,10 @@ class as_completed(Generic[T]):
 
     def __init__(self, handles: Iterable[T], timeout: float | None = None) -> None:
         self._handles: list[Any] = list(handles)
-        self._timeout = timeout
+        for handle in self._handles:
+            if not (callable(getattr(handle, "result", None)) and callable(getattr(handle, "done", None))):
+                raise TypeError(f"cannot wait for a {type(handle).__name__}: as_completed takes the handles that calls give")
+        self._timeout = None if timeout is None else check_amount("timeout", timeout, zero=True)
 
     def __iter__(self) -> Iterator[T]:
         ended: queue.SimpleQueue[Any] = queue.SimpleQueue()

@@ -69,7 +69,7 @@ def from_done(header: dict[str, Any], output: Any, exception: BaseException | No
         id=header["id"],
         status=Status(header["status"]),
         output=output,
-        error=header["error"] or None,
+        error=header["error"].removesuffix(": ") or None,  # an exception without a message
         started_at=int(started) if started else None,
         ended_at=int(header["ended_at"]) if header["ended_at"] else None,
         attempts=header["attempts"],

@@ -6,7 +6,7 @@ import functools
 import inspect
 import secrets
 import weakref
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from remoted_client import connection
 from remoted_client.handle import Handle, StreamHandle
@@ -90,6 +90,14 @@ class RemoteInstance(_Methods):
         # Complete in itself: it may be replayed in another worker, beside newer code.
         self._constructor = encode_arguments(line, args, kwargs, None)
         self._finalizer = weakref.finalize(self, _drop, self._id)
+
+    if not TYPE_CHECKING:
+
+        def __setattr__(self, name, value):
+            if name.startswith("_") and "_finalizer" not in self.__dict__:
+                self.__dict__[name] = value
+                return
+            raise AttributeError(f"cannot set {name}: the instance of {self._class.__qualname__} lives in a worker; give the class a method that sets it")
 
     def __repr__(self) -> str:
         return f"<remote instance {self._id[:8]} of {self._class.__qualname__}>"

@@ -27,6 +27,7 @@ from remoted.peers import peer_pidfd
 from remoted_client import wire
 
 log = logging.getLogger(__name__)
+_ID_DIGITS = 32
 
 
 class Connection:
@@ -169,7 +170,10 @@ class Connection:
 
     async def _on_watch(self, frame: wire.Frame) -> None:
         """Attach to a job of this user's, live or over: ``Job.from_id`` and a client that came back."""
-        job_id = str(frame.header["id"])
+        asked = str(frame.header["id"])
+        job_id = asked if len(asked) == _ID_DIGITS else await self._runners.jobs.records.resolve(self.peer, asked)
+        if job_id != asked:
+            self._transport.send({"op": "accepted", "key": asked, "id": job_id})
         try:
             call = self._find(job_id)
         except NotFound:

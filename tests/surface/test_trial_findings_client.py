@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -115,3 +118,121 @@ except DaemonUnreachable as error: print(error)
     assert "unset REMOTED_SOCKET" in result.out
     assert "XDG_STATE_HOME" in result.out
     assert time.monotonic() - began < 20
+
+
+def test_f26_the_beginning_of_an_id_will_do_and_an_impossible_one_is_refused_at_once(shared_daemon: Host) -> None:
+    result = shared_daemon.run(
+        HEAD
+        + """
+@remote(queue)
+def f(n): time.sleep(n); return n
+h = f(0)
+out = h.result()
+short = h.id[:8]
+found = [Job.from_id(short).result().output, Job.from_id(short).id == h.id, str(Job.from_id(short).status())]
+running = f(1)
+found += [Job.from_id(running.id[:10]) is running, Job.from_id(running.id).result().output, running.result().output]
+for make in (lambda: Job.from_id("abcdef01").result(), lambda: Job.from_id("abcdef01").id, lambda: Job.from_id(5), lambda: Job.from_id(""), lambda: Job.from_id("xyz"), lambda: Job.from_id("local-1")):
+    try: make()
+    except Exception as error: found.append(type(error).__name__)
+print(json.dumps(found))
+"""
+    )
+    assert result.json == [0, True, "COMPLETED", True, 1, 1, "SubmissionRefused", "SubmissionRefused", "TypeError", "ValueError", "ValueError", "ValueError"]
+
+
+def test_f03_a_forgotten_await_is_named_where_the_handle_is_taken_for_the_result(shared_daemon: Host) -> None:
+    result = shared_daemon.run(
+        HEAD
+        + """
+import pickle
+@remote(queue)
+def f(n): return {"n": n}
+@remote(queue)
+def g():
+    yield 1
+    yield 2
+h = f(1)
+for make in (
+    lambda: h.output, lambda: h["n"], lambda: len(h), lambda: list(h), lambda: h.result(timeout="1"), lambda: h.result(timeout=-1),
+    lambda: pickle.dumps(h), lambda: f(h), lambda: list(as_completed([1, 2])),
+):
+    try: make()
+    except Exception as error: print(type(error).__name__, error)
+assert h, "a handle is true"
+items = g()
+print([next(items), next(items), next(items, None)])
+"""
+    )
+    lines = result.out.splitlines()
+    assert [line.split()[0] for line in lines] == ["AttributeError", *["TypeError"] * 4, "ValueError", "TypeError", "SerializationError", "TypeError", "[1,"]
+    assert all("(await f(...))" in line and "f(...).result()" in line for line in lines[:4])
+    assert all("Job.from_id(id)" in line for line in lines[6:8])
+
+
+def test_f20_an_attribute_of_a_remote_instance_is_not_set_in_silence(shared_daemon: Host) -> None:
+    result = shared_daemon.run(
+        HEAD
+        + """
+@remote(queue)
+class Model:
+    def get(self): return 1
+m = Model()
+try: m.size = 3
+except AttributeError as error: print(error)
+print(m.get().result().output)
+"""
+    )
+    assert result.out.splitlines() == ["cannot set size: the instance of Model lives in a worker; give the class a method that sets it", "1"]
+
+
+def test_f05_whoever_waits_at_a_terminal_is_told_why(shared_daemon: Host) -> None:
+    script = shared_daemon.write(
+        "waits.py",
+        HEAD
+        + """
+one = CpuLiveServerless(name="one", workersMax=1)
+both = CpuLiveLoadBalancer(name="both", workersMax=1)
+@remote(one)
+def slow(): time.sleep(4)
+@remote(one)
+def quick(): pass
+@remote(both)
+def slow_too(): time.sleep(4)
+@remote(both)
+async def quick_too(): pass
+first = slow(); first.id
+quick().result()
+async def main():
+    first = slow_too()
+    while first.status() != "IN_PROGRESS": await asyncio.sleep(0.01)
+    await quick_too()
+asyncio.run(main())
+""",
+    )
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen([sys.executable, str(script)], env=shared_daemon.environ, cwd=shared_daemon.project, stdout=subprocess.DEVNULL, stderr=theirs)
+    os.close(theirs)
+    assert process.wait(60) == 0
+    lines = os.read(ours, 65536).decode().splitlines()
+    os.close(ours)
+    assert lines == [f"remoted: {name} waits: all workers of its pool are busy (workersMax=1) (WAITING_WORKER)" for name in ("quick", "quick_too")]
+
+
+def test_f22_output_that_was_cut_says_so() -> None:
+    from remoted_client.call_state import Printed
+
+    printed = Printed(echo=False)
+    for _ in range(20):
+        printed.add(1, b"x" * (1 << 20))
+    text = printed.text(1, "abc")
+    assert text.startswith("[remoted: the first 4,194,304 characters are not here; `remotectl logs abc` has them]\n")
+    assert len(text) < (16 << 20) + 200
+    assert printed.text(2, "abc") == ""
+
+
+def test_f06_a_refusal_says_what_to_do() -> None:
+    from remoted_client.errors import for_code
+
+    assert "raise workersMax" in str(for_code("POOL_BUSY", "cannot run f"))
+    assert "REMOTED_LOCAL=1" in str(for_code("NO_MATCHING_GPU", "cannot run f"))
