@@ -13,6 +13,8 @@ no thread.
 
 from __future__ import annotations
 
+__version__ = "0.1.0"
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from remoted_client.config import CpuLiveLoadBalancer as CpuLiveLoadBalancer
@@ -78,7 +80,11 @@ __all__ = sorted(_MODULE_OF)  # pyright: ignore[reportUnsupportedDunderAll]
 def __getattr__(name: str) -> object:
     module = _MODULE_OF.get(name)
     if module is None:
-        raise AttributeError(f"module 'remoted_client' has no attribute {name!r}")
+        if name.startswith("_"):
+            raise AttributeError(f"module 'remoted_client' has no attribute {name!r}")
+        from remoted_client.suggest import did_you_mean
+
+        raise AttributeError(f"module 'remoted_client' has no attribute {name!r}{did_you_mean(name, __all__)}")
     from importlib import import_module
 
     value = getattr(import_module(f"remoted_client.{module}"), name)

@@ -63,7 +63,22 @@ _REFUSED = {
 }
 
 
-class ResourceConfig(Immutable):
+if TYPE_CHECKING:
+    _Named = type
+else:
+
+    class _Named(type):
+        """Asks for the name in the words of the other fields, before Python asks in its own."""
+
+        def __call__(cls, *args, **fields):
+            if not args and "name" not in fields:
+                raise TypeError(f"cannot make {cls.__name__}: it has no name; write {cls.__name__}(name='...'): functions whose configs have one name share workers")
+            if len(args) > 1:
+                raise TypeError(f"cannot make {cls.__name__}: only the name goes without a keyword; write the others as field=value")
+            return super().__call__(*args, **fields)
+
+
+class ResourceConfig(Immutable, metaclass=_Named):
     """What the workers of one name are: the base of the eight classes, which scripts use instead.
 
     Two functions on one config, or on two configs of one class and name, share its workers. A field given as None

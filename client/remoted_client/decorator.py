@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
@@ -19,7 +20,17 @@ from remoted_client.config import (
 )
 from remoted_client.function import RemoteFunction
 from remoted_client.settings import Settings
-from remoted_client.suggest import check_amount, check_bool, check_env, check_int, check_list, unknown_field, wrong_type
+from remoted_client.suggest import (
+    check_amount,
+    check_bool,
+    check_env,
+    check_int,
+    check_list,
+    check_requirements,
+    unknown_field,
+    warn,
+    wrong_type,
+)
 
 if TYPE_CHECKING:
     from remoted_client.handle import Handle, StreamHandle
@@ -138,7 +149,7 @@ def remote(
         raise TypeError(str(wrong_type("resource_config", resource_config, "one of the resource config classes, e.g. LiveServerless(name=...)")) + hint)
     settings = Settings(
         resource_config,
-        dependencies=_check_strings("dependencies", dependencies),
+        dependencies=check_requirements("dependencies", dependencies),
         system_dependencies=_check_strings("system_dependencies", system_dependencies),
         accelerate_downloads=check_bool("accelerate_downloads", accelerate_downloads),
         env=check_env("env", env) if env is not None else None,
@@ -149,6 +160,8 @@ def remote(
         path=path,
     )
     _check_route(settings)
+    _tell_idle(settings)
+    _tell_other_size(settings.config)
     return _Decorator(settings)
 
 
@@ -158,7 +171,7 @@ def _check_strings(field: str, value: object) -> tuple[str, ...]:
     items = check_list(field, value, "a list of strings")
     for item in items:
         if not isinstance(item, str) or not item.strip():
-            raise wrong_type(f"{field}: each entry", item, "a string such as 'numpy==2.*'")
+            raise wrong_type(f"{field}: each entry", item, "a string such as 'ffmpeg'")
     return tuple(str(item) for item in items)
 
 
@@ -166,14 +179,44 @@ def _check_route(settings: Settings) -> None:
     if settings.method is None and settings.path is None:
         return
     if not settings.config.is_load_balanced:
-        import warnings
-
-        warnings.warn("method= and path= have no effect on queue classes; use a load-balanced class", stacklevel=4)
+        warn("method= and path= have no effect on queue classes; use a load-balanced class")
         return
     if settings.method not in (None, *_METHODS):
         raise ValueError(f"cannot use method={settings.method!r}: allowed are {', '.join(_METHODS)}")
     if settings.path is not None and not settings.path.startswith("/"):
         raise ValueError(f"cannot use path={settings.path!r}: it must begin with /")
+
+
+def _tell_idle(settings: Settings) -> None:
+    """What is accepted and does nothing is said, once where it stands."""
+    config = settings.config
+    if settings.system_dependencies:
+        names = ", ".join(settings.system_dependencies)
+        warn(f"system_dependencies= has no effect yet: {names} must be on this host (ask its administrator, or install it yourself)")
+    if settings.max_retries > 1 and config.is_load_balanced:
+        warn(f"max_retries= has no effect on {type(config).__name__}: a direct call is never run twice; catch the exception and call again, or use a queue class")
+    if config.preload:
+        warn("preload= has no effect yet: the first call of a worker imports what it needs")
+    if config.preemptible:
+        warn("preemptible= has no effect yet")
+    if config.gpu_memory_gb is not None:
+        warn("gpu_memory_gb= has no effect yet: a worker has its GPUs to itself")
+
+
+#: The configs of this script that are in use, by class and name.
+_configs: weakref.WeakValueDictionary[tuple[str, str], ResourceConfig] = weakref.WeakValueDictionary()
+
+
+def _tell_other_size(config: ResourceConfig) -> None:
+    """Configs of one class and name share one pool, which has one size."""
+    key = (type(config).__name__, config.name)
+    other = _configs.get(key)
+    if other is not None and other.workersMax != config.workersMax:
+        warn(
+            f"two configs {key[0]}(name={config.name!r}) say workersMax={other.workersMax} and workersMax={config.workersMax}: "
+            "they share one pool, whose size is what the latest call says; give them different names, or one size"
+        )
+    _configs[key] = config
 
 
 class _Decorator(Generic[R]):

@@ -7,7 +7,7 @@ mean the same everywhere.
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import Enum, EnumMeta
 
 from remoted_client.suggest import bad_value, check_list, check_member, check_type, did_you_mean, wrong_type
 
@@ -18,7 +18,22 @@ if TYPE_CHECKING:
 GIB = 1 << 30
 
 
-class Word(str, Enum):
+class _Words(EnumMeta):
+    """Says what a list has when it is asked for what it has not."""
+
+    if not TYPE_CHECKING:  # before Python 3.12 members are found here, too
+
+        def __getattr__(cls, name):
+            members = cls.__dict__.get("_member_map_", {})
+            if name in members:
+                return members[name]
+            if name.startswith("_"):
+                raise AttributeError(name)
+            hint = did_you_mean(name, members) or f"; it has {', '.join(members)}"
+            raise AttributeError(f"{cls.__name__} has no member {name!r}{hint}", name=name, obj=cls)
+
+
+class Word(str, Enum, metaclass=_Words):
     """A string from a closed list, found again by value or by member name, whatever the case.
 
     Example: `GpuGroup("ada_24") is GpuGroup.ADA_24`
@@ -183,7 +198,12 @@ def check_gpu(field: str, value: object) -> GpuGroup | GpuType | str:
     if value.startswith(_MAKERS) and value.isprintable() and "," not in value and len(value) <= 96:
         return value
     known = [*(str(group) for group in GpuGroup), *(str(model) for model in GpuType)]
-    raise bad_value(field, value, allowed + did_you_mean(value, known))
+    part = value.strip().casefold()
+    holding = [repr(name) for name in known if part and part in name.casefold()]
+    if holding:
+        raise bad_value(field, value, f"{allowed}; did you mean {' or '.join(holding)}?")
+    hint = did_you_mean(value, known) or f"; the groups are {', '.join(map(str, GpuGroup))}, and a card goes by its driver's name, such as {str(GpuType.NVIDIA_L4)!r}"
+    raise bad_value(field, value, allowed + hint)
 
 
 def check_gpus(gpus: object, gpu_ids: object) -> tuple[GpuGroup | GpuType | str, ...]:

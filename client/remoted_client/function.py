@@ -83,16 +83,11 @@ class RemoteFunction(Generic[P, H]):
 
     def local(self, *args: P.args, **kwargs: P.kwargs) -> H:
         """Run it here, without a daemon; gives the same types."""
-        from remoted_client.local import LocalHandle, LocalStream
+        from remoted_client.local import LocalHandle, LocalStream, limits_of
 
         self._check_arguments(args, kwargs)
-        durable = not self._settings.config.is_load_balanced
-        name = name_of(self._function)
-        handle: Any
-        if self._stream:
-            handle = LocalStream(name, self._function(*args, **kwargs), durable=durable)
-        else:
-            handle = LocalHandle(name, lambda: self._function(*args, **kwargs), durable=durable)
+        kind = LocalStream if self._stream else LocalHandle
+        handle: Any = kind(name_of(self._function), lambda: self._function(*args, **kwargs), limits_of(self._settings, self._options))
         result: H = handle
         return result
 

@@ -62,6 +62,12 @@ class JobOutput(Generic[R]):
         raise for_outcome(self.status.value, self.state_reason, self.error or "the job failed")
 
 
+def in_one_line(error: BaseException) -> str:
+    """As ``JobOutput.error`` says it."""
+    message = str(error)
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
 def from_done(header: dict[str, Any], output: Any, exception: BaseException | None, stdout: str, stderr: str) -> JobOutput[Any]:
     """From the daemon's last word about a job."""
     started, submitted = header["started_at"], header["submitted_at"]
@@ -69,7 +75,8 @@ def from_done(header: dict[str, Any], output: Any, exception: BaseException | No
         id=header["id"],
         status=Status(header["status"]),
         output=output,
-        error=header["error"].removesuffix(": ") or None,  # an exception without a message
+        # Our own classes go by their public names; an exception may have no message.
+        error=header["error"].removeprefix("remoted_client.errors.").removesuffix(": ") or None,
         started_at=int(started) if started else None,
         ended_at=int(header["ended_at"]) if header["ended_at"] else None,
         attempts=header["attempts"],

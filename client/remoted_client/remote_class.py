@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from remoted_client import connection
 from remoted_client.handle import Handle, StreamHandle
-from remoted_client.local import LocalHandle, LocalStream
+from remoted_client.local import LocalHandle, LocalStream, limits_of
 from remoted_client.settings import Settings, streams
 from remoted_client.submission import encode_arguments, submit
 from remoted_client.suggest import did_you_mean
@@ -43,13 +43,21 @@ class RemoteClass(Generic[C]):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """An instance. Raises TypeError when the arguments do not fit ``__init__``, SerializationError when they cannot be sent."""
+        if self._settings.runs_here:
+            return self.local(*args, **kwargs)
+        self._check_arguments(args, kwargs)
+        return RemoteInstance(self._class, self._settings, args, kwargs)
+
+    def local(self, *args: Any, **kwargs: Any) -> Any:
+        """An instance here, without a daemon; its methods give the same types."""
+        self._check_arguments(args, kwargs)
+        return _LocalInstance(self._class(*args, **kwargs), self._settings)
+
+    def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         try:
             inspect.signature(self._class).bind(*args, **kwargs)
         except TypeError as error:
             raise TypeError(f"{self._class.__qualname__}() {error}") from None
-        if self._settings.runs_here:
-            return _LocalInstance(self._class(*args, **kwargs), self._settings)
-        return RemoteInstance(self._class, self._settings, args, kwargs)
 
 
 class _Methods:
@@ -137,12 +145,9 @@ class _LocalInstance(_Methods):
 
     def _call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
         function = self._check(method, args, kwargs)
-        durable = not self._settings.config.is_load_balanced
-        name = f"{self._class.__qualname__}.{method}"
         bound = getattr(self._instance, method)
-        if streams(function):
-            return LocalStream(name, bound(*args, **kwargs), durable=durable)
-        return LocalHandle(name, lambda: bound(*args, **kwargs), durable=durable)
+        kind = LocalStream if streams(function) else LocalHandle
+        return kind(f"{self._class.__qualname__}.{method}", lambda: bound(*args, **kwargs), limits_of(self._settings, {}))
 
     def close(self) -> None:
         close = getattr(self._instance, "close", None)

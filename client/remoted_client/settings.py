@@ -88,7 +88,7 @@ class Settings:
 
     @property
     def runs_here(self) -> bool:
-        return self.local or os.environ.get("REMOTED_LOCAL", "") not in ("", "0")
+        return self.local or os.environ.get("REMOTED_LOCAL", "").strip().lower() not in ("", "0", "false", "no", "off")
 
     def spec(self, identity: tuple[str, str, str], stream: bool, cwd: str, sys_path: list[str]) -> dict[str, Any]:
         """The document that all calls of one function share."""

@@ -13,12 +13,13 @@ from enum import Enum
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import TypeGuard, TypeVar
+    from typing import Any, TypeGuard, TypeVar
 
     E = TypeVar("E", bound=Enum)
     T = TypeVar("T")
 
 NAME_LIMIT = 63
+REQUIREMENT_LIMIT = 1000
 # Above any real amount of workers, seconds or GB, and small enough that nothing downstream overflows.
 AMOUNT_LIMIT = 10**9
 
@@ -166,6 +167,47 @@ def check_env(field: str, value: object) -> dict[str, str | None]:
     if not is_mapping(value):
         raise wrong_type(field, value, allowed)
     return dict(_check_variable(field, key, item) for key, item in value.items())
+
+
+def check_requirements(field: str, value: object) -> tuple[str, ...]:
+    """Return requirements of the form `name[extras]==version; marker`, as the daemon takes them."""
+    if value is None:
+        return ()
+    items = check_list(field, value, "a list of strings")
+    if not items:
+        return ()
+    import re  # 2 ms, and only a script with dependencies pays it
+
+    name = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
+    clause = r"(?:===|==|~=|!=|<=|>=|<|>)\s*[A-Za-z0-9][A-Za-z0-9.*+!_-]*"
+    clauses = rf"{clause}(?:\s*,\s*{clause})*"
+    form = re.compile(rf"\s*{name}\s*(?:\[[A-Za-z0-9._,\s-]*\])?\s*(?:\({clauses}\)|(?:{clauses})?)\s*(?:;[^;]*[^;\s][^;]*)?")
+    return tuple(_check_requirement(f"{field}[{place}]", item, form) for place, item in enumerate(items))
+
+
+def _check_requirement(field: str, value: object, form: Any) -> str:
+    allowed = "a string such as 'numpy==2.*' or 'torch[extra]>=2.4,<3'"
+    text = check_type(field, value, str, allowed)
+    if form.fullmatch(text) and text.isascii() and text.isprintable() and len(text) <= REQUIREMENT_LIMIT:
+        return str(text)
+    start = text.lstrip()
+    if start.startswith("-"):
+        raise bad_value(field, text, f"{allowed}: options of the installer are not taken here")
+    if "://" in text or "@" in text or start.startswith((".", "/", "~", "file:")):
+        raise bad_value(field, text, f"{allowed}: what a URL or path holds may change; install it in your own environment, which functions see too")
+    raise bad_value(field, text, allowed)
+
+
+def warn(message: str) -> None:
+    """Warn at the line of the script that called into this package, however many of our own calls lie between."""
+    import sys
+    import warnings
+
+    level = 2
+    frame = sys._getframe(1)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("remoted_client"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 def is_list(value: object) -> TypeGuard[list[object] | tuple[object, ...]]:

@@ -11,11 +11,11 @@ import os
 import resource
 import sys
 import time
-import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from remoted_client import context
+from remoted_client.suggest import warn
 
 #: Of this process only: a worker must not believe that it is a shell's child or another worker.
 _DROPPED = frozenset({"_", "REMOTED_WORKER_ID", "REMOTED_LOCAL", "PYTEST_CURRENT_TEST", "COLUMNS", "LINES", "OLDPWD", "SHLVL", "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID"})
@@ -80,7 +80,7 @@ class Surroundings:
     def _warn_once(self, name: str) -> None:
         if name not in self._warned:
             self._warned.add(name)
-            warnings.warn(f"env={{{name!r}: None}} takes the value of your environment, where {name} is not set: it is unset in the worker too", stacklevel=6)
+            warn(f"env={{{name!r}: None}} takes the value of your environment, where {name} is not set: it is unset in the worker too")
 
 
 def logging_settings() -> dict[str, Any] | None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
+import resource
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from remoted_client import failure
+from remoted_client.codec.errors import UnpicklableError
 from remoted_client.context import RunningCall
+from remoted_client.errors import SerializationError
 
 if TYPE_CHECKING:
     from .lease import Lease
@@ -62,14 +66,35 @@ def returned(value: Any) -> Outcome:
 
 def raised(error: BaseException, pickles: Callable[[Any], bool], cancelled: bool) -> Outcome:
     """The outcome for an exception that left the body."""
+    if type(error) is MemoryError and (limit := resource.getrlimit(resource.RLIMIT_DATA)[0]) != resource.RLIM_INFINITY:
+        add_note(error, f"the worker may use {limit / (1 << 30):.3g} GiB, the memory_gb of its config")
+    elif isinstance(error, UnpicklableError):
+        advice = "return plain data (numbers, text, lists, dicts, arrays) or an object without that part"
+        error = SerializationError(f"{error}; {advice}", error.path)
     description = failure.describe(error, pickles)
     first = description["links"][0]
-    outcome = Outcome("raised", description, first["type_name"], first["message"], description["traceback"])
+    outcome = Outcome("raised", description, first["type_name"], _with_notes(first["message"], error), description["traceback"])
     if isinstance(error, SystemExit):
         outcome.kind, outcome.exit_code = "exited", _exit_code(error)
     if cancelled:
         outcome.kind = "cancelled"
     return outcome
+
+
+_NOTE = "remoted: "
+
+
+def add_note(error: BaseException, text: str) -> None:
+    """As ``error.add_note``, which Python 3.10 lacks; shown behind its message too."""
+    with contextlib.suppress(Exception):  # a class of the user's may refuse attributes
+        error.__notes__ = [*getattr(error, "__notes__", ()), _NOTE + text]
+
+
+def _with_notes(message: str, error: BaseException) -> str:
+    notes = [note.removeprefix(_NOTE) for note in getattr(error, "__notes__", ()) if isinstance(note, str) and note.startswith(_NOTE)]
+    if not notes:
+        return message
+    return f"{message} ({'; '.join(notes)})" if message else "; ".join(notes)
 
 
 def _exit_code(error: SystemExit) -> int:
@@ -113,7 +138,11 @@ class Instances:
         """(the bound method, whether the instance was constructed for it)."""
         fresh = wanted["id"] not in self._objects
         if fresh:
-            self._objects[wanted["id"]] = construct()
+            try:
+                self._objects[wanted["id"]] = construct()
+            except BaseException as error:
+                add_note(error, f"raised by the constructor of the instance, before {wanted['method']}() was called")
+                raise
         return getattr(self._objects[wanted["id"]], wanted["method"]), fresh
 
     def drop(self, instance: str) -> None:

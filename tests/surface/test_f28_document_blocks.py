@@ -327,7 +327,7 @@ class Desk:
         path = self._host.environ["PYTHONPATH"] + (f"{os.pathsep}{STANDINS}" if case.standins else "")
         environ = {
             "PYTHONPATH": path,
-            "PYTHONWARNINGS": "error,ignore::DeprecationWarning",  # pydantic says that ``validator`` is old
+            "PYTHONWARNINGS": "error,ignore::DeprecationWarning,ignore:system_dependencies",  # pydantic says that ``validator`` is old
             "PATH": f"{STANDINS / 'bin'}{os.pathsep}{os.environ['PATH']}",
             "REMOTED_BLOCK": str(block),
             **case.environ,

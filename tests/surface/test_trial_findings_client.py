@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import remoted
 from tests.harness import Host, wait_until
 
 HEAD = """
@@ -236,3 +238,134 @@ def test_f06_a_refusal_says_what_to_do() -> None:
 
     assert "raise workersMax" in str(for_code("POOL_BUSY", "cannot run f"))
     assert "REMOTED_LOCAL=1" in str(for_code("NO_MATCHING_GPU", "cannot run f"))
+
+
+def test_f04_errors_are_named_by_what_went_wrong_and_say_what_to_do(shared_daemon: Host) -> None:
+    result = shared_daemon.run(
+        HEAD
+        + """
+import threading
+small = CpuLiveServerless(name="small", podTemplate=PodTemplate(memory_gb=1))
+def errors(function): return remote(small, max_retries=0)(function)().result().error
+def locked(): return {"a": threading.Lock()}
+def hog(): bytearray(2 << 30)
+def silent(): raise KeyError
+@remote(small, max_retries=0)
+class Model:
+    def __init__(self): raise ValueError("no weights")
+    def get(self): pass
+def elsewhere():
+    import types
+    module = sys.modules["only_there"] = types.ModuleType("only_there", "")
+    exec("class A: pass", vars(module))
+    module.__spec__ = types.SimpleNamespace(name="only_there", loader=None)
+    return module.A()
+print(json.dumps([errors(locked), errors(hog), errors(silent), Model().get().result().error, errors(elsewhere)]))
+"""
+    )
+    locked, hog, silent, model, elsewhere = result.json
+    assert locked.startswith("SerializationError: cannot send the result['a'] (_thread.lock): ")
+    assert "return plain data" in locked
+    assert hog == "MemoryError: the worker may use 1 GiB, the memory_gb of its config"
+    assert silent == "KeyError"
+    assert model == "ValueError: no weights (raised by the constructor of the instance, before get() was called)"
+    assert "install only_there here too, or return plain data" in elsewhere
+
+
+def test_f01_a_slip_at_decoration_is_named_and_what_has_no_effect_is_said(bare_host: Host) -> None:
+    result = bare_host.run(
+        HEAD
+        + """
+import warnings
+def told(make):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try: make()
+        except Exception as error: return f"{type(error).__name__} {error}"
+        return [[str(each.message).split("=")[0], each.lineno] for each in caught]
+f = remote(queue)(len)
+both = LiveLoadBalancer(name="both", preload="torch", preemptible=True, gpu_memory_gb=3)
+def decorate():
+    @remote(
+        both,
+        max_retries=3,
+        system_dependencies=["ffmpeg"],
+    )
+    def g(): pass
+print(json.dumps([told(make) for make in (
+    lambda: remote(queue, dependencies=["numpy=="]), lambda: remote(queue, dependencies=["numpy>=1.2,<3", "torch[x] ; python_version<'4'"]),
+    lambda: rc.LiveServerles, lambda: GpuGroup.AMPERE_25, lambda: LiveServerless(name="x", gpus=["A100"]), lambda: CpuLiveServerless(),
+    lambda: f.options(timeuot=3), lambda: f.map([], progres=True), lambda: remote(CpuLiveServerless(name="queue", workersMax=7)), decorate,
+)]))
+print(rc.__version__, f.map([1, 2]))
+"""
+    )
+
+
+    *lines, last = result.out.splitlines()
+    wrong, right, module, group, card, nameless, option, word, size, idle = json.loads(lines[-1])
+    assert wrong.startswith("ValueError cannot set dependencies[0]: 'numpy=='")
+    assert right == []
+    assert "did you mean 'LiveServerless'" in module
+    assert "did you mean 'AMPERE_24'" in group
+    assert "'NVIDIA A100 80GB PCIe'" in card
+    assert nameless.startswith("TypeError cannot make CpuLiveServerless: it has no name")
+    assert "did you mean 'timeout'" in option
+    assert "did you mean 'progress'" in word
+    assert size[0][0].startswith("two configs CpuLiveServerless(name")
+    names = [name for name, _ in idle]
+    assert names == ["system_dependencies", "max_retries", "preload", "preemptible", "gpu_memory_gb"]
+    assert len({line for _, line in idle}) == 1
+    assert last == f"{remoted.__version__} <map of 2 calls of len: iterate over it for the results; nothing is called before>"
+    assert not bare_host.sockets.exists()
+
+
+def test_f23_a_call_here_ends_as_it_would_in_a_worker(bare_host: Host) -> None:
+    result = bare_host.run(
+        HEAD
+        + """
+tries = 0
+@remote(queue, timeout=0.2, max_retries=2)
+def slow(): time.sleep(30)
+@remote(queue, timeout=0.2)
+async def slow_too(): await asyncio.sleep(30)
+@remote(queue, max_retries=2)
+def flaky():
+    global tries
+    tries += 1
+    if tries < 3: raise ValueError
+    return tries
+@remote(queue)
+async def items():
+    for i in range(3): yield i
+@remote(queue)
+class Model:
+    def __init__(self, x): self.x = x
+    def get(self): return self.x
+first = items.local()
+out = flaky.local().result()
+os.environ["REMOTED_LOCAL"] = "1"
+print(json.dumps([
+    str(slow.local().result().status), str(slow_too.local().result().status), out.output, out.attempts, list(items.local()), next(first),
+    Model.local(3).get().result().output, "flaky" in repr(flaky()), flaky._settings.runs_here,
+]))
+os.environ["REMOTED_LOCAL"] = "false"
+assert not flaky._settings.runs_here
+"""
+    )
+    assert result.json == ["TIMED_OUT", "TIMED_OUT", 3, 3, [0, 1, 2], 0, 3, True, True]
+
+
+def test_f03_a_progress_line_has_total_and_rate_and_ends_once(shared_daemon: Host) -> None:
+    result = shared_daemon.run(
+        HEAD
+        + """
+@remote(queue)
+def f(n, m): return n + m
+print(len(list(f.map([1, 2, 3], range(3), progress=True))))
+"""
+    )
+    lines = result.err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("f: 3/3 in ")
+    assert "/s" in lines[0]
