@@ -389,10 +389,9 @@ class LeasePool:
 
 def _translated(lease: Lease, call: LeasedCall, header: dict[str, Any]) -> dict[str, Any]:
     """A worker's answer as the daemon would have told it, with what its payload needs to be read."""
+    apart = {"segment": header["segment"], "buffers": header["buffers"], "releases": lease.releases} if "segment" in header else {}
     if "kind" not in header:
-        if "segment" in header:
-            return {**_COMPLETED, "segment": header["segment"], "buffers": header["buffers"], "releases": lease.releases}
-        return {**_COMPLETED, "plain": header.get("plain", False)}
+        return {**_COMPLETED, **apart, "plain": header.get("plain", False)}
     kind, why = header["kind"], header["why"]
     if kind == "returned":
         status, reason = Status.COMPLETED, ""
@@ -405,7 +404,7 @@ def _translated(lease: Lease, call: LeasedCall, header: dict[str, Any]) -> dict[
     error = header["message"]
     if status is Status.TIMED_OUT:
         error = f"the call ran longer than its timeout of {call.use[3] / 1000:g} s and was stopped"
-    return {**_header(status, reason, error, kind), "error_type": header["error_type"], "traceback": header["traceback"]}
+    return {**_header(status, reason, error, kind), **apart, "error_type": header["error_type"], "traceback": header["traceback"]}
 
 
 _COMPLETED = {"status": "COMPLETED", "reason": "", "kind": "returned", "error": "", "error_type": "", "traceback": ""}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
@@ -30,8 +31,10 @@ class Link:
         with self._lock:
             try:
                 wire.send(self._sock, data, fds)
-            except OSError:
+            except OSError as error:
                 self.closed = True
+                if error.errno == errno.EBADF:
+                    os._exit(1)  # a body has closed it: nobody hears of this worker any more, and it hears of nobody
         return not self.closed
 
     def send_payload(self, header: dict[str, Any], payload: int | bytes) -> bool:

@@ -12,35 +12,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import io
-import json
 import os
 import resource
 import signal
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any, BinaryIO, cast
+from typing import Any
 
-from remoted_client import codec, plain, wire
+from remoted_client import codec, wire
 from remoted_client import context as client_context
-from remoted_client.payload import PayloadWriter
-from remoted_client.segments import Collector, Segment, SegmentPool
+from remoted_client.segments import SegmentPool
 
-from .calls import Instances, Outcome, Run, as_iterator, is_async, raised, returned, shorten
-from .context import CallContext
+from .calls import Outcome, Run, as_iterator, returned
 from .inbox import Inbox
 from .lease import Lease
 from .link import Link
+from .outcomes import Reporter, close_payload
+from .preparing import Bound, Preparer
 from .streams import StandardStreams
 from .window import Window
 
 _END = object()
-_NOTHING = contextlib.nullcontext()
-_MODULES_SECONDS = 0.1
 _PR_SET_CHILD_SUBREAPER = 36  # include/uapi/linux/prctl.h
-#: What the worker itself puts into the environment of every call.
-_OWN_VARIABLES = ("REMOTED_SOCKET", "REMOTED_WORKER_ID", "REMOTED_PYTHON", "CUDA_VISIBLE_DEVICES")
 
 
 class Runtime:
@@ -51,26 +45,19 @@ class Runtime:
         self._streams = StandardStreams()
         self._loop = asyncio.new_event_loop()
         self._inbox = Inbox(self._loop)
-        self._decoder = codec.Decoder()
-        self._instances = Instances()
-        self._contents: dict[str, bytes | int] = {}
-        self._contexts: dict[str, CallContext] = {}
-        self._modules: tuple[str, Any] | None = None
+        self._segments = SegmentPool()
+        decoder = codec.Decoder()
+        self._preparer = Preparer(decoder)
+        self._reporter = Reporter(self._link, self._streams, decoder, self._segments)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._windows: dict[str, Window] = {}
+        self._leases: dict[str, Lease] = {}
         #: Why, by attempt.
         self._cancelled: dict[str, str] = {}
-        self._unacknowledged: dict[str, tuple[Run, dict[str, Any], bytes | int]] = {}
-        self._leases: dict[str, Lease] = {}
-        self._segments = SegmentPool()
         #: Something may be going on there between two calls.
         self._loop_was_used = False
         self._sync_attempt = ""
-        #: The code that was bound last, and whether it is asynchronous.
-        self._asked, self._is_async = "", False
         self._output_path = ""
-        self._base_path = list(sys.path)
-        self._own = {name: os.environ[name] for name in _OWN_VARIABLES if name in os.environ}
 
     # -- orders from the daemon (channel thread) -----------------------------------------------------------
 
@@ -92,14 +79,11 @@ class Runtime:
             handler(frame)
 
     def _on_content(self, frame: wire.Frame) -> None:
-        self._learn(frame.header["digest"], frame.fds[0] if frame.fds else frame.body)
-
-    def _learn(self, digest: str, content: bytes | int) -> None:
-        self._contents[digest] = content
+        self._preparer.learn(frame.header["digest"], frame.fds[0] if frame.fds else frame.body)
 
     def _on_lease(self, frame: wire.Frame) -> None:
         connection, page = frame.fds
-        lease = Lease(frame.header, connection, page, self._learn, self._segments)
+        lease = Lease(frame.header, connection, page, self._preparer.learn, self._segments)
         self._leases[lease.token] = lease
         if lease.is_concurrent:
             self._streams.route(self._send_output)
@@ -182,10 +166,7 @@ class Runtime:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(frame.header["descriptors"], most), most))
 
     def _on_ack(self, frame: wire.Frame) -> None:
-        """The outcome is committed: nobody will ask for it again."""
-        kept = self._unacknowledged.pop(frame.header["attempt"], None)
-        if kept is not None and isinstance(kept[2], int):
-            os.close(kept[2])
+        self._reporter.acknowledged(frame.header["attempt"])
 
     def on_closed(self) -> None:
         """The daemon is gone: what runs is finished and left in its outcome file, then the worker ends."""
@@ -214,9 +195,7 @@ class Runtime:
                 self._drop_instance(item[1])
         self._finish_tasks()
         self._streams.finish_output()
-        for run, header, payload in list(self._unacknowledged.values()):
-            if run.outcome_path.endswith(".outcome"):
-                self._leave_outcome(run, header, payload)
+        self._reporter.leave_behind()
 
     def _greet(self) -> None:
         import cloudpickle
@@ -254,7 +233,7 @@ class Runtime:
 
     def _drop_instance(self, instance: str) -> None:
         with contextlib.suppress(Exception):  # a user's close() may fail; the instance is gone all the same
-            self._instances.drop(instance)
+            self._preparer.instances.drop(instance)
 
     # -- leases --------------------------------------------------------------------------------------------
 
@@ -294,85 +273,28 @@ class Runtime:
         lease.close()
         self._link.send({"op": "lease_ended", "attempt": lease.token, "kind": "stale" if lease.is_stale else "ended", "message": ""})
 
-    # -- preparing -----------------------------------------------------------------------------------------
+    # -- running -------------------------------------------------------------------------------------------
 
-    def _prepare(self, run: Run) -> Any:
-        """The callable without arguments left, or the outcome if it cannot be made; its caller's surroundings in place."""
+    def _prepare(self, run: Run) -> Bound | Outcome:
+        """The callable without arguments left, or the outcome if it cannot be made."""
         try:
-            with self._surroundings(run):
-                self._install_modules(run)
-                return self._bind(run)
+            return self._preparer.prepare(run, others_run=bool(self._tasks))
         except BaseException as error:
             if type(error).__name__ == "StaleModules":
                 return Outcome("stale", message=str(error))
-            return raised(error, self._survives, run.attempt in self._cancelled)
+            return self._raised(run, error)
 
-    def _install_modules(self, run: Run) -> None:
-        """At every call: a module that a body imported from disk may have been edited since (it is then stale)."""
-        if self._modules is None or self._modules[0] != run.modules:
-            found = codec.ModuleSet.from_bytes(self._content(run.modules)) if run.modules else codec.ModuleSet()
-            self._modules = (run.modules, found)
-        # A lease is one run of one script: it goes on with what it has imported, like any script.
-        codec.install_modules(self._modules[1], _MODULES_SECONDS if run.number > 1 else 0.0)
+    def _raised(self, run: Run, error: BaseException) -> Outcome:
+        return self._reporter.raised(error, self._cancelled.get(run.attempt, ""))
 
-    def _content(self, digest: str) -> bytes:
-        found = self._contents[digest]
-        if isinstance(found, int):
-            with open(found, "rb") as file:
-                found = self._contents[digest] = file.read()
-        return found
+    def _finish(self, run: Run, outcome: Outcome) -> None:
+        self._windows.pop(run.attempt, None)
+        self._reporter.report(run, outcome, self._cancelled.pop(run.attempt, ""))
 
-    def _surroundings(self, run: Run) -> contextlib.AbstractContextManager[None]:
-        """For good, unless other bodies are at work: those get theirs back."""
-        if run.context not in self._contexts:
-            self._contexts[run.context] = CallContext(json.loads(self._content(run.context)))
-        context = self._contexts[run.context]
-        if run.inline or self._tasks:
-            return context.applied(self._own, self._base_path)
-        context.apply(self._own, self._base_path)
-        return _NOTHING
-
-    def _bind(self, run: Run) -> _Bound:
-        target: Any = self._decoder.load_target(self._content(run.code), run.code)
-        if run.instance is not None:
-            target, run.instance["constructed"] = self._instances.method(run.instance, lambda: self._construct(target, run))
-        if run.instance is not None or self._asked != run.code:
-            self._asked, self._is_async = run.code, is_async(target)
-        args, kwargs = self._load_arguments(run)
-        return _Bound(target, self._is_async, args, kwargs)
-
-    def _construct(self, kind: Any, run: Run) -> Any:
-        assert run.instance is not None
-        args, kwargs = self._decoder.load_arguments(self._content(run.instance["constructor"]))
-        return kind(*args, **kwargs)
-
-    def _load_arguments(self, run: Run) -> Any:
-        source, buffers = run.arguments, run.buffers
-        run.buffers = None  # gigabytes of arguments must not outlive the body's own use
-        if isinstance(source, bytes):
-            return plain.loads(source) if run.is_plain else self._decoder.load_arguments(source, buffers)
-        with open(source, "rb") as file:
-            file.seek(0)  # the offset is the sender's
-            return self._decoder.load_arguments(file, buffers)
-
-    def _survives(self, value: Any) -> bool:
-        """Can the value be sent home and rebuilt there?"""
-        import io
-
-        try:
-            buffer = io.BytesIO()
-            self._decoder.encode_result(value, buffer)
-            rebuilt = self._decoder.load_result(buffer.getvalue())
-        except Exception:
-            return False
-        return type(rebuilt) is type(value)
-
-    # -- running -------------------------------------------------------------------------------------------
-
-    def _run_sync(self, run: Run, call: _Bound) -> None:
+    def _run_sync(self, run: Run, call: Bound) -> None:
         self._finish(run, self._execute_sync(run, call))
 
-    def _execute_sync(self, run: Run, call: _Bound) -> Outcome:
+    def _execute_sync(self, run: Run, call: Bound) -> Outcome:
         token = self._enter(run)
         try:
             self._sync_attempt = run.attempt
@@ -384,26 +306,26 @@ class Runtime:
             finally:
                 self._sync_attempt = ""
         except BaseException as error:
-            return raised(error, self._survives, run.attempt in self._cancelled)
+            return self._raised(run, error)
         finally:
             self._leave(run, token)
 
-    def _start_task(self, run: Run, call: _Bound) -> None:
+    def _start_task(self, run: Run, call: Bound) -> None:
         self._loop_was_used = True
         task = self._loop.create_task(self._run_async(run, call))
         self._tasks[run.attempt] = task
         task.add_done_callback(lambda _: self._tasks.pop(run.attempt, None))
 
-    async def _run_async(self, run: Run, call: _Bound) -> None:
+    async def _run_async(self, run: Run, call: Bound) -> None:
         self._finish(run, await self._execute_async(run, call))
 
-    async def _execute_async(self, run: Run, call: _Bound) -> Outcome:
+    async def _execute_async(self, run: Run, call: Bound) -> Outcome:
         token = self._enter(run)
         try:
             value = call()
             return await self._stream_async(run, value) if run.stream else returned(await value)
         except BaseException as error:
-            return raised(error, self._survives, run.attempt in self._cancelled)
+            return self._raised(run, error)
         finally:
             self._leave(run, token)
 
@@ -419,14 +341,14 @@ class Runtime:
         else:
             asyncio.run(self._run_async(run, prepared))
 
-    def _execute_beside(self, run: Run, call: _Bound) -> Outcome:
+    def _execute_beside(self, run: Run, call: Bound) -> Outcome:
         """A sync body that is no main-thread body: its surroundings are its parent's already."""
         token = client_context.current.set(run.running)
         try:
             value = call()
             return self._stream_sync(run, value) if run.stream else returned(value)
         except BaseException as error:
-            return raised(error, self._survives, run.attempt in self._cancelled)
+            return self._raised(run, error)
         finally:
             client_context.current.reset(token)
 
@@ -471,115 +393,12 @@ class Runtime:
 
     def _send_item(self, run: Run, number: int, item: Any) -> bool:
         """Waits until the caller has read enough of what was sent. False when it wants no more."""
-        payload = self._encode(item)
+        payload = self._reporter.encode(item)
         size = len(payload) if isinstance(payload, bytes) else os.fstat(payload).st_size
         if not self._windows[run.attempt].take(size):
-            _close_payload(payload)
+            close_payload(payload)
             return False
         return self._link.send_payload({"op": "item", "attempt": run.attempt, "number": number}, payload)
-
-    # -- outcomes ------------------------------------------------------------------------------------------
-
-    def _encode(self, value: Any, buffers: Collector | None = None) -> bytes | int:
-        """The value, pickled: bytes while small, else a memfd (it may be larger than half of the memory)."""
-        writer = PayloadWriter()
-        try:
-            self._decoder.encode_result(value, cast("BinaryIO", writer), buffer_callback=buffers)
-        except BaseException:
-            writer.abandon()
-            raise
-        return writer.take()
-
-    def _finish(self, run: Run, outcome: Outcome) -> None:
-        """Flush, encode, tell; what cannot be encoded becomes an error that names it."""
-        self._streams.flush()
-        if run.lease is not None and outcome.kind == "returned" and (data := plain.dumps(outcome.value)) is not None:
-            self._answer(run.lease, run, {"plain": True}, data)
-            return
-        if run.lease is None:
-            self._streams.restore()
-            self._windows.pop(run.attempt, None)
-        collector = Collector() if run.lease is not None else None
-        try:
-            payload = self._encode(outcome.value, collector)
-            segment = self._segments.pack(collector.buffers) if collector is not None and collector.buffers else None
-        except BaseException as error:
-            outcome = raised(error, self._survives, run.attempt in self._cancelled)
-            outcome.kind = "unsendable"
-            payload, segment = self._encode(outcome.value), None
-        outcome.value = None
-        if run.lease is None:
-            self._cancelled.pop(run.attempt, None)
-            self._tell_daemon(run, outcome, payload)
-            return
-        header = {} if outcome.kind == "returned" else {"why": self._cancelled.get(run.attempt, ""), **_described(outcome)}
-        if segment is not None and collector is not None:
-            header["segment"], header["buffers"] = segment.number, len(collector.buffers)
-        collector = None  # what it holds is gone before the caller hears what is
-        if outcome.kind == "stale":
-            run.lease.is_stale = True
-            run.lease.revoke()
-        self._answer(run.lease, run, header, payload, segment)
-
-    def _answer(self, lease: Lease, run: Run, header: dict[str, Any], payload: bytes | int, segment: Segment | None = None) -> None:
-        """To the client; by the daemon goes only that all of the output is out."""
-        self._cancelled.pop(run.attempt, None)
-        if self._streams.take_printed():
-            self._link.send({"op": "mark", "attempt": lease.token, "number": run.number})
-            header["printed"] = True
-        lease.answer(run.number, header, payload, segment)
-        self._streams.restore_soon()  # while the caller reads the answer
-        if run.answered is not None:
-            run.answered.set()
-
-    def _tell_daemon(self, run: Run, outcome: Outcome, payload: bytes | int) -> None:
-        constructed = bool(run.instance and run.instance.get("constructed"))
-        header = {"op": "done", "attempt": run.attempt, "exit_code": outcome.exit_code, "constructed": constructed, **_described(outcome)}
-        # Kept until the daemon has committed it: what lies unread in a dead daemon's socket is lost.
-        self._unacknowledged[run.attempt] = (run, header, payload if isinstance(payload, bytes) else os.dup(payload))
-        self._link.send_payload(header, payload)
-
-    def _leave_outcome(self, run: Run, header: dict[str, Any], payload: bytes | int) -> None:
-        """No daemon: the next one finds the outcome as a file, whole or not at all."""
-        part = f"{run.outcome_path}.part"
-        head = json.dumps(header).encode()
-        source: BinaryIO = io.BytesIO(payload) if isinstance(payload, bytes) else open(payload, "rb")
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as target, source:
-            source.seek(0)
-            target.write(len(head).to_bytes(4, "big") + head)
-            while chunk := source.read(1 << 20):
-                target.write(chunk)
-            target.flush()
-            os.fsync(target.fileno())
-        os.rename(part, run.outcome_path)
-
-
-def _described(outcome: Outcome) -> dict[str, Any]:
-    return {
-        "kind": outcome.kind,
-        "error_type": outcome.error_type[:1000],
-        "message": shorten(outcome.message, 16 * 1024),
-        "traceback": shorten(outcome.traceback, 24 * 1024, keep_end=True),
-    }
-
-
-def _close_payload(payload: bytes | int) -> None:
-    if isinstance(payload, int):
-        os.close(payload)
-
-
-class _Bound:
-    """A call with its arguments, ready to be made once."""
-
-    def __init__(self, function: Any, is_async: bool, args: Any, kwargs: Any) -> None:
-        self._function = function
-        self.is_async = is_async
-        self._args, self._kwargs = args, kwargs
-
-    def __call__(self) -> Any:
-        args, kwargs = self._args, self._kwargs
-        self._args, self._kwargs = (), {}  # gigabytes of arguments must not outlive the body's own use
-        return self._function(*args, **kwargs)
 
 
 def _keep_orphans() -> None:

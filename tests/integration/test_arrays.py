@@ -130,6 +130,23 @@ print(json.dumps([float(echo(a).result().sum()), current().segments.used_bytes <
     assert result.json == [500_000, True]
 
 
+def test_an_exception_with_an_array_comes_home(shared_daemon: Host) -> None:
+    result = shared_daemon.run(
+        HEAD
+        + """
+class Diverged(Exception): pass
+@remote(one)
+def fit():
+    error = Diverged("at step 7")
+    error.weights = np.ones(100_000)
+    raise error
+try: fit().result()
+except Diverged as error: print(json.dumps([str(error), float(error.weights.sum())]))
+"""
+    )
+    assert result.json == ["at step 7", 100_000]
+
+
 def test_results_outlive_their_worker(shared_daemon: Host) -> None:
     result = shared_daemon.run(
         HEAD

@@ -1,0 +1,165 @@
+"""What became of a call, on its way out: to the daemon, to the client of a lease, or into a file when nobody is there."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from typing import Any, BinaryIO, cast
+
+from remoted_client import codec, plain
+from remoted_client.payload import PayloadWriter
+from remoted_client.segments import Collector, Segment, SegmentPool
+
+from .calls import Outcome, Run, raised, shorten
+from .lease import Lease
+from .link import Link
+from .streams import StandardStreams
+
+Payload = bytes | int
+
+
+class Reporter:
+    """Encodes results and hands them over; keeps those of jobs until the daemon has committed them."""
+
+    def __init__(self, link: Link, streams: StandardStreams, decoder: codec.Decoder, segments: SegmentPool) -> None:
+        self._link = link
+        self._streams = streams
+        self._decoder = decoder
+        self._segments = segments
+        self._unacknowledged: dict[str, tuple[Run, dict[str, Any], Payload]] = {}
+
+    def report(self, run: Run, outcome: Outcome, why: str) -> None:
+        """Flush, encode, tell; what cannot be encoded becomes an error that names it. ``why`` it was stopped, or ""."""
+        self._streams.flush()
+        if run.lease is not None:
+            self._answer(run, run.lease, outcome, why)
+            return
+        self._streams.restore()
+        try:
+            payload = self.encode(outcome.value)
+        except BaseException as error:
+            outcome = self._unsendable(error, why)
+            payload = self.encode(outcome.value)
+        self._tell_daemon(run, outcome, payload)
+
+    def raised(self, error: BaseException, why: str) -> Outcome:
+        """The outcome of a body that ended with an exception."""
+        return raised(error, self._survives, bool(why))
+
+    def encode(self, value: Any, buffers: Collector | None = None) -> Payload:
+        """The value, pickled: bytes while small, else a memfd (it may be larger than half of the memory)."""
+        writer = PayloadWriter()
+        try:
+            self._decoder.encode_result(value, cast("BinaryIO", writer), buffer_callback=buffers)
+        except BaseException:
+            writer.abandon()
+            raise
+        return writer.take()
+
+    def _unsendable(self, error: BaseException, why: str) -> Outcome:
+        outcome = self.raised(error, why)
+        outcome.kind = "unsendable"
+        return outcome
+
+    def _survives(self, value: Any) -> bool:
+        """Can the value be sent home and rebuilt there?"""
+        try:
+            buffer = io.BytesIO()
+            self._decoder.encode_result(value, buffer)
+            rebuilt = self._decoder.load_result(buffer.getvalue())
+        except Exception:
+            return False
+        return type(rebuilt) is type(value)
+
+    # -- to the client of a lease --------------------------------------------------------------------------
+
+    def _answer(self, run: Run, lease: Lease, outcome: Outcome, why: str) -> None:
+        if outcome.kind == "returned" and (data := plain.dumps(outcome.value)) is not None:
+            self._send_answer(run, lease, {"plain": True}, data)
+            return
+        try:
+            payload, segment, buffers = self._encode_apart(outcome.value)
+        except BaseException as error:
+            outcome = self._unsendable(error, why)
+            payload, segment, buffers = self.encode(outcome.value), None, 0
+        outcome.value = None  # gone before the caller hears what is free again
+        header = {} if outcome.kind == "returned" else {"why": why, **_described(outcome)}
+        if segment is not None:
+            header["segment"], header["buffers"] = segment.number, buffers
+        if outcome.kind == "stale":
+            lease.is_stale = True
+            lease.revoke()
+        self._send_answer(run, lease, header, payload, segment)
+
+    def _encode_apart(self, value: Any) -> tuple[Payload, Segment | None, int]:
+        """The pickle, and the large buffers that stay out of it. Raises QuotaExceeded, and what pickling raises."""
+        collector = Collector()
+        payload = self.encode(value, collector)
+        if not collector.buffers:
+            return payload, None, 0
+        try:
+            return payload, self._segments.pack(collector.buffers), len(collector.buffers)
+        except BaseException:
+            close_payload(payload)
+            raise
+
+    def _send_answer(self, run: Run, lease: Lease, header: dict[str, Any], payload: Payload, segment: Segment | None = None) -> None:
+        """By the daemon goes only that all of the output is out."""
+        if self._streams.take_printed():
+            self._link.send({"op": "mark", "attempt": lease.token, "number": run.number})
+            header["printed"] = True
+        lease.answer(run.number, header, payload, segment)
+        self._streams.restore_soon()  # while the caller reads the answer
+        if run.answered is not None:
+            run.answered.set()
+
+    # -- to the daemon -------------------------------------------------------------------------------------
+
+    def _tell_daemon(self, run: Run, outcome: Outcome, payload: Payload) -> None:
+        constructed = bool(run.instance and run.instance.get("constructed"))
+        header = {"op": "done", "attempt": run.attempt, "exit_code": outcome.exit_code, "constructed": constructed, **_described(outcome)}
+        # Kept until the daemon has committed it: what lies unread in a dead daemon's socket is lost.
+        self._unacknowledged[run.attempt] = (run, header, payload if isinstance(payload, bytes) else os.dup(payload))
+        self._link.send_payload(header, payload)
+
+    def acknowledged(self, attempt: str) -> None:
+        """The outcome is committed: nobody will ask for it again."""
+        kept = self._unacknowledged.pop(attempt, None)
+        if kept is not None:
+            close_payload(kept[2])
+
+    def leave_behind(self) -> None:
+        """No daemon: the next one finds the outcomes as files."""
+        for run, header, payload in list(self._unacknowledged.values()):
+            if run.outcome_path.endswith(".outcome"):
+                _write_outcome(run.outcome_path, header, payload)
+
+
+def close_payload(payload: Payload) -> None:
+    if isinstance(payload, int):
+        os.close(payload)
+
+
+def _write_outcome(path: str, header: dict[str, Any], payload: Payload) -> None:
+    """Whole or not at all."""
+    part = f"{path}.part"
+    head = json.dumps(header).encode()
+    source: BinaryIO = io.BytesIO(payload) if isinstance(payload, bytes) else open(payload, "rb")
+    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as target, source:
+        source.seek(0)
+        target.write(len(head).to_bytes(4, "big") + head)
+        while chunk := source.read(1 << 20):
+            target.write(chunk)
+        target.flush()
+        os.fsync(target.fileno())
+    os.rename(part, path)
+
+
+def _described(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "kind": outcome.kind,
+        "error_type": outcome.error_type[:1000],
+        "message": shorten(outcome.message, 16 * 1024),
+        "traceback": shorten(outcome.traceback, 24 * 1024, keep_end=True),
+    }
