@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 import remoted
-from remoted.errors import StartupError
+from remoted.errors import StartupError, StoreBroken
 
 
 def main() -> None:
-    """Start a daemon in the foreground. Exit codes: 0 stopped or idle, 1 cannot start, 2 usage."""
+    """Start a daemon in the foreground. Exit codes: 0 stopped or idle, 1 cannot start or go on, 2 usage."""
     arguments = _parser().parse_args()
     if not arguments.user:
         _parser().error("say --user: this version has user mode only")
@@ -26,7 +26,7 @@ def main() -> None:
         _set_up_logging(arguments.log_file)
         idle = settings.build_limits().user_mode_idle_seconds if arguments.idle_exit else None
         asyncio.run(app.Daemon(found, settings, idle).run())
-    except StartupError as error:
+    except (StartupError, StoreBroken) as error:
         print(f"remoted: {error}", file=sys.stderr)
         sys.exit(1)
 

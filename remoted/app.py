@@ -32,17 +32,23 @@ from remoted.data import DataServer, Runners, watch_caller
 from remoted.direct import DirectCalls
 from remoted.engine import Engine
 from remoted.environments import Environments
-from remoted.errors import StartupError
+from remoted.errors import StartupError, StoreBroken
 from remoted.gpu.locks import DeviceLocks
 from remoted.gpu.nvml import Nvml
 from remoted.jobs import Jobs
 from remoted.limits import Limits
+from remoted.model import Reason
 from remoted.paths import Paths
 from remoted.scheduler.policy import Scheduler
 from remoted.spawn import helper, reaper, runtime
 from remoted.store import Store
 
 log = logging.getLogger(__name__)
+#: In the lock of a daemon that ends, and for how long the next one waits for it.
+_ENDING = "ending\n"
+_ENDING_SECONDS = 20.0
+#: How long bodies have to listen when the daemon ends their jobs; then they are killed.
+_LAST_SECONDS = 3.0
 
 
 class Daemon:
@@ -55,33 +61,59 @@ class Daemon:
         self._clock = Clock()
         self._idle_exit_seconds = idle_exit_seconds
         self._stop = asyncio.Event()
+        self._ends_jobs = False
+        self._problem = ""
         self._locks: list[int] = []
 
     async def run(self) -> None:
-        """Serve until told to stop, or idle for long enough. Raises StartupError."""
+        """Serve until told to stop, or idle for long enough. Raises StartupError, and StoreBroken once all is put down."""
         self._paths.create()
-        self._take_lock()
+        await self._take_locks()
         reaper.become_subreaper()
         _raise_descriptor_limit()
         async with self._store() as store:
             await self._serve(store)
+        if self._problem:
+            raise StoreBroken(self._problem)
 
-    def _take_lock(self) -> None:
+    def stop(self, ends_jobs: bool = False) -> None:
+        """End soon. Running jobs go on without a daemon and the next one takes them over, unless they shall end too."""
+        self._ends_jobs |= ends_jobs
+        self._stop.set()
+
+    def _store_broke(self) -> None:
+        self._problem = "the database could not be written to the disk"
+        self.stop()
+
+    async def _take_locks(self) -> None:
         """One daemon per user and machine; the lock goes with the process, however it ends."""
         # State and sockets may be shared in different ways: another HOME, the same temporary directory.
         for path in (self._paths.lock, self._paths.socket_lock):
             lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             self._locks.append(lock)
+            await self._take(lock, path)
+            self._sign(lock, "")
+
+    async def _take(self, lock: int, path: Path) -> None:
+        """One that says that it ends is waited for."""
+        until = self._clock.monotonic() + _ENDING_SECONDS
+        while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise StartupError(f"cannot start: another daemon of yours holds {path}") from None
-            os.ftruncate(lock, 0)
-            os.write(lock, f"{os.getpid()}\n".encode())
+                if not os.pread(lock, 64, 0).endswith(_ENDING.encode()) or self._clock.monotonic() > until:
+                    raise StartupError(f"cannot start: another daemon of yours holds {path}") from None
+                await asyncio.sleep(0.05)
+            else:
+                return
+
+    def _sign(self, lock: int, state: str) -> None:
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n{state}".encode(), 0)
 
     @contextlib.asynccontextmanager
     async def _store(self) -> AsyncIterator[Store]:
-        store = Store(self._paths.database)
+        store = Store(self._paths.database, self._store_broke)
         await store.open()
         try:
             yield store
@@ -107,6 +139,7 @@ class Daemon:
                 paths=self._paths,
                 clock=self._clock,
                 started_at=self._clock.monotonic(),
+                stop=self.stop,
                 mode="user",
             )
             server = await api.serve(services, api_socket)
@@ -116,12 +149,21 @@ class Daemon:
             try:
                 await self._until_stopped(engine, jobs, direct)
             finally:
-                engine.draining = True
-                self._remove_sockets()
-                data.close()
-                await server.close()
-                await engine.close()
-                await jobs.close()
+                await self._put_down(engine, runners, data, server)
+
+    async def _put_down(self, engine: Engine, runners: Runners, data: DataServer, server: api.ApiServer) -> None:
+        """Nothing is begun any more; what has begun is stored and sent; then everybody is let go."""
+        engine.freeze()
+        for lock in self._locks:
+            self._sign(lock, _ENDING)
+        self._remove_sockets()
+        if self._ends_jobs:  # callers are still connected: they hear of it
+            await runners.jobs.settle_begun()
+            await _end_calls(runners)
+        data.close()
+        await runners.jobs.settle_begun()
+        await asyncio.gather(server.close(), engine.close())
+        await runners.jobs.close()
 
     def _build(self, store: Store) -> tuple[Engine, Jobs, DirectCalls, Adoption, Environments]:
         blobs = Blobs(self._paths, self._limits.free_disk_reserve_bytes)
@@ -150,17 +192,19 @@ class Daemon:
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
+            loop.add_signal_handler(number, self.stop)
+        loop.add_signal_handler(signal.SIGQUIT, self.stop, True)
 
     async def _until_stopped(self, engine: Engine, jobs: Jobs, direct: DirectCalls) -> None:
         devices = asyncio.create_task(engine.watch_devices())
+        memory = asyncio.create_task(engine.watch_memory())
         keeping = asyncio.create_task(self._housekeeping(jobs, direct))
         try:
             await self._stop.wait()
         finally:
-            for task in (devices, keeping):
+            for task in (devices, memory, keeping):
                 task.cancel()
-            await asyncio.gather(devices, keeping, return_exceptions=True)
+            await asyncio.gather(devices, memory, keeping, return_exceptions=True)
 
     async def _housekeeping(self, jobs: Jobs, direct: DirectCalls) -> None:
         """Expiry, forgotten sockets, and the end of an idle daemon (MECHANISMS 7)."""
@@ -176,11 +220,25 @@ class Daemon:
             lost = not self._paths.data_socket.exists() and not (jobs.calls or direct.calls)
             if lost or (self._idle_exit_seconds is not None and now - idle_since >= self._idle_exit_seconds):
                 log.info("nothing to do: ending (%s)", "the socket vanished" if lost else "idle")
-                self._stop.set()
+                self.stop()
 
     def _remove_sockets(self) -> None:
         for path in (self._paths.data_socket, self._paths.api_socket):
             path.unlink(missing_ok=True)
+
+
+async def _end_calls(runners: Runners) -> None:
+    """Interrupt every body and store how it ended; whoever does not listen is killed after a moment."""
+    running = [call for runner in (runners.jobs, runners.direct) for call in list(runner.calls.values()) if call.worker is not None]
+    workers = {call.worker for call in running}
+    for call in running:
+        runners.of(call.id).cancel(call, Reason.DAEMON_STOPPED)
+    loop = asyncio.get_running_loop()
+    until = loop.time() + _LAST_SECONDS
+    while any(worker.has_attempts for worker in workers if worker is not None) and loop.time() < until:
+        await asyncio.sleep(0.02)
+    await asyncio.gather(*(worker.end("the daemon stops", grace_seconds=0) for worker in workers if worker is not None and worker.is_alive))
+    await runners.jobs.close()
 
 
 def _raise_descriptor_limit() -> None:

@@ -27,6 +27,7 @@ from remoted.scheduler import events
 from remoted.scheduler.policy import Scheduler
 from remoted.scheduler.state import Need, PoolKey, PoolPolicy, Ticket, TicketId, Turns, WorkerView
 from remoted.spawn import reaper
+from remoted.spawn.memory import SAMPLE_SECONDS, MemoryKills
 from remoted.workers import Hello, Worker
 
 log = logging.getLogger(__name__)
@@ -119,6 +120,8 @@ class Engine:
         self._timer: asyncio.TimerHandle | None = None
         self._look: asyncio.Task[None] | None = None
         self._looking = asyncio.Lock()
+        self._is_frozen = False
+        self._memory_kills = MemoryKills()
 
     # -- for the use cases ---------------------------------------------------------------------------------
 
@@ -193,6 +196,8 @@ class Engine:
 
     def handle(self, event: events.Event) -> None:
         """Feed the scheduler and do what it says."""
+        if self._is_frozen:
+            return
         for decision in self.scheduler.handle(event, self._clock.monotonic()):
             self._carry_out(decision)
         self._tell_reasons()
@@ -256,7 +261,9 @@ class Engine:
     # -- workers -------------------------------------------------------------------------------------------
 
     async def _start_worker(self, worker_id: WorkerId, need: Need, devices: tuple[DeviceUuid, ...]) -> None:
-        worker = Worker(worker_id, self._clock, self._limits, self._on_worker_dead)
+        worker = Worker(worker_id, self._clock, self._limits, self._memory_kills, self._on_worker_dead)
+        if not self.workers:
+            self._sample_memory()
         self.workers[worker_id] = worker
         if not self._locks.acquire(devices):
             self._forget_worker(worker)  # another daemon was faster; the look that follows sees it
@@ -396,14 +403,32 @@ class Engine:
             if self._gpu_is_wanted() or (not self.devices.known and rounds % _ROUNDS_WITHOUT_DEVICES == 0):
                 await self.look_at_devices()
 
+    async def watch_memory(self) -> None:
+        """For as long as the daemon lives: remember how often the kernel has killed for want of memory."""
+        while True:
+            await asyncio.sleep(SAMPLE_SECONDS)
+            if self.workers:
+                self._sample_memory()
+
+    def _sample_memory(self) -> None:
+        self._memory_kills.sample([worker.pid for worker in self.workers.values() if worker.pid])
+
     def _gpu_is_wanted(self) -> bool:
         return bool(self.scheduler.turns[Turns.DEVICES])
 
-    async def close(self) -> None:
-        """End every worker; running attempts are told how."""
+    def freeze(self) -> None:
+        """The daemon ends: nothing is begun, started or refused from here on."""
+        self.draining = self._is_frozen = True
         if self._timer is not None:
             self._timer.cancel()
-        await asyncio.gather(*(worker.end("the daemon stops", grace_seconds=1.0) for worker in list(self.workers.values())))
+
+    async def close(self) -> None:
+        """Leave the workers that run something to the next daemon, and end the others."""
+        left = [worker for worker in self.workers.values() if worker.runs_on]
+        for worker in left:
+            worker.leave()
+        others = [worker for worker in self.workers.values() if worker not in left]
+        await asyncio.gather(*(worker.end("the daemon stops", grace_seconds=0.0 if worker.has_attempts else 1.0) for worker in others))
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

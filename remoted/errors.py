@@ -7,6 +7,7 @@
     │   ├── Conflict        409  not in this state
     │   └── OverLimit       429  a limit, named
     ├── StoreError          the database refuses or fails (disk full, corrupt, newer version)
+    │   └── StoreBroken     it may say what is not on the disk: nothing more is stored by this daemon
     ├── SpawnError          a process could not be started
     └── StartupError        the daemon cannot start: somebody else runs, a path is unsafe
 """
@@ -46,6 +47,10 @@ class OverLimit(Refused):
 
 class StoreError(RemotedError):
     """The database did not take a change; nothing of that change was acknowledged."""
+
+
+class StoreBroken(StoreError):
+    """An fsync failed: what the kernel holds and what the disk holds may differ from here on (T51)."""
 
 
 class SpawnError(RemotedError):

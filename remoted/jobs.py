@@ -9,6 +9,7 @@ crash at any point loses no job, runs no token twice, and counts every attempt t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
@@ -25,7 +26,7 @@ from remoted.calls import Call, CallRunner, Request
 from remoted.clock import Clock
 from remoted.contents import Contents
 from remoted.engine import Engine
-from remoted.errors import Conflict, OverLimit, RemotedError, StoreError
+from remoted.errors import Conflict, OverLimit, RemotedError, StoreBroken, StoreError
 from remoted.limits import Limits
 from remoted.logs import JobLog
 from remoted.model import AttemptToken, Reason, Status, Uid, WorkerId
@@ -318,6 +319,8 @@ class Jobs(CallRunner):
         while True:
             try:
                 await self._store.submit(operation)
+            except StoreBroken:
+                raise  # nothing is told and no worker forgets: the next daemon finds what it leaves
             except StoreError as error:
                 log.error("%s; trying again in %.1f s", error, delay)
                 await asyncio.sleep(delay)
@@ -473,6 +476,11 @@ class Jobs(CallRunner):
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("a task of the queue failed", exc_info=task.exception())
+
+    async def settle_begun(self) -> None:
+        """Attempts that are being stored are stored and sent."""
+        with contextlib.suppress(StoreError):
+            await self._store.submit(lambda db: None)
 
     async def close(self) -> None:
         """Outcomes that are being stored are stored."""

@@ -9,6 +9,7 @@ second daemon on the same state cannot start, and the WAL-reset bug of SQLite be
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 import re
 import sqlite3
@@ -18,11 +19,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
-from remoted.errors import StartupError, StoreError
+from remoted.errors import StartupError, StoreBroken, StoreError
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 Row = sqlite3.Row
 SCHEMA_VERSION = 1
+#: SQLITE_IOERR_FSYNC and SQLITE_IOERR_DIR_FSYNC.
+_FSYNC_FAILED = frozenset({1034, 1290})
 _Operation = tuple[Callable[["Statements"], Any], "asyncio.Future[Any]"]
 
 
@@ -58,8 +62,10 @@ class Statements:
 class Store:
     """Durable state. Use from one event loop; ``close`` from it too."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, on_broken: Callable[[], None] = lambda: None) -> None:
         self._path = path
+        self._on_broken = on_broken
+        self._broken = ""
         self._loop = asyncio.get_running_loop()
         self._pending: list[_Operation] = []
         self._queue: queue.SimpleQueue[list[_Operation] | None] = queue.SimpleQueue()
@@ -153,18 +159,25 @@ class Store:
 
     def _commit(self, connection: sqlite3.Connection, statements: Statements, batch: list[_Operation]) -> None:
         """All in one transaction; if one fails, each in its own, so that one's failure is nobody else's."""
+        results: list[Any]
         try:
             results = self._transact(connection, statements, batch)
         except Exception as error:
-            if len(batch) > 1:
+            if _lost_an_fsync(error):
+                self._break(error)
+                results = [self._refusal()] * len(batch)
+            elif len(batch) > 1:
                 for operation in batch:
                     self._commit(connection, statements, [operation])
                 return
-            results = [_translate(error)]
+            else:
+                results = [_translate(error)]
         self.commits += 1
         self._loop.call_soon_threadsafe(_settle, batch, results)
 
     def _transact(self, connection: sqlite3.Connection, statements: Statements, batch: list[_Operation]) -> list[Any]:
+        if self._broken:
+            raise self._refusal()
         connection.execute("BEGIN IMMEDIATE")
         try:
             results = [operation(statements) for operation, _ in batch]
@@ -174,6 +187,23 @@ class Store:
                 connection.execute("ROLLBACK")
             raise
         return results
+
+
+    def _break(self, error: Exception) -> None:
+        """After a failed fsync the kernel drops the pages and calls them clean: a second try would succeed and store nothing."""
+        self._broken = str(error)
+        log.critical("the disk did not keep a change (fsync of %s failed: %s): this daemon stores nothing more and ends; the next one starts from what is on the disk", self._path, error)
+        self._loop.call_soon_threadsafe(self._on_broken)
+
+    def _refusal(self) -> StoreBroken:
+        return StoreBroken(f"cannot store the change: an fsync failed before ({self._broken}), and the daemon ends")
+
+
+def _lost_an_fsync(error: Exception) -> bool:
+    if not isinstance(error, sqlite3.OperationalError):
+        return False
+    code = getattr(error, "sqlite_errorcode", None)  # Python 3.11
+    return code in _FSYNC_FAILED if code is not None else "disk I/O error" in str(error)
 
 
 def _translate(error: Exception) -> Exception:

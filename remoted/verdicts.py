@@ -12,6 +12,10 @@ _OUT_OF_MEMORY = {
     "torch.cuda.OutOfMemoryError": Reason.OOM_GPU,
     "cupy.cuda.memory.OutOfMemoryError": Reason.OOM_GPU,
 }
+_STOPPED: dict[Reason | None, str] = {
+    Reason.CALLER_GONE: "stopped: its caller is gone",
+    Reason.DAEMON_STOPPED: "stopped: the daemon was told to end at once, running jobs included",
+}
 #: A nested call that was refused is refused again: trying would only multiply along the chain of callers.
 _PERMANENT = frozenset(f"remoted_client.errors.{name}" for name in ("SubmissionRefused", "NoMatchingGPU", "WouldDeadlock", "SerializationError", "VersionMismatch"))
 
@@ -62,7 +66,7 @@ def describe(end: AttemptEnd, status: Status | None, reason: Reason | None, time
 
 def stopped(reason: Reason | None) -> str:
     """What a caller reads of a job that was stopped."""
-    return "stopped: its caller is gone" if reason is Reason.CALLER_GONE else "stopped: it was cancelled"
+    return _STOPPED.get(reason, "stopped: it was cancelled")
 
 
 def _short(type_name: str) -> str:

@@ -28,6 +28,7 @@ from remoted.errors import SpawnError
 from remoted.limits import Limits
 from remoted.model import AttemptToken, Reason, WorkerId
 from remoted.spawn import launch, reaper
+from remoted.spawn.memory import MemoryKills, counter_of
 from remoted_client import wire
 
 _PIPE_READ_BYTES = 64 * 1024
@@ -138,7 +139,7 @@ class Hello:
 class Worker:
     """One process and what runs in it."""
 
-    def __init__(self, worker_id: WorkerId, clock: Clock, limits: Limits, on_dead: Callable[[Worker], None]) -> None:
+    def __init__(self, worker_id: WorkerId, clock: Clock, limits: Limits, memory_kills: MemoryKills, on_dead: Callable[[Worker], None]) -> None:
         self.id = worker_id
         self.hello: Hello | None = None
         self.pid = 0
@@ -163,7 +164,8 @@ class Worker:
         #: What hung below it when it was last signalled.
         self._family: list[psutil.Process] = []
         self._sent: set[int] = set()
-        self._oom_kills = reaper.oom_kills()
+        self._memory_kills = memory_kills
+        self._ran_out_of_memory = False
 
     # -- birth ---------------------------------------------------------------------------------------------
 
@@ -477,7 +479,10 @@ class Worker:
     async def _bury(self) -> None:
         """Everything below the dead worker dies, then its attempts are told, then the engine."""
         assert self._process is not None
+        counter = counter_of(self.pid)  # not yet reaped, it still says where it was
         status = reaper.reap(self._process.pidfd)
+        if status.signal == signal.SIGKILL and signal.SIGKILL not in self._sent:
+            self._ran_out_of_memory = self._memory_kills.explain(counter)
         os.close(self._process.pidfd)
         await asyncio.to_thread(reaper.kill_orphans, self.id, self.pid)
         if self._family:
@@ -498,9 +503,33 @@ class Worker:
 
     def _died(self, status: reaper.ExitStatus, stopped_by: Reason | None = None) -> AttemptEnd:
         message, reason = f"the worker {status.describe()}", Reason.WORKER_DIED
-        if status.signal == signal.SIGKILL and status.signal not in self._sent and reaper.oom_kills() > self._oom_kills:
-            message, reason = f"{message}: the kernel was out of memory", Reason.OOM_RAM
+        if self._ran_out_of_memory:
+            message, reason = f"{message}: probably the kernel was out of memory (it killed a process for that at this moment)", Reason.OOM_RAM
         return AttemptEnd("died", message=message, exit_code=status.code, reason=reason, stopped_by=stopped_by)
+
+    @property
+    def has_attempts(self) -> bool:
+        return bool(self._attempts)
+
+    @property
+    def runs_on(self) -> bool:
+        """Something runs here that nobody has stopped."""
+        return any(attempt.stopped_by is None for attempt in self._attempts.values())
+
+    def leave(self) -> None:
+        """The daemon ends and what runs here goes on, as after the daemon's sudden death: nobody hears of it any more.
+
+        The pipes go before the channel: from its end on the worker reads them itself, into a file (MECHANISMS 4).
+        """
+        for attempt in self._attempts.values():
+            attempt.cancel_timers()
+        self._drain_pipes()
+        for stream in list(self._pipes):
+            self._close_pipe(stream)
+        if self._process is not None and not self._exited:
+            self._loop.remove_reader(self._process.pidfd)
+        if self._channel is not None:
+            self._channel.close()
 
     async def end(self, why: str, grace_seconds: float = 3.0) -> None:
         """Ask it to leave, then kill the tree. Returns when it is buried."""

@@ -83,14 +83,20 @@ class Host:
         return False
 
     def stop(self) -> None:
-        """As ``kill PID`` does; the daemon must end by itself and leave no process behind."""
+        """As ``remotectl stop --now`` does; the daemon must end by itself and leave no process behind."""
         if self.process is None or self.process.poll() is not None:
             return
         children = psutil.Process(self.process.pid).children(recursive=True)
-        self.process.terminate()
+        self.process.send_signal(signal.SIGQUIT)
         self.process.wait(15)
         _, alive = psutil.wait_procs(children, timeout=5)
         assert not alive, f"processes outlived the daemon: {alive}\n{self.log()}"
+
+    def terminate(self) -> None:
+        """As ``kill PID`` and ``remotectl stop`` do: what runs goes on."""
+        assert self.process is not None
+        self.process.terminate()
+        self.process.wait(15)
 
     def kill(self) -> None:
         """SIGKILL: no last words."""

@@ -57,6 +57,12 @@ class PruneBody(_Shape):
     unused_seconds: Annotated[float, Field(ge=0)] = 30 * 86_400.0
 
 
+class StopBody(_Shape):
+    """``now``: running jobs end too; else they go on, and the next daemon takes them over."""
+
+    now: bool = False
+
+
 # -- answered ----------------------------------------------------------------------------------------------
 
 
@@ -242,6 +248,14 @@ class Check(_Shape):
 
 class Doctor(_Shape):
     checks: list[Check]
+
+
+class Stopping(_Shape):
+    """The daemon ends within seconds. ``running``: your jobs that a worker runs."""
+
+    pid: int
+    now: bool
+    running: int
 
 
 class Configuration(_Shape):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from remoted.clock import Clock
@@ -26,6 +27,8 @@ class Services:
     limits: Limits
     paths: Paths
     clock: Clock
+    #: End the daemon soon, with or without the running jobs.
+    stop: Callable[[bool], None]
     #: When this daemon began to serve, on the monotonic clock.
     started_at: float
     mode: str = "user"

@@ -83,6 +83,14 @@ async def doctor(services: Services, ask: Ask) -> web.StreamResponse:
     return reply(schemas.Doctor(checks=checks))
 
 
+async def stop(services: Services, ask: Ask) -> web.StreamResponse:
+    """End the daemon: at once, but in order."""
+    now = ask.body_as(schemas.StopBody).now
+    running = sum(call.status is Status.IN_PROGRESS for call in views.live(services, ask.peer))
+    services.stop(now)
+    return reply(schemas.Stopping(pid=os.getpid(), now=now, running=running))
+
+
 def _check_gpus(services: Services) -> schemas.Check:
     known = services.engine.devices
     detail = known.problem or ", ".join(f"{device.name} ({device.uuid})" for device in known.known) or "no GPU is known"

@@ -23,6 +23,7 @@ _COMMANDS = {
     "env": "remoted.cli.system",
     "config": "remoted.cli.system",
     "doctor": "remoted.cli.system",
+    "stop": "remoted.cli.system",
     "version": "remoted.cli.system",
     "completion": "remoted.cli.system",
 }

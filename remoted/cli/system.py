@@ -1,8 +1,9 @@
-"""env, config, doctor, version, completion: the installation itself."""
+"""env, config, doctor, stop, version, completion: the installation itself."""
 
 from __future__ import annotations
 
 import os
+import select
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from remoted.cli import transport
 from remoted.cli.ending import CliError, NoDaemon
 from remoted.cli.text import cell, duration, escape, paint, print_json, short, size, table
 
+_STOP_SECONDS = 30.0
 _json = click.option("--json", "as_json", is_flag=True, help="Print documents with stable keys.")
 
 
@@ -114,6 +116,34 @@ def doctor(as_json: bool) -> int:
             advice = f"\n       {escape(check['advice'])}" if check["advice"] else ""
             print(f"{mark} {check['name'] + ':':<14} {escape(check['detail'])}{advice}")
     return 0 if all(check["ok"] for check in found) else 1
+
+
+@click.command()
+@click.option("--now", is_flag=True, help="End running jobs too (CANCELLED, DAEMON_STOPPED).")
+@_json
+def stop(now: bool, as_json: bool) -> int:
+    """End the daemon. Running jobs go on and queued ones stay: the next daemon, which the next call starts, takes them over."""
+    answer = transport.post("/v1/stop", {"now": now})
+    if not _has_ended(answer["pid"], _STOP_SECONDS):
+        raise CliError(f"the daemon (pid {answer['pid']}) still ends after {_STOP_SECONDS:g} s; its log may say why")
+    if as_json:
+        print_json(answer)
+        return 0
+    jobs = f"{answer['running']} running job{'' if answer['running'] == 1 else 's'}"
+    fate = "" if not answer["running"] else f"; {jobs} ended with it" if now else f"; {jobs} will be taken over by the next one"
+    print(f"the daemon (pid {answer['pid']}) has ended{fate}")
+    return 0
+
+
+def _has_ended(pid: int, seconds: float) -> bool:
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([pidfd], [], [], seconds)[0])
+    finally:
+        os.close(pidfd)
 
 
 @click.command()

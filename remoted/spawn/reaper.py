@@ -47,13 +47,6 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def oom_kills() -> int:
-    """How many processes the kernel has killed for want of memory since boot, cgroups included (/proc/vmstat, Linux 4.13)."""
-    text = Path("/proc/vmstat").read_text(encoding="ascii")
-    found = text.partition("\noom_kill ")[2].partition("\n")[0]
-    return int(found or 0)
-
-
 def become_subreaper() -> None:
     """Make orphaned descendants our children. Raises OSError where the kernel refuses."""
     libc = ctypes.CDLL(None, use_errno=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import sqlite3
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -336,3 +338,72 @@ print(json.dumps([h.id for h in [f.options(detach=True, max_retries=0)(n) for n 
     daemon.stop()
     assert not list((daemon.state / "remoted" / "outcomes").glob("*.out*"))
     assert not [path for path in (daemon.state / "remoted" / "secrets").rglob("*") if path.is_file()], "no environment outlives its calls"
+
+
+def test_c09_an_orderly_stop_ends_nobody_who_runs_a_call(daemon: Host) -> None:
+    """SIGTERM in mid-job: the waiting client starts the next daemon, which takes the job over; queued ones stay queued."""
+    marks, gate = daemon.project / "tokens", daemon.project / "gate"
+    process = daemon.popen(
+        HEAD
+        + f"""
+one = CpuLiveServerless(name="one", workersMax=1)
+@remote(one)
+def f(n):
+    token({str(marks)!r})
+    print("begun", n)
+    while not os.path.exists({str(gate)!r}): time.sleep(0.01)
+    print("ended", n)
+    return n
+@remote(queue)
+def quick(): return os.getpid()
+quick().result()
+handles = [f(n) for n in range(3)]
+print(json.dumps([[o.status, o.output, o.attempts, o.stdout] for o in (h.result() for h in handles)]))
+"""
+    )
+    wait_until(lambda: len(lines_of(marks)) == 1, 20, daemon.log)
+    workers = workers_of(daemon)
+    assert len(workers) == 2
+    began = time.monotonic()
+    daemon.terminate()
+    assert time.monotonic() - began < 5
+    assert sum(worker.is_running() for worker in workers) == 1, "the idle worker ended, the busy one did not"
+    gate.touch()
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err + daemon.log()
+    assert json.loads(out.splitlines()[-1]) == [["COMPLETED", n, 1, f"begun {n}\nended {n}\n"] for n in range(3)]
+    assert len(lines_of(marks)) == 3
+    assert "started your own daemon" in err
+    end_daemon(daemon)
+
+
+def end_daemon(host: Host) -> None:
+    """The one that a script has started."""
+    pid = int((host.state / "remoted" / "lock").read_text().split()[0])
+    process = psutil.Process(pid)
+    process.send_signal(signal.SIGQUIT)
+    process.wait(15)
+
+
+def test_c09_stop_now_ends_running_jobs_and_says_so(daemon: Host) -> None:
+    marks = daemon.project / "tokens"
+    running, queued = daemon.run(
+        HEAD
+        + f"""
+one = CpuLiveServerless(name="one", workersMax=1)
+@remote(one)
+def f(n):
+    token({str(marks)!r})
+    while n == 0: time.sleep(0.01)
+    return n
+print(json.dumps([f.options(detach=True)(n).id for n in range(2)]))
+"""
+    ).json
+    wait_until(lambda: len(lines_of(marks)) == 1, 20, daemon.log)
+    said = daemon.run(HEAD + "import subprocess; subprocess.run([sys.executable, '-c', 'from remoted.cli import main; main()', 'stop', '--now'], check=True)").out
+    assert "1 running job ended with it" in said
+    result = daemon.start().run(
+        HEAD + f"print(json.dumps([[o.status, o.state_reason, o.error, o.attempts] for o in (Job.from_id(i).result() for i in {[running, queued]})]))"
+    )
+    stopped = "stopped: the daemon was told to end at once, running jobs included"
+    assert result.json == [["CANCELLED", "DAEMON_STOPPED", stopped, 1], ["COMPLETED", "", None, 1]]

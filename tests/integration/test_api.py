@@ -64,6 +64,8 @@ class Daemon:
         self.limits = limits
         self.paths = Paths(state=folder / "state", sockets=folder / "run", config=folder / "config.toml")
         self.clock = Clock()
+        #: Whether running jobs should end too, each time that somebody asked it to stop.
+        self.stops: list[bool] = []
 
     async def start(self, daemon_uid: int | None = None) -> None:
         self.paths.create()
@@ -82,7 +84,7 @@ class Daemon:
         self.jobs.others = self.direct.others = (self.jobs, self.direct)
         self.services = api.Services(
             jobs=self.jobs, direct=self.direct, engine=self.engine, environments=environments, config=Config(), limits=self.limits,
-            paths=self.paths, clock=self.clock, started_at=self.clock.monotonic(),
+            paths=self.paths, clock=self.clock, started_at=self.clock.monotonic(), stop=self.stops.append,
         )  # fmt: skip
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.bind(os.fspath(self.paths.api_socket))

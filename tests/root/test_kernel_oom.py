@@ -132,3 +132,18 @@ print(json.dumps(die().result().state_reason))
     ).json
 
     assert reason == "WORKER_DIED"
+
+
+def test_t55_a_kill_by_hand_of_a_worker_older_than_somebody_elses_want_of_memory(daemon: Host, small_cgroup: Path) -> None:
+    found = daemon.run(
+        HEAD
+        + """
+@remote(beside, max_retries=0)
+def die(): os.kill(os.getpid(), signal.SIGKILL)
+neighbour().result()
+print(json.dumps([hog(procs).result().state_reason, die().result().state_reason]))
+""",
+        str(small_cgroup / "cgroup.procs"),
+    ).json
+
+    assert found == ["OOM_RAM", "WORKER_DIED"]
