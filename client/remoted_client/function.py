@@ -99,12 +99,14 @@ class RemoteFunction(Generic[P, H]):
         detach: bool | None = None,
         name: str | None = None,
         priority: int | None = None,
+        copy: bool | None = None,
         **unknown: NoReturn,
     ) -> RemoteFunction[P, H]:
         """The same function, with other settings for the calls made through what this returns.
 
         ``timeout`` in seconds per attempt; ``priority`` -100..100, among your own calls; ``detach=True`` lets the
-        call outlive this process.
+        call outlive this process; ``copy=True`` gives arrays memory of their own at either end, instead of pages
+        that are mapped and count as shared until the array is gone.
         """
         _refuse_unknown("options", unknown)
         changed: dict[str, Any] = {}
@@ -118,13 +120,15 @@ class RemoteFunction(Generic[P, H]):
             changed["name"] = str(name)[:200]
         if priority is not None:
             changed["priority"] = check_int("priority", priority, -100, 100)
+        if copy is not None:
+            changed["copy"] = bool(copy)
         return RemoteFunction(self._function, self._settings, {**self._options, **changed})
 
     def map(self, *iterables: Iterable[Any], return_exceptions: bool = False, progress: bool = False, **unknown: NoReturn) -> MapResult[Any]:
         """Call it for every element (of several iterables in step); results come in input order.
 
-        Yields what awaiting each handle gives; the first call is made when the first result is asked for. At most 1,000 calls are on their way, so an endless iterable is
-        fine. ``progress=True`` shows a line on stderr.
+        Yields what awaiting each handle gives; the first call is made when the first result is asked for. At most
+        1,000 calls are on their way, so an endless iterable is fine. ``progress=True`` shows a line on stderr.
         """
         _refuse_unknown("map", unknown)
         return self._mapped(zip(*iterables, strict=False), iterables, return_exceptions, progress)

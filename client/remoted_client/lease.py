@@ -111,11 +111,13 @@ class Lease:
         """The header of a call, and the descriptors that go with it: segment, then payload."""
         fds = (call.payload.fd,) if call.payload.fd >= 0 else ()
         freed = self.releases.take()
-        if call.segment is None and not freed:
+        if call.segment is None and not freed and not call.copies:
             return (_PLAIN_CALL if call.is_plain else _CALL) % (self._number, self._uses[call.use]), fds
         header: dict[str, Any] = {"n": self._number, "use": self._uses[call.use], "freed": freed}
         if call.is_plain:
             header["plain"] = True
+        if call.copies:
+            header["copies"] = True
         if call.segment is not None:
             header["segment"], header["buffers"] = call.segment.number, call.buffers
             self.lent.add(call.segment.number)

@@ -226,14 +226,16 @@ class LeasePool:
             if lease.call is not call:
                 return
             lease.call, lease.held = None, None
-            if frame.header.get("kind") == "stale":
+            is_stale = frame.header.get("kind") == "stale"
+            if is_stale:  # nothing of it ran: the worker has older code, and takes no more
                 lease.last_accepted = call.number
                 self._keep_segment(lease, call)
                 call.on_waiting("WAITING_WORKER")
                 self._queue.appendleft(call)
-                call = None  # type: ignore[assignment]
             self._next(lease)
-        if call is not None:
+        if is_stale:
+            frame.close()
+        else:
             call.on_answer(_translated(lease, call, frame.header), frame)
 
     def on_closed(self, lease: Lease) -> None:

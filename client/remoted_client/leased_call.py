@@ -49,6 +49,8 @@ class LeasedCall(CallState):
         self.uploads = uploads
         self.payload = payload
         self.is_plain = is_plain
+        #: No segments, in neither direction.
+        self.copies = False
         #: The large buffers of its arguments, and how many they are.
         self.segment: Segment | None = None
         self.buffers = 0

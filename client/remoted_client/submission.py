@@ -71,7 +71,7 @@ def submit(
         "modules": modules.digest if modules else "",
         "context": context_digest,
         "arguments": payload.digest,
-        "options": options,
+        "options": {name: value for name, value in options.items() if name != "copy"},
         "parent": parent.id if parent else "",
     }
     if instance is not None:
@@ -91,7 +91,7 @@ def submit(
 
 
 #: What a call on a lease can be told; the others concern the daemon.
-_LEASED_OPTIONS = frozenset({"name", "timeout_seconds", "max_retries"})
+_LEASED_OPTIONS = frozenset({"name", "timeout_seconds", "max_retries", "copy"})
 
 
 def _submit_leased(
@@ -99,7 +99,8 @@ def _submit_leased(
 ) -> LeasedCall:
     """Straight to a worker, on a connection that the daemon has handed over."""
     plain_data = plain.dumps((args, kwargs))
-    collector = Collector()
+    copies = bool(options.get("copy"))
+    collector = None if copies else Collector()
     payload = encode_arguments(line, args, kwargs, described.code, collector) if plain_data is None else Payload(plain_data, -1)
     data, digest = line.surroundings.document(settings.declared)
     route = described.route
@@ -110,7 +111,8 @@ def _submit_leased(
         timeout = options.get("timeout_seconds") or described.timeout_seconds
         use = (*use[:3], _milliseconds(timeout, described.execution_timeout_seconds))
     call = LeasedCall(options.get("name") or route.name, route.pool, use, route.uploads, payload, plain_data is not None)
-    if collector.buffers:
+    call.copies = copies
+    if collector is not None and collector.buffers:
         call.segment, call.buffers = line.segments.pack(collector.buffers), len(collector.buffers)
     route.pool.submit(call)
     return call

@@ -38,6 +38,8 @@ class Run:
     buffers: list[memoryview] | None = None
     #: The arguments are a pickle of built-in values alone.
     is_plain: bool = False
+    #: Large parts of the result stay in its pickle.
+    copies: bool = False
     #: Where it came from and its number there; None when it came from the daemon.
     lease: Lease | None = None
     number: int = 0

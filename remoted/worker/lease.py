@@ -108,6 +108,7 @@ class Lease:
             arguments=self._arguments(header, frame),
             buffers=self._buffers(header, frame),
             is_plain="plain" in header,
+            copies="copies" in header,
             lease=self,
             number=number,
         )

@@ -79,7 +79,7 @@ class Reporter:
             self._send_answer(run, lease, {"plain": True}, data)
             return
         try:
-            payload, segment, buffers = self._encode_apart(outcome.value)
+            payload, segment, buffers = self._encode_apart(outcome.value, run.copies)
         except BaseException as error:
             outcome = self._unsendable(error, why)
             payload, segment, buffers = self.encode(outcome.value), None, 0
@@ -92,8 +92,10 @@ class Reporter:
             lease.revoke()
         self._send_answer(run, lease, header, payload, segment)
 
-    def _encode_apart(self, value: Any) -> tuple[Payload, Segment | None, int]:
+    def _encode_apart(self, value: Any, copies: bool) -> tuple[Payload, Segment | None, int]:
         """The pickle, and the large buffers that stay out of it. Raises QuotaExceeded, and what pickling raises."""
+        if copies:
+            return self.encode(value), None, 0
         collector = Collector()
         payload = self.encode(value, collector)
         if not collector.buffers:

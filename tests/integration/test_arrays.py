@@ -10,7 +10,7 @@ HEAD = """
 import gc, json, os, signal, sys, time
 import numpy as np
 from remoted_client import *
-from remoted_client import remote, CpuLiveLoadBalancer
+from remoted_client import remote, CpuLiveLoadBalancer, CpuLiveServerless
 from remoted_client.connection import current
 one = CpuLiveLoadBalancer(name="one", workersMax=1)
 @remote(one)
@@ -160,6 +160,19 @@ print(json.dumps([bool((found == 3).all()), make().result()[1] != pid]))
 """
     )
     assert result.json == [True, True]
+
+
+def test_f30_copy_gives_arrays_memory_of_their_own(shared_daemon: Host) -> None:
+    result = shared_daemon.run(
+        HEAD
+        + """
+a = np.arange(100_000.0)
+back = echo.options(copy=True)(a).result()
+queued = remote(CpuLiveServerless(name="q"))(lambda x: x.sum())
+print(json.dumps([bool((back == a).all()), back.flags.writeable, current().segments.used_bytes, bool(queued.options(copy=True)(a).result().output == a.sum())]))
+"""
+    )
+    assert result.json == [True, True, 0, True]
 
 
 def test_many_calls_with_arrays_at_once(shared_daemon: Host) -> None:
