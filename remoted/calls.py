@@ -291,6 +291,10 @@ class CallRunner:
             call.reason = reason
             self.tell_state(call)
 
+    def caller_of(self, ticket_id: str) -> str:
+        call = self.calls.get(ticket_id)
+        return call.caller if call is not None else ""
+
     def on_build_output(self, ticket_id: str, data: bytes) -> None:
         call = self.calls.get(ticket_id)
         if call is not None:
@@ -333,9 +337,12 @@ class CallRunner:
 
     def note_construction(self, call: Call, end: AttemptEnd) -> None:
         """Constructed for this call although it had been before: its state was lost, and the caller is told."""
-        if call.request.instance is None or not end.constructed:
+        if call.request.instance is None or not (end.constructed or end.kind == "died"):
             return
         instance = call.request.instance[0]
+        if end.kind == "died":  # it does not say any more whether it constructed; whatever was there is gone
+            self._constructed.add(instance)
+            return
         call.reconstructed = call.reconstructed or instance in self._constructed
         self._constructed.add(instance)
 

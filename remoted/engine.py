@@ -59,6 +59,7 @@ class TicketOwner(Protocol):
     def on_assigned(self, ticket_id: TicketId, worker: Worker, devices: tuple[DeviceUuid, ...], inline: bool) -> None: ...
     def on_unplaceable(self, ticket_id: TicketId, reason: Reason, message: str, detail: str) -> None: ...
     def on_build_output(self, ticket_id: TicketId, data: bytes) -> None: ...
+    def caller_of(self, ticket_id: TicketId) -> str: ...
     def on_waiting(self, ticket_id: TicketId, reason: Reason) -> None: ...
 
 
@@ -114,6 +115,9 @@ class Engine:
         self._sockets = sockets
         self._plans: dict[str, WorkerPlan] = {}
         self._requests: dict[str, tuple[EnvironmentRequest, Mapping[str, str]]] = {}
+        #: Which ticket of each caller hears what a build prints, by environment and caller.
+        self._hearers: dict[tuple[str, str], TicketId] = {}
+        self._deaf: dict[TicketId, TicketId] = {}
         self._owners: dict[TicketId, TicketOwner] = {}
         self._told: dict[TicketId, Reason] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -228,6 +232,8 @@ class Engine:
             case events.StopWorker(worker_id, why):
                 self.spawn(self._end_worker(self.workers[worker_id], why))
             case events.Refuse(ticket_id, reason, message, detail):
+                if hearer := self._deaf.get(ticket_id):
+                    detail = f"what the installer printed is in the error of {hearer}"
                 self._tell_unplaceable(ticket_id, reason, message, detail)
             case events.Build(environment, ticket_id):
                 self.spawn(self._build(environment, ticket_id))
@@ -342,15 +348,43 @@ class Engine:
             text = getattr(error, "log", "")
             if not isinstance(error, EnvironmentFailed):
                 log.exception("cannot build environment %s", environment)
+            self._deaf = self._find_deaf(environment)
             self.handle(events.EnvironmentFailed(environment, str(error), text))
-            return
-        self.handle(events.EnvironmentReady(environment))
+            self._deaf = {}
+        else:
+            self.handle(events.EnvironmentReady(environment))
+        finally:
+            self._hearers = {key: ticket for key, ticket in self._hearers.items() if key[0] != environment}
 
     def _on_build_output(self, environment: str, data: bytes) -> None:
-        """Everybody who waits for the build sees it."""
-        for lane, _, ticket in list(self.scheduler.waiting()):
-            if lane.need.environment == environment and ticket.id in self._owners:
-                self._owners[ticket.id].on_build_output(ticket.id, data)
+        """Of each caller one waiting call shows it and keeps it; a build with many calls behind it is told once."""
+        for ticket_id in self._choose_hearers(environment, self._callers_of(environment)).values():
+            self._owners[ticket_id].on_build_output(ticket_id, data)
+
+    def _callers_of(self, environment: str) -> dict[TicketId, str]:
+        """Who waits for this environment, and whose they are."""
+        waiting = [ticket.id for lane, _, ticket in self.scheduler.waiting() if lane.need.environment == environment]
+        return {ticket_id: self._owners[ticket_id].caller_of(ticket_id) for ticket_id in waiting if ticket_id in self._owners}
+
+    def _choose_hearers(self, environment: str, callers: dict[TicketId, str]) -> dict[str, TicketId]:
+        """One of each caller's, the same for as long as it waits."""
+        chosen: dict[str, TicketId] = {}
+        for ticket_id, caller in callers.items():
+            if caller not in chosen or self._hearers.get((environment, caller)) == ticket_id:
+                chosen[caller] = ticket_id
+        self._hearers |= {(environment, caller): ticket_id for caller, ticket_id in chosen.items()}
+        return chosen
+
+    def _find_deaf(self, environment: str) -> dict[TicketId, TicketId]:
+        """Who waits for a build without hearing it, and who hears it for them."""
+        callers = self._callers_of(environment)
+        hearers = self._choose_hearers(environment, callers)
+        return {ticket_id: hearers[caller] for ticket_id, caller in callers.items() if hearers[caller] != ticket_id}
+
+    def packages(self, environment: str) -> str:
+        """What the environment of this digest is made for, in the user's words."""
+        found = self._requests.get(environment)
+        return " ".join(found[0].requirements) if found else ""
 
     # -- devices -------------------------------------------------------------------------------------------
 

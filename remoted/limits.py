@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    # One user's share of the two sockets (T13): a flood by one user must leave the others' calls alone.
-    connections_per_uid: int = 64
+    # One user's share of each of the two sockets (T13): a flood by one user must leave root's calls alone.
+    connections_per_uid: int = 512
     connections_total: int = 900
     # A silent or trickling peer (T12). Frames: from first byte to last; HTTP: head, then body.
     hello_deadline_seconds: float = 10.0

@@ -46,8 +46,10 @@ class Records:
             raise self._unknown(prefix)
         return str(rows[0]["id"])
 
-    async def rows(self, peer: Peer, everything: bool, limit: int) -> list[Row]:
-        return await self._store.submit(lambda db: db.all("list_jobs", uid=peer.uid, all=int(everything), limit=limit))
+    async def rows(self, peer: Peer, everything: bool, limit: int, *, status: str = "", pool: str = "", name: str = "", after: str = "") -> list[Row]:
+        """Newest first. ``status``: one or several with commas; ``name``: a pattern; ``after``: the last job of the page before."""
+        wanted = {"status": status, "pool": pool, "name": name, "after": after}
+        return await self._store.submit(lambda db: db.all("list_jobs", uid=peer.uid, all=int(everything or bool(status)), limit=limit, **wanted))
 
     def log_path(self, job_id: str) -> Path:
         """Where the output of a job is kept."""

@@ -124,8 +124,11 @@ SELECT * FROM attempts WHERE job = :job ORDER BY number;
 SELECT id FROM jobs WHERE uid = :uid AND id GLOB :pattern ORDER BY submitted_at DESC LIMIT 3;
 
 -- name: list_jobs
--- One user's jobs, newest first.
-SELECT * FROM jobs WHERE uid = :uid AND (:all OR status IN ('IN_QUEUE', 'IN_PROGRESS')) ORDER BY submitted_at DESC, rowid DESC LIMIT :limit;
+-- One user's jobs, newest first, from behind the job :after on; "" means any.
+SELECT * FROM jobs WHERE uid = :uid AND (:all OR status IN ('IN_QUEUE', 'IN_PROGRESS'))
+AND (:status = '' OR instr(',' || :status || ',', ',' || status || ',')) AND (:pool = '' OR pool = :pool) AND (:name = '' OR name GLOB :name)
+AND (:after = '' OR (submitted_at, rowid) < (SELECT submitted_at, rowid FROM jobs AS seen WHERE seen.id = :after AND seen.uid = :uid))
+ORDER BY submitted_at DESC, rowid DESC LIMIT :limit;
 
 -- name: expired_jobs
 -- Jobs that ended long ago.

@@ -47,7 +47,7 @@ class Door:
         if not admits(peer, self._daemon_uid):
             _turn_away(sock, 403, "FORBIDDEN", "cannot serve you: this daemon serves another user")
         elif limit := self._reached(peer):
-            _turn_away(sock, 429, "OVER_LIMIT", f"cannot take another connection: the limit {limit}; close some")
+            _turn_away(sock, 429, "OVER_LIMIT", f"cannot take another connection: the limit {limit}; close some, or raise it in [limits] of the configuration")
         else:
             self._inside[peer.uid] += 1
             return peer

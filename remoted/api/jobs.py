@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import re
+from fnmatch import fnmatchcase
 
 from aiohttp import web
 
@@ -28,11 +29,22 @@ _CHUNK_BYTES = 256 * 1024
 async def list_jobs(services: Services, ask: Ask) -> web.StreamResponse:
     """Your jobs, newest first: the live ones, or all that are kept."""
     query = ask.query_as(schemas.JobsQuery)
-    rows = await services.jobs.records.rows(ask.peer, query.all, query.limit)
-    direct = [call for call in services.direct.calls.values() if call.uid == ask.peer.uid]
+    wanted = {"status": query.status, "pool": query.pool, "name": query.name}
+    rows = await services.jobs.records.rows(ask.peer, query.all, query.limit, after=query.after, **wanted)
+    direct = [call for call in services.direct.calls.values() if call.uid == ask.peer.uid and _is_wanted(call, query)]
     found = views.of_many(services, direct, rows)
     found.sort(key=lambda job: job.submitted_at, reverse=True)
     return reply(schemas.Jobs(jobs=found[: query.limit]))
+
+
+def _is_wanted(call: Call, query: schemas.JobsQuery) -> bool:
+    """Direct calls are in no page but the first: they are not in the store."""
+    return (
+        not query.after
+        and (not query.status or call.status.value in query.status.split(","))
+        and query.pool in ("", call.spec.pool.name)
+        and (not query.name or fnmatchcase(call.name, query.name))
+    )
 
 
 async def show(services: Services, ask: Ask) -> web.StreamResponse:

@@ -19,10 +19,17 @@ class _Shape(BaseModel):
 
 
 class JobsQuery(_Shape):
-    """``all``: finished ones too. Newest first."""
+    """``all``: finished ones too. Newest first; ``after`` is the last job of the page before, whole.
+
+    ``status`` may name several, with commas; ``name`` is a shell pattern.
+    """
 
     all: bool = False
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    status: Annotated[str, Field(pattern="^[A-Z_,]*$", max_length=100)] = ""
+    pool: Annotated[str, Field(max_length=200)] = ""
+    name: Annotated[str, Field(max_length=200)] = ""
+    after: Annotated[str, Field(pattern="^[0-9a-f]{0,32}$")] = ""
 
 
 class LogsQuery(_Shape):

@@ -15,6 +15,7 @@ from remoted.api.exchange import Ask, reply
 from remoted.api.services import Services
 from remoted.errors import StoreError
 from remoted.model import Status
+from remoted.paths import filesystem_type
 from remoted_client import wire
 
 _API = 1
@@ -79,7 +80,7 @@ async def config(services: Services, ask: Ask) -> web.StreamResponse:
 
 async def doctor(services: Services, ask: Ask) -> web.StreamResponse:
     """What only the daemon can check of this host; `remotectl doctor` adds what anybody can."""
-    checks = [_check_gpus(services), _check_disk(services), _check_descriptors(services), await _check_store(services, ask)]
+    checks = [_check_state(services), _check_gpus(services), _check_disk(services), _check_descriptors(services), await _check_store(services, ask)]
     return reply(schemas.Doctor(checks=checks))
 
 
@@ -89,6 +90,11 @@ async def stop(services: Services, ask: Ask) -> web.StreamResponse:
     running = sum(call.status is Status.IN_PROGRESS for call in views.live(services, ask.peer))
     services.stop(now)
     return reply(schemas.Stopping(pid=os.getpid(), now=now, running=running))
+
+
+def _check_state(services: Services) -> schemas.Check:
+    folder = services.paths.state
+    return schemas.Check(name="state", ok=True, detail=f"{folder} on {filesystem_type(folder) or 'an unknown file system'}", advice="")
 
 
 def _check_gpus(services: Services) -> schemas.Check:

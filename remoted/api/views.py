@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from itertools import islice
 
@@ -32,12 +33,12 @@ def of_call(services: Services, call: Call, lane: Lane | None = None, place: int
         pool=call.spec.pool.name,
         status=call.status.value,
         state_reason=reason,
-        detail=lane.detail if lane is not None else "",
+        detail="; ".join(filter(None, (_why(services, lane) if lane is not None else "", _beyond_host(services, call)))),
         position=place + 1 if place is not None else None,
         submitted_at=call.submitted_at,
         started_at=call.started_at,
         ended_at=call.ended_at,
-        run_seconds=call.run_seconds,
+        run_seconds=call.run_seconds + (max(0.0, services.clock.wall() - call.attempt_started) if call.status is Status.IN_PROGRESS else 0.0),
         attempts=call.attempts,
         worker=call.worker_id,
         gpus=list(call.devices),
@@ -47,6 +48,23 @@ def of_call(services: Services, call: Call, lane: Lane | None = None, place: int
         error_type=call.error_type,
         parent=call.request.parent,
     )
+
+
+def _why(services: Services, lane: Lane) -> str:
+    if lane.reason is Reason.WAITING_ENV:
+        return f"building {services.engine.packages(lane.need.environment or '')}".rstrip()
+    return lane.detail
+
+
+def _beyond_host(services: Services, call: Call) -> str:
+    """A script written for a larger machine runs here with what there is (decision 0004), and is told so."""
+    pool = call.spec.pool
+    cpus, memory = services.engine.scheduler.cpus, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if pool.cpus is not None and pool.cpus > cpus:
+        return f"asked for {pool.cpus:g} CPUs, this host lends {cpus:g}"
+    if pool.memory_bytes is not None and pool.memory_bytes > memory:
+        return f"asked for {pool.memory_bytes / (1 << 30):.0f} GiB of memory, this host has {memory / (1 << 30):.0f}"
+    return ""
 
 
 def of_row(row: Row) -> schemas.Job:

@@ -48,15 +48,9 @@ def to_wall(services: Services, moment: float) -> float:
 
 
 def _idle_until(services: Services, view: WorkerView) -> float | None:
-    """When it ends at the earliest; one of a held pool's ``workers_min`` stays as long as the pool is held."""
-    if view.state is not WorkerState.IDLE:
-        return None
-    scheduler = services.engine.scheduler
-    policy = scheduler.policies.get(view.need.pool, PoolPolicy())
-    until = view.since + policy.idle_timeout_seconds
-    if policy.workers_min:
-        until = max(until, scheduler.held_until.get(view.need.pool, until))
-    return to_wall(services, until)
+    """When it ends if nothing happens; None unless it is idle."""
+    until = services.engine.scheduler.kept_until(view.id)
+    return to_wall(services, until) if until is not None else None
 
 
 def pools(services: Services, peer: Peer) -> list[schemas.Pool]:

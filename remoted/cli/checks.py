@@ -23,8 +23,12 @@ _FREE_BYTES = 1 << 30
 
 def run() -> list[Check]:
     """Every check, the daemon's last."""
-    local: list[Callable[[], Check]] = [_python, _packages, _uv, _nvml, _state, _disk, _sockets, _isolation]
-    return [*(check() for check in local), *_daemon()]
+    local: list[Callable[[], Check]] = [_python, _packages, _uv, _nvml, _sockets, _isolation]
+    # A daemon that was started with another HOME keeps its state elsewhere than this shell would: it says where.
+    daemon = _daemon()
+    if len(daemon) == 1:
+        local += [_state, _disk]
+    return [*(check() for check in local), *daemon]
 
 
 def _check(name: str, ok: bool, detail: str, advice: str = "") -> Check:

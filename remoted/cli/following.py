@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import struct
 import sys
@@ -14,8 +15,9 @@ import click
 from remoted.cli import overview, transport
 from remoted.cli.ending import CliError
 from remoted.cli.jobs import path_of
-from remoted.cli.text import cell, duration, escape, print_json, short
+from remoted.cli.text import cell, duration, escape, print_json, print_json_line, short
 
+_STREAMS = {1: "stdout", 2: "stderr"}
 _RECORD = struct.Struct("!BI")
 _PROGRESS_SECONDS = 1.0
 _WAIT_SECONDS = 60.0
@@ -27,8 +29,11 @@ _TERMINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
 @click.option("-f", "--follow", is_flag=True, help="Stay until the job ends; exit 1 unless it completed.")
 @click.option("--stdout", "stream", flag_value="stdout", help="Only what it wrote to standard output.")
 @click.option("--stderr", "stream", flag_value="stderr", help="Only what it wrote to standard error.")
-def logs(job: str, follow: bool, stream: str | None) -> int:
+@click.option("--json", "as_json", is_flag=True, help='A line per piece: {"stream": ..., "text": ...}; what is not UTF-8 is escaped.')
+def logs(job: str, follow: bool, stream: str | None, as_json: bool) -> int:
     """What a job printed: its stdout on stdout, its stderr on stderr, byte for byte."""
+    if as_json:
+        return _logs_as_json(job, follow, stream)
     path = path_of(job, f"/logs?stream={stream or 'both'}&follow={int(follow)}")
     answer = transport.request("GET", path, timeout=None if follow else 60.0)
     job_id = answer.headers.get("x-remoted-job", job)
@@ -40,7 +45,23 @@ def logs(job: str, follow: bool, stream: str | None) -> int:
     return exit_code(transport.get(path_of(job_id))) if follow else 0
 
 
+def _logs_as_json(job: str, follow: bool, stream: str | None) -> int:
+    answer = transport.request("GET", path_of(job, f"/logs?stream=both&follow={int(follow)}"), timeout=None if follow else 60.0)
+    # A character may be split between two pieces of its stream.
+    readers = {number: codecs.getincrementaldecoder("utf-8")("backslashreplace") for number in _STREAMS}
+    for number, data in _records(answer.chunks()):
+        text = readers[number].decode(data)
+        if text and stream in (None, _STREAMS[number]):
+            print_json_line({"stream": _STREAMS[number], "text": text})
+    return exit_code(transport.get(path_of(answer.headers.get("x-remoted-job", job)))) if follow else 0
+
+
 def _copy_both(chunks: Iterator[bytes]) -> None:
+    for stream, data in _records(chunks):
+        _write(stream, data)
+
+
+def _records(chunks: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
     """Undo the records of ``api.output``: stream u8, length u32, bytes."""
     buffer = bytearray()
     for chunk in chunks:
@@ -49,7 +70,7 @@ def _copy_both(chunks: Iterator[bytes]) -> None:
             stream, length = _RECORD.unpack_from(buffer)
             if len(buffer) < _RECORD.size + length:
                 break
-            _write(stream, bytes(buffer[_RECORD.size : _RECORD.size + length]))
+            yield stream, bytes(buffer[_RECORD.size : _RECORD.size + length])
             del buffer[: _RECORD.size + length]
 
 

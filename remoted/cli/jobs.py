@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import click
 
@@ -13,6 +13,8 @@ from remoted.cli import overview, transport
 from remoted.cli.ending import CliError, Refusal
 from remoted.cli.text import cell, duration, escape, print_json, short, table
 
+_STATUSES = ("IN_QUEUE", "IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
+_PAGE = 1000
 _json = click.option("--json", "as_json", is_flag=True, help="Print documents with stable keys.")
 
 
@@ -22,17 +24,36 @@ def path_of(job: str, what: str = "") -> str:
 
 @click.command()
 @click.option("-a", "--all", "everything", is_flag=True, help="Finished ones too.")
-@click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True, help="At most so many, the newest.")
+@click.option("--status", "statuses", multiple=True, type=click.Choice(_STATUSES, case_sensitive=False), help="Only these, finished or not; may be given again.")
+@click.option("--pool", default="", help="Only of the pool (config) of this name.")
+@click.option("--name", default="", help="Only of this name, or pattern such as 'train*'.")
+@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="At most so many, the newest.")
 @_json
-def ps(everything: bool, limit: int, as_json: bool) -> int:
+def ps(everything: bool, statuses: tuple[str, ...], pool: str, name: str, limit: int, as_json: bool) -> int:
     """Your jobs, newest first."""
-    document = transport.get(f"/v1/jobs?all={int(everything)}&limit={limit}")
+    found = _pages({"all": int(everything), "status": ",".join(statuses).upper(), "pool": pool, "name": name}, limit)
     if as_json:
-        print_json(document)
+        print_json({"jobs": found})
         return 0
-    rows = [_row(job, time.time()) for job in document["jobs"]]
-    print("\n".join(table(["JOB", "NAME", "POOL", "STATUS", "TRY", "AGE", "RUN", "WHY"], rows)) if rows else "no job of yours is live")
+    rows = [_row(job, time.time()) for job in found]
+    is_chosen = everything or statuses or pool or name
+    print("\n".join(table(["JOB", "NAME", "POOL", "STATUS", "TRY", "AGE", "RUN", "WHY"], rows)) if rows else "no such job" if is_chosen else "no job of yours is live; finished ones: ps -a")
     return 0
+
+
+def _pages(wanted: dict[str, Any], limit: int) -> list[dict[str, Any]]:
+    """As many as asked for, at most a thousand with each request."""
+    found: list[dict[str, Any]] = []
+    after = ""
+    while len(found) < limit:
+        size = min(_PAGE, limit - len(found))
+        page = transport.get("/v1/jobs?" + urlencode({**wanted, "limit": size, "after": after}))["jobs"]
+        found += page
+        stored = [job["id"] for job in page if job["kind"] == "queue"]
+        if len(page) < size or not stored:
+            break
+        after = stored[-1]
+    return found
 
 
 def _row(job: dict[str, Any], now: float) -> list[str]:
@@ -43,15 +64,9 @@ def _row(job: dict[str, Any], now: float) -> list[str]:
         job["status"],
         str(job["attempts"]),
         duration(now - job["submitted_at"]),
-        duration(_run_seconds(job, now)),
+        duration(job["run_seconds"]),
         cell(job["error"], 60) if job["error"] else overview.why(job),
     ]
-
-
-def _run_seconds(job: dict[str, Any], now: float) -> float:
-    if job["status"] == "IN_PROGRESS" and job["started_at"]:
-        return now - float(job["started_at"])
-    return float(job["run_seconds"])
 
 
 @click.command()
@@ -78,7 +93,7 @@ def _detail_lines(job: dict[str, Any]) -> list[str]:
         "why": overview.why(job),
         "place": str(job["position"] or ""),
         **times,
-        "ran": duration(_run_seconds(job, time.time())),
+        "ran": duration(job["run_seconds"]),
         "worker": job["worker"],
         "gpus": " ".join(job["gpus"]),
         "items": str(job["items"] or ""),

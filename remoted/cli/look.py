@@ -21,9 +21,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print the daemon's
 @_json
 def status(watch: bool, as_json: bool) -> int:
     """GPUs and who uses them, pools, workers, what runs and what waits."""
-    if watch and as_json:
-        raise click.UsageError("choose one of --watch and --json")
-    return overview.watch() if watch else overview.show(as_json)
+    return overview.watch(as_json) if watch else overview.show(as_json)
 
 
 @click.command()

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from remoted.cli import transport
-from remoted.cli.text import cell, duration, paint, print_json, short, size, table
+from remoted.cli.text import cell, duration, paint, print_json, print_json_line, short, size, table
 
 Document = dict[str, Any]
 
@@ -21,9 +21,13 @@ def show(as_json: bool) -> int:
     return 0
 
 
-def watch(seconds: float = 1.0) -> int:
-    """Again and again until Ctrl-C; a terminal is redrawn, anything else gets one block after another."""
+def watch(as_json: bool, seconds: float = 1.0) -> int:
+    """Again and again until Ctrl-C; a terminal is redrawn, anything else gets one block (or JSON line) after another."""
     while True:
+        if as_json:
+            print_json_line(transport.get("/v1/status"))
+            time.sleep(seconds)
+            continue
         shown = "\n".join(lines(transport.get("/v1/status")))
         home = "\x1b[H\x1b[2J" if sys.stdout.isatty() else ""
         print(home + shown, flush=True)
@@ -93,7 +97,7 @@ def _pool_lines(pools: list[Document], now: float) -> list[str]:
         [
             cell(pool["name"]),
             pool["config_class"],
-            f"{pool['workers']} of {pool['workers_min']}..{pool['workers_max']}",
+            _workers_of(pool),
             str(pool["busy"]),
             str(pool["idle"]),
             str(pool["queued"]),
@@ -103,6 +107,13 @@ def _pool_lines(pools: list[Document], now: float) -> list[str]:
         for pool in pools
     ]
     return table(["POOL", "CLASS", "WORKERS", "BUSY", "IDLE", "QUEUED", "IDLE TIMEOUT", "HELD FOR"], rows)
+
+
+def _workers_of(pool: Document) -> str:
+    """A body that waits for a nested call of its own pool gets another worker, which stays for its idle time."""
+    shown = f"{pool['workers']} of {pool['workers_min']}..{pool['workers_max']}"
+    extra = pool["workers"] - pool["workers_max"]
+    return f"{shown} ({extra} for nested calls)" if extra > 0 else shown
 
 
 def worker_lines(workers: list[Document], now: float) -> list[str]:

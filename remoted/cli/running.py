@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import select
+import stat
 import sys
 from typing import Any
 
 import click
 
+from remoted.cli import transport
 from remoted.cli.ending import CliError, NoDaemon, UsageError
-from remoted.cli.text import escape
+from remoted.cli.text import escape, print_json, short
 
 _WORKERS = 32
 _IDLE_SECONDS = 30
+#: How long a program in front of us in a pipe has to say something.
+_INPUT_MILLISECONDS = 200
 #: Whoever types a command watches it; the client's hour is meant for functions.
 _NO_LIMIT_SECONDS = 365 * 86_400.0
 
@@ -24,6 +31,8 @@ _NO_LIMIT_SECONDS = 365 * 86_400.0
 @click.option("--name", help="Its name in lists; by default the command's.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Stop it after so many seconds.")
 @click.option("-d", "--detach", is_flag=True, help="Print the job's id and leave; see `remotectl logs -f`.")
+@click.option("-i", "--stdin", "with_stdin", is_flag=True, help="Wait for the end of standard input and pass it on; done unasked when a file or a pipe has something to read.")
+@click.option("--json", "as_json", is_flag=True, help="Print one document at the end (with --detach: the id) instead of the output.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
     gpus: int | None,
@@ -32,13 +41,43 @@ def run(
     name: str | None,
     timeout: float | None,
     detach: bool,
+    with_stdin: bool,
+    as_json: bool,
     command: tuple[str, ...],
 ) -> int:
-    """Run COMMAND as a job in this directory, with its output here; ends with its exit code."""
+    """Run COMMAND as a job in this directory, with its output here; ends with its exit code. Ctrl-C stops the job.
+
+    Standard input is read to its end before the job is submitted; a terminal's never is.
+    """
     if cpus and (gpus or groups):
         raise UsageError("cannot reserve CPUs together with GPUs: leave one out")
+    if cpus and cpus > (most := _host_cpus()):
+        raise CliError(f"cannot reserve {cpus} CPUs: this host lends {most:g}; ask for at most {int(most)}")
     config = _config(gpus, groups, cpus)
-    return _submit(config, list(command), name or os.path.basename(command[0]), timeout, detach)
+    stdin = sys.stdin.buffer.read() if with_stdin or _has_input() else b""
+    return _submit(config, list(command), stdin, name or os.path.basename(command[0]), timeout, detach, as_json)
+
+
+def _host_cpus() -> float:
+    try:
+        return float(transport.get("/v1/status")["counts"]["cpus"])
+    except NoDaemon:
+        return float(len(os.sched_getaffinity(0)))
+
+
+def _has_input() -> bool:
+    """Is standard input a file or a pipe in which something stands? A pipe that is only open may stay so for ever."""
+    try:
+        kind = os.fstat(0).st_mode
+    except OSError:
+        return False
+    if stat.S_ISREG(kind):
+        return True
+    if not stat.S_ISFIFO(kind) and not stat.S_ISSOCK(kind):
+        return False
+    poller = select.poll()
+    poller.register(0, select.POLLIN)
+    return bool(poller.poll(_INPUT_MILLISECONDS))
 
 
 def _config(gpus: int | None, groups: tuple[str, ...], cpus: int | None) -> Any:
@@ -53,43 +92,72 @@ def _config(gpus: int | None, groups: tuple[str, ...], cpus: int | None) -> Any:
         raise UsageError(str(error)) from error
 
 
-def _submit(config: Any, command: list[str], name: str, timeout: float | None, detach: bool) -> int:
+def _submit(config: Any, command: list[str], stdin: bytes, name: str, timeout: float | None, detach: bool, as_json: bool) -> int:
     from remoted_client import DaemonUnreachable, RemotedError, remote
 
     try:
         function = remote(config, max_retries=0, timeout=timeout or _NO_LIMIT_SECONDS)(run_command)
-        handle = function.options(detach=detach, name=name)(command)
+        handle = function.options(detach=detach, name=name)(command, stdin)
         if detach:
-            print(handle.id)
+            print_json({"id": handle.id}) if as_json else print(handle.id)
             return 0
-        return _exit_code(handle.result())
+        job = _await(handle, as_json)
+        if as_json:
+            print_json(_document(job))
+        return _exit_code(job, as_json)
     except DaemonUnreachable as error:
         raise NoDaemon(str(error)) from error
     except RemotedError as error:
         raise CliError(str(error)) from error
 
 
-def _exit_code(job: Any) -> int:
+def _await(handle: Any, silently: bool) -> Any:
+    try:
+        if not silently:
+            return handle.result()
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            return handle.result()
+    except KeyboardInterrupt:
+        print(f"remotectl: stopping job {short(handle.id)}; it has 10 s to end", file=sys.stderr)
+        raise
+
+
+def _document(job: Any) -> dict[str, Any]:
+    code = 0 if job.error is None else _own_code(job)
+    wanted = ("id", "error", "state_reason", "started_at", "ended_at", "attempts", "run_seconds", "stdout", "stderr")
+    return {**{name: getattr(job, name) for name in wanted}, "status": job.status.value, "exit_code": code}
+
+
+def _own_code(job: Any) -> int | None:
+    return int(job.exception.code or 0) if isinstance(job.exception, SystemExit) else None
+
+
+def _exit_code(job: Any, silently: bool) -> int:
     """The command's own; 1 when the job ended in another way."""
-    if isinstance(job.exception, SystemExit):
-        return int(job.exception.code or 0)
+    if (code := _own_code(job)) is not None:
+        return code
+    if job.error and silently:
+        return 1
     if job.error:
         print(f"remotectl: {escape(job.error)}", file=sys.stderr)
         return 1
     return 0
 
 
-def run_command(command: list[str]) -> None:
+def run_command(command: list[str], stdin: bytes) -> None:
     """In the worker: the command with the worker's own output pipes; what stops the body stops it, and its children.
 
     Exits like the command, as a shell gives it (128 + N for signal N): so the job fails when the command does.
     """
-    import contextlib
     import signal
     import subprocess
+    import tempfile
 
     try:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+        with tempfile.TemporaryFile() as file:  # and no pipe: nobody has to keep filling it
+            file.write(stdin)
+            file.seek(0)
+            process = subprocess.Popen(command, stdin=file if stdin else subprocess.DEVNULL, start_new_session=True)
     except OSError as error:
         os.write(2, f"cannot run {command[0]}: {error.strerror}\n".encode(errors="replace"))
         sys.exit(127 if isinstance(error, FileNotFoundError) else 126)

@@ -53,15 +53,22 @@ def env_prune(unused: float, as_json: bool) -> int:
     return 0
 
 
-@click.group()
-def config() -> None:
-    """The daemon's configuration."""
+@click.group(invoke_without_command=True)
+@_json
+@click.pass_context
+def config(context: click.Context, as_json: bool) -> int:
+    """The daemon's configuration; by itself, what is in force."""
+    return _show_config(as_json) if context.invoked_subcommand is None else 0
 
 
 @config.command("show")
 @_json
 def config_show(as_json: bool) -> int:
     """What is in force, defaults included."""
+    return _show_config(as_json)
+
+
+def _show_config(as_json: bool) -> int:
     document = transport.get("/v1/config")
     if as_json:
         print_json(document)
@@ -85,7 +92,8 @@ def _toml(value: object) -> str:
 
 @config.command("check")
 @click.argument("file", required=False, type=click.Path(path_type=Path))
-def config_check(file: Path | None) -> int:
+@_json
+def config_check(file: Path | None, as_json: bool) -> int:
     """Say whether the daemon would take FILE (default: the one it reads)."""
     from remoted import config as configuration
     from remoted import errors, paths
@@ -93,10 +101,16 @@ def config_check(file: Path | None) -> int:
     path = file or paths.user_paths(dict(os.environ)).config
     if file is not None and not path.exists():
         raise CliError(f"cannot read {path}: there is no such file")
+    problem = ""
     try:
         configuration.load(path).build_limits()
     except errors.StartupError as error:
-        raise CliError(str(error)) from error
+        problem = str(error)
+    if as_json:
+        print_json({"file": str(path), "exists": path.exists(), "good": not problem, "problem": problem})
+        return int(bool(problem))
+    if problem:
+        raise CliError(problem)
     print(f"{escape(str(path))}: " + ("good" if path.exists() else "not there, so the defaults hold"))
     return 0
 

@@ -78,6 +78,13 @@ def print_json(document: object) -> None:
     print(json.dumps(document, indent=2, sort_keys=True))
 
 
+def print_json_line(document: object) -> None:
+    """One of several documents: a line each, so that a reader need not wait for the last."""
+    import json
+
+    print(json.dumps(document, sort_keys=True), flush=True)
+
+
 def short(job_id: str) -> str:
     """Enough of an id to type."""
     return job_id[:10]

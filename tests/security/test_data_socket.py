@@ -171,7 +171,9 @@ def test_t12_clients_that_vanish_before_hello_leave_nothing(shared_daemon: Host)
     wait_until(lambda: descriptors(shared_daemon) <= before, 5, lambda: f"{descriptors(shared_daemon)} > {before}")
 
 
-def test_t13_400_connections_of_one_user_are_capped_and_it_works_again_afterwards(daemon: Host) -> None:
+def test_t13_400_connections_of_one_user_are_capped_and_it_works_again_afterwards(bare_host: Host) -> None:
+    bare_host.config.write_text("[limits]\nconnections_per_uid = 64\n", encoding="utf-8")
+    daemon = bare_host.start()
     before = descriptors(daemon)
     clients = [RawClient(daemon, greet=False) for _ in range(400)]
     refused = 0
