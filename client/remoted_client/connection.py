@@ -224,6 +224,8 @@ class Connection:
         self._outbox.clear()
         self._sent_digests.clear()
         self._leases.clear()
+        for pool in list(self.pools.values()):
+            pool.line_is_down()
         self._reader.close()
         self._reader = wire.FrameReader()
 

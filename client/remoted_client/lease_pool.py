@@ -127,6 +127,15 @@ class LeasePool:
                 lease.reader = LINE
                 self._line.attendant.attend(lease)
 
+    def line_is_down(self) -> None:
+        """The connection's thread looks for a daemon now: who waits for a call reads its answer again."""
+        with self._lock:
+            for lease in self._leases:
+                if lease.reader == LINE:
+                    lease.reader = None
+                    if lease.call is not None:
+                        lease.call.wake()
+
     def withdraw(self, call: LeasedCall) -> bool:
         with self._lock:
             if call not in self._queue:
@@ -376,11 +385,12 @@ class LeasePool:
             call.fail(error)
 
     def reopen(self) -> None:
-        """The daemon came back: what had been asked of the last one is asked again."""
+        """There is a daemon again: what had been asked of the last one is asked again, and calls that nobody waits for are read."""
         with self._lock:
             for lease in [lease for lease in self._leases if not lease.is_granted]:
                 lease.close()
                 self._leases.discard(lease)
+            self._attend_all()
             self._open_more()
 
     def abandon(self) -> None:

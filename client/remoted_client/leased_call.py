@@ -74,6 +74,11 @@ class LeasedCall(CallState):
         """Why no worker has it yet."""
         self.status, self.reason, self.lease = Status.IN_QUEUE, reason, None
 
+    def wake(self) -> None:
+        """Whoever waits may read now."""
+        with self._lock:
+            self._notify_news()
+
     def on_answer(self, header: dict[str, Any], frame: Frame) -> None:
         """The end of it: the worker's answer in the words of a ``done`` frame."""
         self.on_done(frame._replace(header={"id": self.id, "worker": self.worker, **header}))
