@@ -78,6 +78,7 @@ class Connection:
         self._waiting: dict[str, int] = {}
         #: Detached calls that were not taken: nobody may be looking at their handles.
         self._refused: list[CallState] = []
+        self._heard = threading.Event()
         self._sock: socket.socket | None = None
         self._ready = False
         self._reader = wire.FrameReader()
@@ -216,6 +217,7 @@ class Connection:
 
     def _disconnect(self) -> None:
         self._ready = False
+        self._heard.set()
         if self._sock is not None:
             self._sock.close()
             self._sock = None
@@ -319,6 +321,9 @@ class Connection:
 
     def _dispatch(self, frame: wire.Frame) -> None:
         header = frame.header
+        if frame.op == "pong":
+            self._heard.set()
+            return
         leased = self._leases.get(header.get("id", ""))
         if leased is not None and frame.op != "refused":
             leased[0].on_event(leased[1], frame)
@@ -417,6 +422,13 @@ class Connection:
             plural = "calls were" if len(lost) > 1 else "call was"
             sys.stderr.write(f"remoted: {len(lost)} detached {plural} not taken ({names}): {why}\n")
 
+    def _hear_all(self, deadline: float) -> None:
+        """What calls on leases have printed and the daemon has on its way to us is shown before the script ends."""
+        self._heard = threading.Event()
+        self.send({"op": "ping"})
+        if self._ready:
+            self._heard.wait(max(0.0, deadline - time.monotonic()))
+
     def _at_exit(self) -> None:
         """Detached calls are handed over; others that nobody awaited are cancelled, and that is said (MECHANISMS 13)."""
         if self.pid != os.getpid():
@@ -427,6 +439,8 @@ class Connection:
         for state in states:
             if state.is_detached:
                 state.wait_accepted(max(0.0, deadline - time.monotonic()))
+        if self.pools:
+            self._hear_all(deadline)
         self._tell_refused([state for state in states if state.is_detached and not (state.accepted or state.is_over)])
         left = [state for state in states if state.is_mine and not state.is_over and not state.was_awaited]
         if left:

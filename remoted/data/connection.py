@@ -207,6 +207,10 @@ class Connection:
             if call.worker is not None:
                 call.worker.close_stream(call.token)
 
+    def _on_ping(self, frame: wire.Frame) -> None:
+        """Answered behind everything that was told before."""
+        self._transport.send({"op": "pong"})
+
     def _on_hold(self, frame: wire.Frame) -> None:
         """This process uses a pool: its ``workers_min`` holds while the process lives and some time after."""
         spec = self._contents.spec(self.peer.uid, str(frame.header["spec"]))
@@ -255,5 +259,6 @@ _HANDLERS: dict[str, _Handler] = {
     "credit": Connection._on_credit,
     "close_stream": Connection._on_close_stream,
     "hold": Connection._on_hold,
+    "ping": Connection._on_ping,
     "drop_instance": Connection._on_drop_instance,
 }

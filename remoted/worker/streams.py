@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import resource
 import select
 import struct
 import sys
@@ -31,7 +32,7 @@ class StandardStreams:
         self._identity = {fd: _identity(fd) for fd in (0, 1, 2)}
         #: Read ends of the two pipes: without a daemon a full or broken pipe must not stop the body (MECHANISMS 4).
         self._readers = {fd: os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC) for fd in (1, 2)}
-        self._counted = 0
+        self._counted = (0, 0)
         self._looked = 0.0
         self._poller = select.poll()
         for fd in self._copies:
@@ -64,8 +65,12 @@ class StandardStreams:
         _Counted.writes += 1
 
     def take_printed(self) -> bool:
-        """Was anything printed since the last question? By Python, or by anybody and still unread by the daemon."""
-        count = _Counted.writes
+        """May anything have been printed since the last question?
+
+        By Python; by a child process, of which it is enough that it has ended; by anybody else if the daemon has not read
+        it yet. What a C library wrote and the daemon has read already is on its way to the caller.
+        """
+        count = _Counted.writes, resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
         printed, self._counted = count != self._counted, count
         # One system call for both questions: are the three descriptors open, is anything in the pipes?
         for fd, _ in self._poller.poll(0):
