@@ -52,7 +52,7 @@ class Run:
 
 @dataclass
 class Outcome:
-    """How a call ended. ``kind``: returned, raised, exited, cancelled, stale or unsendable."""
+    """How a call ended. ``kind``: returned, raised, exited, cancelled, stale, unsendable or lost."""
 
     kind: str
     value: Any = None

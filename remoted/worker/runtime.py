@@ -171,6 +171,8 @@ class Runtime:
     def on_closed(self) -> None:
         """The daemon is gone: what runs is finished and left in its outcome file, then the worker ends."""
         self._streams.keep_output(self._output_path)
+        for window in list(self._windows.values()):
+            window.close()  # nobody will read on
         self._end()
 
     # -- the main thread -----------------------------------------------------------------------------------
@@ -289,6 +291,8 @@ class Runtime:
 
     def _finish(self, run: Run, outcome: Outcome) -> None:
         self._windows.pop(run.attempt, None)
+        if outcome.kind == "lost":
+            return  # without an outcome the next daemon says so
         self._reporter.report(run, outcome, self._cancelled.pop(run.attempt, ""))
 
     def _run_sync(self, run: Run, call: Bound) -> None:
@@ -369,7 +373,7 @@ class Runtime:
         try:
             for number, item in enumerate(items):  # type: ignore[arg-type]
                 if not self._send_item(run, number, item):
-                    break
+                    return self._left()
         finally:
             close = getattr(items, "close", None)
             if close is not None:
@@ -384,12 +388,16 @@ class Runtime:
                 sent = await asyncio.to_thread(self._send_item, run, number, item)
                 number += 1
                 if not sent:
-                    break
+                    return self._left()
         finally:
             aclose = getattr(items, "aclose", None)
             if aclose is not None:
                 await aclose()
         return returned(None)
+
+    def _left(self) -> Outcome:
+        """Nobody takes more items: the caller has left its loop, or the daemon is gone and the rest with it."""
+        return Outcome("lost") if self._link.closed else returned(None)
 
     def _send_item(self, run: Run, number: int, item: Any) -> bool:
         """Waits until the caller has read enough of what was sent. False when it wants no more."""

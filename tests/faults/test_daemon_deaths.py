@@ -308,6 +308,41 @@ print(json.dumps([found, g(5).result()]))
     assert len(lines_of(marks)) == 3
 
 
+@pytest.mark.parametrize("reads", [True, False])
+def test_f21_a_stream_that_lost_its_daemon_is_never_called_complete(daemon: Host, reads: bool) -> None:
+    """Half of its items are gone with the daemon: the worker ends, and the job says LOST."""
+    process = daemon.popen(
+        HEAD
+        + f"""
+@remote(queue, max_retries=0)
+def f():
+    n = 0
+    while True:
+        yield n
+        n += 1
+        if {reads}: time.sleep(0.01)
+h = f()
+items = iter(h)
+seen = [next(items) for _ in range(5)]
+print(h.id, flush=True)
+if not {reads}: time.sleep(3)
+try:
+    for seen in items: pass
+except Exception as error: print(type(error).__name__)
+"""
+    )
+    assert process.stdout is not None
+    job = process.stdout.readline().strip()
+    workers = workers_of(daemon)
+    time.sleep(0.5)  # nothing tells from outside that the body waits for its reader
+    daemon.kill()
+    assert not psutil.wait_procs(workers, timeout=20)[1], "the worker waits for a reader that cannot come"
+    daemon.start()
+    out, err = process.communicate(timeout=60)
+    found = daemon.run(HEAD + f"o = Job.from_id({job!r}).result()\nprint(json.dumps([o.status, o.state_reason]))")
+    assert found.json == ["FAILED", "LOST"], out + err
+
+
 def test_c09_crashes_one_after_another_lose_nothing(daemon: Host) -> None:
     """Recovery is idempotent: a daemon killed while it recovers has changed nothing that matters (T49)."""
     marks = daemon.project / "tokens"
