@@ -72,7 +72,7 @@ def test_over_the_budget_is_a_named_refusal_and_the_next_one_works() -> None:
     lend(pool, np.zeros(1 << 18))
 
 
-def test_t20_memory_that_could_shrink_is_not_mapped() -> None:
+def test_t21_memory_that_could_shrink_is_not_mapped() -> None:
     """A sender that truncates what the receiver has mapped would kill it with SIGBUS."""
     fd = os.memfd_create("loose", os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, 1 << 20)
@@ -85,7 +85,7 @@ def test_t20_memory_that_could_shrink_is_not_mapped() -> None:
         os.write(sealed.fd, b"x")
 
 
-def test_t20_a_table_that_points_outside_is_refused() -> None:
+def test_t21_a_table_that_points_outside_is_refused() -> None:
     segment = Segment(1, 2 << 20)
     segment._map[:16] = struct.pack("=QQ", 4096, 1 << 40)
     with pytest.raises(BadSegment, match="longer than their memory"):
