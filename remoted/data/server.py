@@ -55,12 +55,11 @@ class DataServer:
         except (OSError, ValueError, struct.error):
             sock.close()
             return
-        over = self._per_uid[peer.uid] >= self._limits.connections_per_uid or len(self._connections) >= self._limits.connections_total
-        if over or not admits(peer, self._daemon_uid):
-            code = "OVER_LIMIT" if over else "FORBIDDEN"
-            message = f"the limit connections_per_uid is {self._limits.connections_per_uid}" if over else "this daemon serves another user"
+        limit = self._reached(peer.uid)
+        if limit or not admits(peer, self._daemon_uid):
+            code, why = ("OVER_LIMIT", f"the limit {limit}; [limits] in config.toml raises it") if limit else ("FORBIDDEN", "this daemon serves another user")
             with contextlib.suppress(OSError):
-                sock.send(wire.encode({"op": "refused", "code": code, "message": f"cannot serve this connection: {message}"}))
+                sock.send(wire.encode({"op": "refused", "code": code, "message": f"cannot serve this connection: {why}"}))
             sock.close()
             return
         try:
@@ -71,6 +70,14 @@ class DataServer:
             return
         self._per_uid[peer.uid] += 1
         self._connections.add(connection)
+
+    def _reached(self, uid: int) -> str:
+        """The cap that is reached, with its value; "" if there is room."""
+        if self._per_uid[uid] >= self._limits.connections_per_uid:
+            return f"connections_per_uid is {self._limits.connections_per_uid}"
+        if len(self._connections) >= self._limits.connections_total:
+            return f"connections_total is {self._limits.connections_total}"
+        return ""
 
     def _gone(self, connection: Connection) -> None:
         self._connections.discard(connection)
