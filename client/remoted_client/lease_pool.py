@@ -89,11 +89,11 @@ class LeasePool:
         if lease.is_closed or lease.last_accepted is not None:
             self._retire(lease)
             return
-        while self._queue:
+        if self._queue:
             call = self._queue.popleft()
-            if self._send(lease, call):
-                return
-            self._queue.appendleft(call)
+            if not self._send(lease, call):
+                self._queue.appendleft(call)
+                self._open_more()
             return
         if lease.reader == LINE:
             lease.reader = None
