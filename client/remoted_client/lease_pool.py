@@ -45,6 +45,8 @@ class LeasePool:
         self._unclaimed: LeasedCall | None = None
         self._asked_again: set[Lease] = set()
         self._watching = False
+        #: No calls come here any more.
+        self.is_forgotten = False
 
     # -- calls in ------------------------------------------------------------------------------------------
 
@@ -374,6 +376,11 @@ class LeasePool:
         """All that are not over."""
         with self._lock:
             return [*self._queue, *(lease.call for lease in self._leases if lease.call is not None)]
+
+    @property
+    def is_unused(self) -> bool:
+        """Neither a call nor a lease is left."""
+        return not self._queue and not self._leases
 
     def fail_all(self, error: RemotedError) -> None:
         """There is no daemon: nothing that waits will be sent."""

@@ -104,7 +104,7 @@ def _submit_leased(
     payload = encode_arguments(line, args, kwargs, described.code, collector) if plain_data is None else Payload(plain_data, -1)
     data, digest = line.surroundings.document(settings.declared)
     route = described.route
-    if route is None or route.context != digest or route.modules is not described.code.modules or route.line is not line:
+    if route is None or route.context != digest or route.modules is not described.code.modules or route.line is not line or route.pool.is_forgotten:
         route = described.route = _route(line, described, target, settings, Upload(digest, "context", data))
     use = route.use
     if options:
@@ -136,6 +136,9 @@ def _route(line: Connection, described: _Described, target: Callable[..., Any], 
     key = (described.pool_key, context_upload.digest)
     name = name_of(target)
     if key not in line.pools:
+        if len(line.pools) >= _POOLS_MOST:  # a script that changes its environment at every call
+            for old in [old for old, pool in line.pools.items() if pool.is_unused]:
+                line.pools.pop(old).is_forgotten = True
         most = settings.config.workersMax * settings.config.max_concurrency
         line.pools.setdefault(key, LeasePool(line, spec_upload, context_upload, name, most))
     timeout_ms = _milliseconds(described.timeout_seconds, described.execution_timeout_seconds)
@@ -169,6 +172,7 @@ class _Described:
 #: By target, settings and whether the call streams; the oldest go (functions made in a loop must not stay for ever).
 _described: OrderedDict[tuple[int, int, bool], tuple[Any, _Described]] = OrderedDict()
 _DESCRIBED_MOST = 1000
+_POOLS_MOST = 100
 _modules: list[tuple[Any, Upload]] = []
 
 

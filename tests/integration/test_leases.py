@@ -411,6 +411,26 @@ print(json.dumps([[x for x, _ in found], len({pid for _, pid in found})]))
     assert sorted(result.out.splitlines()[:-1]) == [f"call {n}" for n in range(5)]
 
 
+def test_calls_in_ever_new_surroundings_leave_nothing_behind(shared_daemon: Host) -> None:
+    result = shared_daemon.run(
+        HEAD
+        + """
+from remoted_client import submission
+submission._POOLS_MOST = 3
+@remote(one)
+def f(): return os.environ["N"]
+found = []
+for n in range(8):
+    os.environ["N"] = str(n)
+    found.append(f().result())
+    while leases(): time.sleep(0.01)
+print(json.dumps([found, len(current().pools)]))
+"""
+    )
+    assert result.json[0] == [str(n) for n in range(8)]
+    assert result.json[1] <= 3
+
+
 def test_nothing_is_left_after_many_calls(shared_daemon: Host) -> None:
     result = shared_daemon.run(
         HEAD
