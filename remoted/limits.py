@@ -20,7 +20,6 @@ class Limits:
     outbox_bytes: int = 8 << 20
     # Jobs and stored bytes of one user (T18, T44).
     queued_jobs_per_uid: int = 100_000
-    watches_per_connection: int = 200_000
     content_bytes: int = 64 << 30
     stored_bytes_per_uid: int = 10 << 30
     result_seconds: float = 7 * 86_400.0
@@ -38,13 +37,11 @@ class Limits:
     launch_deadline_seconds: float = 30.0
     cancel_term_seconds: float = 3.0
     cancel_kill_seconds: float = 10.0
-    drain_output_seconds: float = 2.0
     crash_loop_count: int = 5
     crash_loop_seconds: float = 30.0
     nesting_depth: int = 16
     retry_base_seconds: float = 0.5
     retry_cap_seconds: float = 60.0
-    caller_reattach_seconds: float = 60.0
     pool_busy_seconds: float = 30.0
     # A lease that nobody uses ends; one that is used ends after its turn when others wait.
     lease_idle_seconds: float = 0.2

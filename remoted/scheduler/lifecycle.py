@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from remoted.model import DeviceUuid, WorkerId
+from remoted.scheduler.crashes import Crashes
 from remoted.scheduler.events import StartWorker, Step, StopWorker
 from remoted.scheduler.fleet import Fleet
 from remoted.scheduler.ledger import Ledger
@@ -15,7 +16,10 @@ from remoted.scheduler.state import Kind, Need, Pool, WorkerState, WorkerView
 class Lifecycle:
     """Starts and ends workers, whoever asks for it."""
 
-    def __init__(self, pools: Pools, fleet: Fleet, ledger: Ledger) -> None:
+    def __init__(self, pools: Pools, fleet: Fleet, ledger: Ledger, crashes: Crashes) -> None:
+        self._crashes = crashes
+        #: When pools whose workers crashed too often are tried again.
+        self._retries: set[float] = set()
         self._pools = pools
         self._fleet = fleet
         self._ledger = ledger
@@ -89,14 +93,19 @@ class Lifecycle:
 
     def next_wakeup(self) -> float | None:
         """When a worker's idle time ends, or somebody's hold of a pool; None while only events matter."""
-        return min((*self._pools.idle_ends.values(), *self._pools.held_until.values()), default=None)
+        return min((*self._pools.idle_ends.values(), *self._pools.held_until.values(), *self._retries), default=None)
 
     def keep_minimum(self, are_devices_wanted: bool, step: Step) -> None:
         """Start what ``workers_min`` asks for, of the kind last used, where no device must be taken for it."""
+        self._retries.clear()
         for key in self._pools.held_until:
             pool = self._pools.index.get(key)
             missing = pool.policy.workers_min - pool.live if pool is not None and pool.live else 0
             if pool is None or missing <= 0:
+                continue
+            paused = self._crashes.paused_until(key, step.now)
+            if paused is not None:
+                self._retries.add(paused)
                 continue
             live = [worker for worker in pool.workers.values() if worker.state is not WorkerState.ENDING]
             newest = max(live, key=lambda worker: worker.since)

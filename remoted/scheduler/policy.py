@@ -28,6 +28,7 @@ from remoted.model import Reason, WorkerId
 from remoted.scheduler.builds import Builds
 from remoted.scheduler.changes import Changes
 from remoted.scheduler.claims import Claims
+from remoted.scheduler.crashes import Crashes
 from remoted.scheduler.events import (
     Blocked,
     Decision,
@@ -59,13 +60,20 @@ from remoted.scheduler.state import Lane, PoolPolicy, Ticket, TicketId, Turns, W
 from remoted.scheduler.validation import validate_fleet, validate_index, validate_queue
 
 _PATIENCE_SECONDS = 10.0
+#: So many crashes in so many seconds.
+_CRASH_LOOP = (5, 30.0)
 
 
 class Scheduler:
     """All waiting and running tickets, all workers, all devices of one host."""
 
     def __init__(
-        self, cpus: float, workers_total: int = 256, worker_prefix: str = "w", patience_seconds: float = _PATIENCE_SECONDS
+        self,
+        cpus: float,
+        workers_total: int = 256,
+        worker_prefix: str = "w",
+        patience_seconds: float = _PATIENCE_SECONDS,
+        crash_loop: tuple[int, float] = _CRASH_LOOP,
     ) -> None:
         self.cpus = cpus
         self.workers_total = workers_total
@@ -76,7 +84,8 @@ class Scheduler:
         self._fleet = Fleet(self._pools, self.ledger, self._changes, workers_total, worker_prefix)
         self._builds = Builds()
         self._claims = Claims(self._fleet, self.ledger, self._changes, patience_seconds)
-        self._lifecycle = Lifecycle(self._pools, self._fleet, self.ledger)
+        self._crashes = Crashes(*crash_loop)
+        self._lifecycle = Lifecycle(self._pools, self._fleet, self.ledger, self._crashes)
         self._placement = Placement(cpus, self._queue, self._fleet, self.ledger, self._claims, self._builds, self._lifecycle, self._changes)
         # For reading. What belongs to whom is said where it is changed.
         self.policies = self._pools.policies
@@ -131,6 +140,9 @@ class Scheduler:
             case WorkerClosing(worker_id):
                 self._set_state(worker_id, WorkerState.ENDING, step)
             case WorkerEnded(worker_id):
+                worker = self.workers.get(worker_id)
+                if worker is not None and worker.state is not WorkerState.ENDING:
+                    self._crashes.note(worker.need.pool, step.now)
                 for ticket_id in self._fleet.forget(worker_id):
                     self._queue.forget(ticket_id)
             case WorkerAdopted(worker_id, ticket, devices):

@@ -185,6 +185,29 @@ def test_f30_an_idle_worker_is_kept_until_its_timeout_or_as_long_as_its_pool_is_
     assert desk.scheduler.kept_until(worker) is None
 
 
+def test_c05_workers_that_die_again_and_again_are_not_kept_up_for_nobody() -> None:
+    """``workers_min`` starts another one at once, but not for ever; who waits for a worker still gets one."""
+    desk = Desk(gpus=0)
+    need = Need(Uid(1), (1, "LiveServerless", "k"), "k", concurrency=1)
+    policy = PoolPolicy(workers_min=2, workers_max=3)
+    desk.feed(events.PoolHeld(need.pool, 1000.0))
+    started = desk.feed(events.Submitted(Ticket("a", need), policy))
+    keeper, dying = (decision.worker for decision in started if isinstance(decision, events.StartWorker))
+    desk.feed(events.WorkerReady(keeper))
+    for second in range(1, 5):
+        (again,) = desk.feed(events.WorkerEnded(dying), at=float(second))
+        assert isinstance(again, events.StartWorker)
+        dying = again.worker
+    assert desk.feed(events.WorkerEnded(dying), at=5.0) == [], "the fifth in five seconds"
+    assert desk.scheduler.next_wakeup() == 31.0
+    waiting = [decision for decision in desk.feed(events.Submitted(Ticket("b", need), policy), at=6.0) if isinstance(decision, events.StartWorker)]
+    assert len(waiting) == 1
+    desk.feed(events.Withdrawn("b"), at=6.0)
+    desk.feed(events.WorkerEnded(waiting[0].worker), at=7.0)
+    assert desk.feed(events.Tick(), at=31.0) == []
+    assert [type(decision) for decision in desk.feed(events.Tick(), at=37.5)] == [events.StartWorker]
+
+
 def test_c05_calls_that_fill_all_cpus_run_after_any_sequence_of_fractions() -> None:
     """0.1 + 0.2 - 0.1 - 0.2 is not 0 in binary fractions; who asks for all CPUs must not wait for that rest."""
     desk = Desk(gpus=0)
