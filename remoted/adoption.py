@@ -22,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from remoted import logs
+from remoted.attempts import AttemptEnd, clean
 from remoted.blobs import Blobs
 from remoted.calls import Call, Request
 from remoted.clock import Clock
@@ -34,7 +35,6 @@ from remoted.scheduler import events
 from remoted.spawn import reaper
 from remoted.spec import parse_options
 from remoted.store import Row, Store
-from remoted.workers import AttemptEnd, clean
 from remoted_client import wire
 
 log = logging.getLogger(__name__)

@@ -11,27 +11,30 @@ import asyncio
 import os
 import secrets
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 from remoted.access import Peer
+from remoted.attempts import AttemptEnd, AttemptSpec, Content
 from remoted.clock import Clock
 from remoted.contents import Contents
 from remoted.engine import Engine, WorkerPlan
 from remoted.environments import EnvironmentFailed, EnvironmentRequest, normalise
-from remoted.errors import BadRequest, NotFound
+from remoted.errors import BadRequest, Conflict, NotFound
 from remoted.limits import Limits
 from remoted.logs import STDERR, JobLog
 from remoted.model import AttemptToken, DeviceUuid, Reason, Status, Uid, WorkerId
 from remoted.scheduler import matching
 from remoted.scheduler.state import Need, PoolPolicy, Ticket
 from remoted.spec import Context, JobSpec, Options, kind_id
-from remoted.workers import AttemptEnd, AttemptSpec, Content, Worker
+from remoted.workers import Worker
 
 _INSTALLER_VARIABLES = frozenset({"PATH", "HOME", "LANG", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"})
 _INSTALLER_PREFIXES = ("UV_", "PIP_", "SSL_CERT_", "HTTP_", "HTTPS_", "ALL_PROXY", "NO_PROXY", "http_", "https_", "all_proxy", "no_proxy")
 _KINDS_MOST = 4096
 _NO_TOKEN = AttemptToken("")
 _NO_WORKER = WorkerId("")
+_C = TypeVar("_C", bound="Call")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +157,48 @@ class CallRunner:
         self._homes: dict[str, WorkerId] = {}
         self._kinds: dict[tuple[int, str, str], tuple[str, str | None]] = {}
         self._constructed: set[str] = set()
+
+    # -- in and out ----------------------------------------------------------------------------------------
+
+    def new_call(self, kind: type[_C], peer: Peer, request: Request, call_id: str, log: Path, **more: Any) -> tuple[_C, PoolPolicy]:
+        """A call of one's own, not known to anybody yet. Raises Refused."""
+        if self.engine.draining:
+            raise Conflict("DRAINING", "cannot take new work: the daemon is being stopped; try again when it is back")
+        spec = self.contents.spec(peer.uid, request.spec)
+        ancestors = self.ancestors_of(peer, request.parent) if request.parent else ()
+        ticket, policy = self.make_ticket(peer, call_id, request, spec, ancestors)
+        call = kind(
+            id=call_id,
+            uid=Uid(peer.uid),
+            request=request,
+            spec=spec,
+            name=request.options.name or spec.function.qualname,
+            ticket=ticket,
+            log=JobLog(log, self.limits.log_bytes_per_job),
+            submitted_at=self.clock.wall(),
+            **more,
+        )
+        return call, policy
+
+    def enter(self, call: Call) -> None:
+        """It is live: what it refers to is kept, and its parent knows it."""
+        self.calls[call.id] = call
+        for digest in call.request.digests:
+            self.contents.hold(call.uid, digest)
+        parent = self.lookup(call.request.parent)
+        if parent is not None:
+            parent.children.add(call.id)
+
+    def leave(self, call: Call) -> None:
+        """The opposite; the log stays where it is."""
+        del self.calls[call.id]
+        for digest in call.request.digests:
+            self.contents.release(call.uid, digest)
+        if call.retry_timer is not None:
+            call.retry_timer.cancel()
+        parent = self.lookup(call.request.parent)
+        if parent is not None:
+            parent.children.discard(call.id)
 
     # -- from a request to a ticket ------------------------------------------------------------------------
 

@@ -13,12 +13,12 @@ import os
 from collections import Counter, OrderedDict
 from typing import Any
 
+from remoted.attempts import Content
 from remoted.blobs import Blobs
 from remoted.errors import BadRequest, OverLimit
 from remoted.limits import Limits
 from remoted.spec import Context, JobSpec, parse_context, parse_spec
 from remoted.store import Statements, Store
-from remoted.workers import Content
 from remoted_client import wire
 
 ROLES = frozenset({"spec", "code", "modules", "arguments", "constructor", "context"})

@@ -13,17 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from remoted.access import Peer
+from remoted.attempts import AttemptEnd, Content
 from remoted.calls import Call, CallRunner, Listener, Request
 from remoted.clock import Clock
 from remoted.contents import Contents
 from remoted.engine import Engine
-from remoted.errors import BadRequest, Conflict
+from remoted.errors import BadRequest
 from remoted.leases import Door, Lease, Leases
 from remoted.limits import Limits
-from remoted.logs import JobLog
-from remoted.model import AttemptToken, Reason, Status, Uid
+from remoted.model import AttemptToken, Reason, Status
 from remoted.paths import Paths
-from remoted.workers import AttemptEnd, Content
 
 #: Waiting for these is the pool's business, not a busy pool: the time does not count (SURFACE F06).
 _NOT_BUSY = frozenset({Reason.STARTING, Reason.WAITING_ENV})
@@ -50,30 +49,10 @@ class DirectCalls(CallRunner):
         return self._admit(peer, request, Lease, lease_id, caller=caller, door=door)
 
     def _admit(self, peer: Peer, request: Request, kind: type[Call], call_id: str, **more: Any) -> Call:
-        if self.engine.draining:
-            raise Conflict("DRAINING", "cannot take new work: the daemon is being stopped; try again when it is back")
-        spec = self.contents.spec(peer.uid, request.spec)
-        ancestors = self.ancestors_of(peer, request.parent) if request.parent else ()
-        ticket, policy = self.make_ticket(peer, call_id, request, spec, ancestors)
-        call = kind(
-            id=call_id,
-            uid=Uid(peer.uid),
-            request=request,
-            spec=spec,
-            name=request.options.name or spec.function.qualname,
-            ticket=ticket,
-            log=JobLog(self._paths.logs / f"{call_id}.log", self.limits.log_bytes_per_job),
-            submitted_at=self.clock.wall(),
-            **more,
-        )
-        self.calls[call_id] = call
-        for digest in request.digests:
-            self.contents.hold(call.uid, digest)
-        parent = self.lookup(request.parent)
-        if parent is not None:
-            parent.children.add(call_id)
+        call, policy = self.new_call(kind, peer, request, call_id, self._paths.logs / f"{call_id}.log", **more)
+        self.enter(call)
         self._watch_busy(call, self.limits.pool_busy_seconds)
-        self.engine.submit(ticket, policy, self)
+        self.engine.submit(call.ticket, policy, self)
         return call
 
     def _watch_busy(self, call: Call, remaining: float) -> None:
@@ -174,19 +153,12 @@ class DirectCalls(CallRunner):
 
     def _finish(self, call: Call, status: Status, reason: Reason | None) -> None:
         call.status, call.reason, call.ended_at = status, reason, self.clock.wall()
-        del self.calls[call.id]
-        for digest in call.request.digests:
-            self.contents.release(call.uid, digest)
-        if call.retry_timer is not None:
-            call.retry_timer.cancel()
+        self.leave(call)
         for watcher in list(call.watchers):
             watcher.on_done(call)
         call.watchers.clear()
         call.log.close()
         call.log.path.unlink(missing_ok=True)
-        parent = self.lookup(call.request.parent)
-        if parent is not None:
-            parent.children.discard(call.id)
 
 
 def _content(payload: bytes | int) -> Content:

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from remoted.access import Peer
+from remoted.attempts import AttemptEnd, Content
 from remoted.blobs import Blobs
 from remoted.calls import Call, CallRunner, Request
 from remoted.clock import Clock
@@ -36,7 +37,6 @@ from remoted.scheduler.state import PoolPolicy
 from remoted.spec import JobSpec, parse_options
 from remoted.store import Row, Statements, Store
 from remoted.verdicts import describe, stopped, verdict
-from remoted.workers import AttemptEnd, Content
 from remoted_client import wire
 
 log = logging.getLogger(__name__)
@@ -68,30 +68,15 @@ class Jobs(CallRunner):
         return self._by_key[key]
 
     def _accept(self, peer: Peer, request: Request, caller: str) -> asyncio.Future[str]:
-        if self.engine.draining:
-            raise Conflict("DRAINING", "cannot take new work: the daemon is being stopped; try again when it is back")
         if self._per_uid[peer.uid] >= self.limits.queued_jobs_per_uid:
             raise OverLimit("OVER_LIMIT", f"cannot queue another job: your limit queued_jobs_per_uid is {self.limits.queued_jobs_per_uid}; wait for some to end")
-        spec = self.contents.spec(peer.uid, request.spec)
-        ancestors = self.ancestors_of(peer, request.parent) if request.parent else ()
         call_id = secrets.token_hex(16)
-        ticket, policy = self.make_ticket(peer, call_id, request, spec, ancestors)
-        call = Call(
-            id=call_id,
-            uid=Uid(peer.uid),
-            request=request,
-            spec=spec,
-            name=request.options.name or spec.function.qualname,
-            ticket=ticket,
-            log=JobLog(self.records.log_path(call_id), self.limits.log_bytes_per_job),
-            submitted_at=self.clock.wall(),
-            caller=caller,
-        )
+        call, policy = self.new_call(Call, peer, request, call_id, self.records.log_path(call_id), caller=caller)
         stored = self._store.submit(self._insertion(call))
         accepted: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         stored.add_done_callback(lambda done: self._stored(call, done, accepted))
         self._adopt_call(call)
-        self.engine.submit(ticket, policy, self)
+        self.engine.submit(call.ticket, policy, self)
         return accepted
 
     def _insertion(self, call: Call) -> Callable[[Statements], str]:
@@ -138,28 +123,17 @@ class Jobs(CallRunner):
             accepted.set_result(done.result())
 
     def _adopt_call(self, call: Call) -> None:
-        self.calls[call.id] = call
+        self.enter(call)
         self._per_uid[call.uid] += 1
-        for digest in call.request.digests:
-            self.contents.hold(call.uid, digest)
-        parent = self.lookup(call.request.parent)
-        if parent is not None:
-            parent.children.add(call.id)
 
     def _forget(self, call: Call) -> None:
         """The call is over, or never was: give back everything that it holds in memory."""
-        if self.calls.pop(call.id, None) is None:
+        if call.id not in self.calls:
             return
+        self.leave(call)
         self._per_uid[call.uid] -= 1
         self.engine.forget(call.id)
-        for digest in call.request.digests:
-            self.contents.release(call.uid, digest)
         call.log.close()
-        if call.retry_timer is not None:
-            call.retry_timer.cancel()
-        parent = self.lookup(call.request.parent)
-        if parent is not None:
-            parent.children.discard(call.id)
 
     # -- attempts ------------------------------------------------------------------------------------------
 

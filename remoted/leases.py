@@ -17,11 +17,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from remoted.attempts import Content, LeaseSpec
 from remoted.calls import Call
 from remoted.clock import Clock
 from remoted.limits import Limits
 from remoted.model import Reason
-from remoted.workers import Content, LeaseSpec
 from remoted_client import wire
 
 _TICK_SECONDS = 0.1

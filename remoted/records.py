@@ -9,13 +9,13 @@ import functools
 from pathlib import Path
 
 from remoted.access import Peer
+from remoted.attempts import Content
 from remoted.blobs import Blobs
 from remoted.clock import Clock
 from remoted.errors import Conflict, NotFound
 from remoted.limits import Limits
 from remoted.paths import Paths
 from remoted.store import Row, Statements, Store
-from remoted.workers import Content
 
 
 class Records:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from remoted.attempts import AttemptEnd
 from remoted.model import Reason, Status
-from remoted.workers import AttemptEnd
 
 _OUT_OF_MEMORY = {
     "builtins.MemoryError": Reason.OOM_RAM,

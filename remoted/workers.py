@@ -18,11 +18,11 @@ import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import psutil
 
 from remoted import channel
+from remoted.attempts import AttemptEnd, AttemptListener, AttemptSpec, Content, LeaseSpec, clean
 from remoted.clock import Clock
 from remoted.errors import SpawnError
 from remoted.limits import Limits
@@ -32,80 +32,6 @@ from remoted.spawn.memory import MemoryKills, counter_of
 from remoted_client import wire
 
 _PIPE_READ_BYTES = 64 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Content:
-    """Bytes on their way: inline, a file that is opened when they are sent, or a descriptor that somebody else owns."""
-
-    digest: str
-    inline: bytes | None
-    path: str | None = None
-    fd: int | None = None
-
-    def open(self) -> int:
-        """A descriptor of the caller's own. Raises OSError."""
-        if self.fd is not None:
-            return os.dup(self.fd)
-        assert self.path is not None
-        return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-
-
-@dataclass(frozen=True, slots=True)
-class AttemptSpec:
-    """One try of a call, as the worker is asked to run it."""
-
-    token: AttemptToken
-    call_id: str
-    code: Content
-    modules: Content | None
-    context: Content
-    arguments: Content
-    stream: bool
-    outcome_path: str
-    timeout_seconds: float | None
-    #: Other calls may run in the same worker at the same time.
-    concurrent: bool = False
-    instance: dict[str, str] | None = None
-    constructor: Content | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class LeaseSpec:
-    """A client's connection on its way to a worker. The two descriptors are the worker's from here on."""
-
-    token: AttemptToken
-    lease_id: str
-    context: Content
-    connection: int
-    page: int
-    concurrent: bool
-
-
-@dataclass(frozen=True, slots=True)
-class AttemptEnd:
-    """How an attempt ended. ``kind``: the runtime's word, or died. ``payload``: inline bytes or a descriptor (the listener's)."""
-
-    kind: str
-    message: str = ""
-    error_type: str = ""
-    traceback: str = ""
-    exit_code: int | None = None
-    reason: Reason | None = None
-    payload: bytes | int = b""
-    size: int = 0
-    constructed: bool = False
-    #: What asked for the stop, if anything did: CANCELLED, TIMEOUT, CALLER_GONE.
-    stopped_by: Reason | None = None
-
-
-class AttemptListener(Protocol):
-    """Whoever asked for the attempt."""
-
-    def on_output(self, stream: int, data: bytes) -> None: ...
-    def on_item(self, number: int, payload: bytes | int, size: int) -> None: ...
-    def on_mark(self, number: int) -> None: ...
-    def on_end(self, end: AttemptEnd) -> None: ...
 
 
 @dataclass
@@ -558,11 +484,6 @@ def _parse_hello(header: dict[str, object]) -> Hello:
     if not isinstance(python, list):
         raise TypeError("python is not a list")
     return Hello(pid=int(str(header["pid"])), python=tuple(int(part) for part in python), cloudpickle=str(header["cloudpickle"]))
-
-
-def clean(text: object) -> str:
-    """What a worker says, as text that every store and reader takes: half a surrogate pair is no character."""
-    return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _payload(frame: wire.Frame) -> bytes | int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
 import os
 import secrets
 import socket
@@ -24,6 +23,7 @@ from remoted_client import context, wire
 from remoted_client.attendant import Attendant
 from remoted_client.daemon import connect, connect_or_start
 from remoted_client.errors import DaemonUnreachable, RemotedError, VersionMismatch, WorkerLost, for_code
+from remoted_client.greeting import hello
 from remoted_client.lease import LINE, Lease, put
 from remoted_client.payload import Payload
 from remoted_client.segments import SegmentPool
@@ -249,7 +249,7 @@ class Connection:
         assert self._sock is not None
         self._sock.settimeout(10.0)
         with contextlib.suppress(BrokenPipeError):  # refused at the door: the reason can still be read
-            self._sock.sendall(_hello(self.name))
+            self._sock.sendall(hello(self.name))
         frames: list[wire.Frame] = []
         try:
             while not frames:
@@ -400,7 +400,7 @@ class Connection:
                     self._sent_digests.add(upload.digest)
                     self._send_upload(upload)
         with contextlib.suppress(OSError):  # the daemon is going: this connection ends too, and is made again
-            lease.open(connect(), _hello(""), request)
+            lease.open(connect(), hello(""), request)
             lease.reader = LINE
             self.attendant.attend(lease)
 
@@ -488,14 +488,3 @@ def _forget_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_forget_in_child)
-
-
-def _hello(name: str) -> bytes:
-    return wire.encode({"op": "hello", "protocol": wire.PROTOCOL, "python": list(sys.version_info[:3]), "started": _start_ticks(), "client": name})
-
-
-@functools.cache
-def _start_ticks() -> int:
-    """When this process began, in clock ticks since boot (proc(5) field 22): with the pid it is unmistakable."""
-    with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
-        return int(file.read().rsplit(")", 1)[1].split()[19])

@@ -17,10 +17,10 @@ from remoted.api import schemas, views
 from remoted.api.exchange import Ask, reply
 from remoted.api.services import Services
 from remoted.api.watching import watching
+from remoted.attempts import Content
 from remoted.calls import Call
 from remoted.errors import Conflict, NotFound
 from remoted.model import Status
-from remoted.workers import Content
 
 _KIND = re.compile(r"[a-z]{1,20}")
 _CHUNK_BYTES = 256 * 1024

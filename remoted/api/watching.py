@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 from collections.abc import Iterator
 
+from remoted.attempts import Content
 from remoted.calls import Call
-from remoted.workers import Content
 
 
 class NewsWatcher:

@@ -6,12 +6,12 @@ import asyncio
 import os
 from dataclasses import dataclass
 
+from remoted.attempts import Content
 from remoted.calls import Call
 from remoted.data.following import Following
 from remoted.direct import DirectCalls
 from remoted.jobs import Jobs
 from remoted.model import Reason
-from remoted.workers import Content
 
 #: The first connection of each client process, by uid and the name that it gave itself.
 Clients = dict[tuple[int, str], Following]

@@ -11,12 +11,12 @@ from typing import Any
 
 from remoted import logs
 from remoted.access import Peer
+from remoted.attempts import Content
 from remoted.calls import Call
 from remoted.data.messages import done_header, done_header_of_row
 from remoted.data.transport import Transport
 from remoted.errors import RemotedError
 from remoted.records import Records
-from remoted.workers import Content
 
 log = logging.getLogger(__name__)
 _OUTPUT_CHUNK_BYTES = 48 * 1024

@@ -23,6 +23,7 @@ from remoted import api
 from remoted.access import Peer
 from remoted.api.openapi import describe
 from remoted.api.routes import ROUTES
+from remoted.attempts import AttemptEnd
 from remoted.blobs import Blobs
 from remoted.calls import Call, Request
 from remoted.clock import Clock
@@ -40,7 +41,6 @@ from remoted.scheduler.policy import Scheduler
 from remoted.spawn import helper
 from remoted.spec import parse_options
 from remoted.store import Store
-from remoted.workers import AttemptEnd
 from remoted_client import wire
 
 SPEC: dict[str, Any] = {

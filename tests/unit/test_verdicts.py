@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from remoted.attempts import AttemptEnd
 from remoted.model import Reason, Status
 from remoted.verdicts import describe, verdict
-from remoted.workers import AttemptEnd
 
 
 def end(kind: str, reason: Reason | None = None, stopped_by: Reason | None = None, error_type: str = "") -> AttemptEnd:

@@ -1,0 +1,88 @@
+"""An attempt as a worker is asked for it, and as it ends: the words between the use cases and ``workers``."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Protocol
+
+from remoted.model import AttemptToken, Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """Bytes on their way: inline, a file that is opened when they are sent, or a descriptor that somebody else owns."""
+
+    digest: str
+    inline: bytes | None
+    path: str | None = None
+    fd: int | None = None
+
+    def open(self) -> int:
+        """A descriptor of the caller's own. Raises OSError."""
+        if self.fd is not None:
+            return os.dup(self.fd)
+        assert self.path is not None
+        return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptSpec:
+    """One try of a call, as the worker is asked to run it."""
+
+    token: AttemptToken
+    call_id: str
+    code: Content
+    modules: Content | None
+    context: Content
+    arguments: Content
+    stream: bool
+    outcome_path: str
+    timeout_seconds: float | None
+    #: Other calls may run in the same worker at the same time.
+    concurrent: bool = False
+    instance: dict[str, str] | None = None
+    constructor: Content | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseSpec:
+    """A client's connection on its way to a worker. The two descriptors are the worker's from here on."""
+
+    token: AttemptToken
+    lease_id: str
+    context: Content
+    connection: int
+    page: int
+    concurrent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnd:
+    """How an attempt ended. ``kind``: the runtime's word, or died. ``payload``: inline bytes or a descriptor (the listener's)."""
+
+    kind: str
+    message: str = ""
+    error_type: str = ""
+    traceback: str = ""
+    exit_code: int | None = None
+    reason: Reason | None = None
+    payload: bytes | int = b""
+    size: int = 0
+    constructed: bool = False
+    #: What asked for the stop, if anything did: CANCELLED, TIMEOUT, CALLER_GONE.
+    stopped_by: Reason | None = None
+
+
+class AttemptListener(Protocol):
+    """Whoever asked for the attempt."""
+
+    def on_output(self, stream: int, data: bytes) -> None: ...
+    def on_item(self, number: int, payload: bytes | int, size: int) -> None: ...
+    def on_mark(self, number: int) -> None: ...
+    def on_end(self, end: AttemptEnd) -> None: ...
+
+
+def clean(text: object) -> str:
+    """What a worker says, as text that every store and reader takes: half a surrogate pair is no character."""
+    return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
