@@ -240,12 +240,11 @@ class LeasePool:
             is_stale = frame.header.get("kind") == "stale"
             if is_stale:  # nothing of it ran: the worker has older code, and takes no more
                 lease.last_accepted = call.number
-                self._keep_segment(lease, call)
-                call.on_waiting("WAITING_WORKER")
-                self._queue.appendleft(call)
+                self._queue_again(lease, call)
             self._next(lease)
         if is_stale:
             frame.close()
+            self._withdraw_cancelled(call)
         else:
             call.on_answer(_translated(lease, call, frame.header), frame)
 
@@ -265,12 +264,23 @@ class LeasePool:
                 return
             if accepted < call.number:
                 lease.call = None
-                self._keep_segment(lease, call)
-                call.on_waiting("WAITING_WORKER")
-                self._queue.appendleft(call)
+                self._queue_again(lease, call)
                 self._retire(lease)
-                return
-        self._lose(lease, call)
+        if accepted < call.number:
+            self._withdraw_cancelled(call)
+        else:
+            self._lose(lease, call)
+
+    def _queue_again(self, lease: Lease, call: LeasedCall) -> None:
+        """Nothing of it ran there."""
+        self._keep_segment(lease, call)
+        call.on_waiting("WAITING_WORKER")
+        self._queue.appendleft(call)
+
+    def _withdraw_cancelled(self, call: LeasedCall) -> None:
+        """It was cancelled where it did not run."""
+        if call.is_cancelled:
+            self.withdraw(call)
 
     def _lose(self, lease: Lease, call: LeasedCall) -> None:
         with self._lock:

@@ -34,7 +34,7 @@ class Pool(Protocol):
         ...
 
     def withdraw(self, call: LeasedCall) -> bool:
-        """Take it back while it waits. False: a worker has it."""
+        """Take it back while it waits, or see that it is over. False: a worker has it."""
         ...
 
 
@@ -57,6 +57,8 @@ class LeasedCall(CallState):
         self.queued_at = time.monotonic()
         self.lease: Lease | None = None
         self.number = 0
+        #: A worker that had not accepted it does not get another one to run it.
+        self.is_cancelled = False
 
     # -- the pool ------------------------------------------------------------------------------------------
 
@@ -95,8 +97,12 @@ class LeasedCall(CallState):
             self.pool.attend(self)
 
     def request_cancel(self, send: Callable[[dict[str, Any]], None]) -> None:
+        self.is_cancelled = True
+        if self.pool.withdraw(self):
+            return
+        # Only now: the thread that sends the call held the pool's lock until it had noted where it went.
         lease = self.lease
-        if not self.pool.withdraw(self) and lease is not None:
+        if lease is not None:
             send({"op": "cancel", "id": lease.id, "number": self.number})
             self.pool.attend(self)
 
