@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import fsum
 
-from remoted.model import DeviceUuid, WorkerId
+from remoted.model import DeviceUuid, Uid, WorkerId
 from remoted.scheduler.changes import Changes
 from remoted.scheduler.ledger import Ledger
 from remoted.scheduler.pools import Pools
@@ -237,6 +237,10 @@ class Fleet:
             # Summed anew: adding and subtracting would leave a rest, and a call that asks for all CPUs would wait for ever.
             self._cpus_used = fsum(self.reserved.values())
         return self._cpus_used
+
+    def promised_to(self, uid: Uid) -> float:
+        """CPUs of this user's tickets that workers are started for. Others' promises bar nobody: starting is no use of CPUs."""
+        return fsum(cpus for worker_id, cpus in self.promised.items() if self.workers[worker_id].need.uid == uid)
 
     def home_of(self, need: Need) -> WorkerView | None:
         """The worker in which the need's instance lives."""

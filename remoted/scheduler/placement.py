@@ -137,7 +137,10 @@ class Placement:
             return False
         if not self._has_cpus(lane):
             lane.note_blocked(step.now)
-            explain.explain_cpus(lane, self._cpus)
+            if lane.kind.starting:
+                explain.explain_start(lane)
+            else:
+                explain.explain_cpus(lane, self._cpus)
             return False
         home = self._fleet.home_of(lane.need)
         worker = self._free_worker(lane, home)
@@ -200,8 +203,7 @@ class Placement:
     def _make_room(self, lane: Lane, step: Step) -> bool:
         """Start a worker for the lane, or end an idle one that is in the way. True if one was started."""
         starting = len(lane.kind.starting)
-        promised = sum(self._fleet.promised.values()) if lane.cpus else 0.0
-        has_cpus = self._has_cpus(lane, promised)
+        has_cpus = self._has_cpus(lane, self._fleet.promised_to(lane.need.uid) if lane.cpus else 0.0)
         if starting and (not has_cpus or starting * lane.need.concurrency >= self._count_waiting(lane)):
             explain.explain_start(lane)
             return False
