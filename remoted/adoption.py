@@ -7,7 +7,8 @@ attempt that had begun there are three cases, tried in this order:
 1. the outcome file is there: the attempt is over, with that outcome;
 2. the worker still runs (same pid, same start time, same boot): it is watched through a pidfd, its devices stay
    lent to it, and when it ends its outcome file is read;
-3. neither: the attempt is LOST. It counts, because its body may have begun (MECHANISMS 8).
+3. neither: if the worker's page says that it had not begun, the job waits again; else the attempt is LOST. It
+   counts, because its body may have begun (MECHANISMS 8).
 
 Only then are queued jobs given to workers, so nothing is lent before everything that still runs is known.
 """
@@ -22,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from remoted import logs
-from remoted.attempts import AttemptEnd, clean
+from remoted.attempts import AttemptEnd
 from remoted.blobs import Blobs
 from remoted.calls import Call, Request
 from remoted.clock import Clock
@@ -31,6 +32,8 @@ from remoted.engine import Engine
 from remoted.errors import RemotedError
 from remoted.jobs import Jobs
 from remoted.model import AttemptToken, DeviceUuid, Reason, Status, WorkerId
+from remoted.progress import Begun, read_page
+from remoted.replies import end_of
 from remoted.scheduler import events
 from remoted.spawn import reaper
 from remoted.spec import parse_options
@@ -39,6 +42,7 @@ from remoted_client import wire
 
 log = logging.getLogger(__name__)
 _START_TOLERANCE_SECONDS = 0.011
+_LOOK_SECONDS = 0.5
 
 
 class Adoption:
@@ -64,11 +68,12 @@ class Adoption:
                 continue
             on_caller(call)
             (begun if row["id"] in attempts else queued).append(call)
-        await asyncio.to_thread(self._blobs.sweep_outcomes, {attempt["token"] for attempt in attempts.values()})
+        tokens, workers = ({attempt[name] for attempt in attempts.values()} for name in ("token", "worker"))
+        await asyncio.to_thread(self._blobs.sweep_outcomes, tokens, workers)
         await self._contents.sweep_secrets()
         # Only now: a call that ends takes the secrets with it that nobody else holds, and all hold theirs by now.
-        for call in begun:
-            self._resume(call, attempts[call.id])
+        for worker in dict.fromkeys(attempts[call.id]["worker"] for call in begun):
+            self._resume([(call, attempts[call.id]) for call in begun if attempts[call.id]["worker"] == worker])
         for call in queued:
             self._jobs.queue_revived(call)
         return len(rows)
@@ -85,65 +90,116 @@ class Adoption:
             await self._jobs.bury(row, str(error))
             return None
 
-    def _resume(self, call: Call, attempt: Row) -> None:
-        call.token = AttemptToken(attempt["token"])
-        call.attempt_started = attempt["started_at"]
-        pidfd = self._still_runs(attempt)
-        if pidfd is None:
-            self._engine.spawn(self._conclude(call))
-            return
-        worker_id = WorkerId(f"adopted-{attempt['worker']}")
-        devices = tuple(DeviceUuid(uuid) for uuid in attempt["devices"].split())
-        call.status = Status.IN_PROGRESS
-        log.info("job %s still runs in pid %d", call.id, attempt["worker_pid"])
-        self._engine.handle(events.WorkerAdopted(worker_id, call.ticket, devices))
-        self._engine.spawn(self._watch(call, attempt["worker_pid"], pidfd, worker_id))
+    def _resume(self, begun: list[tuple[Call, Row]]) -> None:
+        """Attempts of one worker of the last daemon's."""
+        over: list[tuple[Call, Row]] = []
+        running: list[tuple[Call, Row]] = []
+        pidfd = -1
+        for call, attempt in begun:
+            call.token, call.attempt_started = AttemptToken(attempt["token"]), attempt["started_at"]
+            if pidfd < 0 and not self._is_over(attempt):
+                pidfd = self._find_process(attempt)
+            (over if pidfd < 0 or self._is_over(attempt) else running).append((call, attempt))
+        for call, attempt in over:
+            self._engine.spawn(self._conclude(call, attempt))
+        if running:
+            self._watch(running, pidfd)
+        elif pidfd >= 0:
+            os.close(pidfd)
 
-    def _still_runs(self, attempt: Row) -> int | None:
-        """A pidfd of the attempt's worker if it is that very process."""
-        if attempt["boot_id"] != self._clock.boot_id() or self._blobs.outcome_path(attempt["token"]).exists():
-            return None
+    def _is_over(self, attempt: Row) -> bool:
+        return attempt["boot_id"] != self._clock.boot_id() or self._blobs.outcome_path(attempt["token"]).exists()
+
+    def _find_process(self, attempt: Row) -> int:
+        """A pidfd of the attempt's worker if it is that very process; else -1."""
         try:
             pidfd = os.pidfd_open(attempt["worker_pid"])
         except ProcessLookupError:
-            return None
+            return -1
         if abs(reaper.started_at(attempt["worker_pid"]) - attempt["worker_started"]) > _START_TOLERANCE_SECONDS:
             os.close(pidfd)
-            return None
+            return -1
         return pidfd
 
-    async def _watch(self, call: Call, pid: int, pidfd: int, worker_id: WorkerId) -> None:
-        """Until it ends, or its time is over, or it is cancelled."""
+    def _watch(self, running: list[tuple[Call, Row]], pidfd: int) -> None:
+        """It takes no other calls; the scheduler must know what it holds before anything is lent."""
+        first = running[0][1]
+        worker_id = WorkerId(f"adopted-{first['worker']}")
+        devices = tuple(DeviceUuid(uuid) for uuid in first["devices"].split())
+        for call, _ in running:
+            call.status = Status.IN_PROGRESS
+            log.info("job %s still runs in pid %d", call.id, first["worker_pid"])
+            self._engine.handle(events.WorkerAdopted(worker_id, call.ticket, devices))
+        self._engine.spawn(self._await_end(running, pidfd, worker_id))
+
+    async def _await_end(self, running: list[tuple[Call, Row]], pidfd: int, worker_id: WorkerId) -> None:
+        """Until the worker ends, or has to because a call's time is over or it is cancelled; then of each call what came of it."""
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[None] = loop.create_future()
         loop.add_reader(pidfd, _set, ended)
-        limit = call.timeout_seconds
-        remaining = None if limit is None else max(0.0, call.attempt_started + limit - self._clock.wall())
-        stopped_by: Reason | None = None
+        stopped: dict[str, Reason] = {}
         try:
             while not ended.done():
-                await asyncio.wait([ended], timeout=min(0.5, remaining or 0.5) if remaining != 0 else 0)
-                if remaining is not None:
-                    remaining = max(0.0, call.attempt_started + (limit or 0) - self._clock.wall())
-                if not ended.done() and (call.stop_requested or remaining == 0):
-                    stopped_by = call.stop_requested or Reason.TIMEOUT
-                    await asyncio.to_thread(reaper.kill_descendants, pid)
+                running = self._return_unbegun(running)
+                await asyncio.wait([ended], timeout=self._until_next_look(running))
+                for call, _ in running:
+                    if why := call.stop_requested or self._is_late(call):
+                        stopped[call.id] = why
+                if stopped and not ended.done():
+                    await asyncio.to_thread(reaper.kill_descendants, running[0][1]["worker_pid"])
                     reaper.send(pidfd, 9)
                     await ended
         finally:
             loop.remove_reader(pidfd)
             os.close(pidfd)
         self._engine.handle(events.WorkerEnded(worker_id))
-        await self._conclude(call, stopped_by)
+        for call, attempt in running:
+            await self._conclude(call, attempt, stopped.get(call.id))
 
-    async def _conclude(self, call: Call, stopped_by: Reason | None = None) -> None:
-        """The attempt is over: as its outcome file says, else as lost. The files go when that is committed."""
+    def _return_unbegun(self, running: list[tuple[Call, Row]]) -> list[tuple[Call, Row]]:
+        """What the worker was given ahead and will not begin any more goes to others now; the rest stays here."""
+        unbegun = [(call, attempt) for call, attempt in running if self._never_begins(attempt)]
+        for call, _ in reversed(unbegun):
+            self._jobs.attempt_ended(call, call.token, _unbegun(call.stop_requested))
+        return [(call, attempt) for call, attempt in running if (call, attempt) not in unbegun]
+
+    def _until_next_look(self, running: list[tuple[Call, Row]]) -> float:
+        left = [call.attempt_started + call.timeout_seconds - self._clock.wall() for call, _ in running if call.timeout_seconds is not None]
+        return max(0.0, min([_LOOK_SECONDS, *left]))
+
+    def _is_late(self, call: Call) -> Reason | None:
+        limit = call.timeout_seconds
+        return Reason.TIMEOUT if limit is not None and self._clock.wall() >= call.attempt_started + limit else None
+
+    async def _conclude(self, call: Call, attempt: Row, stopped_by: Reason | None = None) -> None:
+        """The attempt is over: as its outcome file says, else as lost unless it never began. The files go when that is committed."""
         for stream, data in logs.iterate(self._blobs.output_path(call.token)):
             self._jobs.add_output(call, stream, data)
-        end = await asyncio.to_thread(read_outcome, self._blobs.outcome_path(call.token), stopped_by) or AttemptEnd(
-            "died", message="the daemon was restarted and the worker's outcome is lost", reason=Reason.LOST, stopped_by=stopped_by
-        )
+        end = await asyncio.to_thread(read_outcome, self._blobs.outcome_path(call.token), stopped_by)
+        if end is None and self._never_began(attempt):
+            end = _unbegun(stopped_by)
+        if end is None:
+            end = AttemptEnd("died", message="the daemon was restarted and the worker's outcome is lost", reason=Reason.LOST, stopped_by=stopped_by)
         self._jobs.attempt_ended(call, call.token, end)
+
+    def _never_began(self, attempt: Row) -> bool:
+        """As the page of its dead worker says. What that held before the machine went down was never synced, and says nothing."""
+        begun = self._page(attempt)
+        return begun is not None and attempt["position"] > begun.position
+
+    def _never_begins(self, attempt: Row) -> bool:
+        """The same of a worker that lives, and has noticed that its daemon is gone."""
+        begun = self._page(attempt)
+        return begun is not None and begun.is_last and attempt["position"] > begun.position
+
+    def _page(self, attempt: Row) -> Begun | None:
+        if attempt["boot_id"] != self._clock.boot_id():
+            return None
+        return read_page(self._blobs.progress_path(attempt["worker"]))
+
+
+def _unbegun(stopped_by: Reason | None) -> AttemptEnd:
+    return AttemptEnd("unbegun", message="the worker had not begun it", stopped_by=stopped_by)
 
 
 def _set(future: asyncio.Future[None]) -> None:
@@ -179,16 +235,7 @@ def read_outcome(path: Path, stopped_by: Reason | None) -> AttemptEnd | None:
             header = json.loads(file.read(int.from_bytes(file.read(4), "big")))
             size = os.fstat(fd).st_size - file.tell()
             payload = file.read() if size <= wire.INLINE_BYTES else _copied(fd, file.tell(), size)
-            return AttemptEnd(
-                kind=clean(header["kind"]),
-                message=clean(header["message"]),
-                error_type=clean(header["error_type"]),
-                traceback=clean(header["traceback"]),
-                exit_code=header["exit_code"] if isinstance(header["exit_code"], int) else None,
-                payload=payload,
-                size=size,
-                stopped_by=stopped_by,
-            )
+            return end_of(header, payload, size, stopped_by)
         except (OSError, ValueError, KeyError, TypeError, MemoryError):
             return None
 

@@ -174,7 +174,7 @@ class Daemon:
         crash_loop = (self._limits.crash_loop_count, self._limits.crash_loop_seconds)
         scheduler = Scheduler(cpus, self._limits.workers_total, worker_prefix=f"w{secrets.token_hex(2)}-", crash_loop=crash_loop)
         runtime_zip = runtime.build(self._paths.runtime)
-        engine = Engine(scheduler, self._clock, self._limits, nvml, DeviceLocks(Path(self._config.gpu.lock_folder)), self._config.gpu.poll_seconds, environments, runtime_zip, self._paths.sockets)
+        engine = Engine(scheduler, self._clock, self._limits, nvml, DeviceLocks(Path(self._config.gpu.lock_folder)), self._config.gpu.poll_seconds, environments, runtime_zip, self._paths.sockets, blobs.progress_path)
         kind_key = secrets.token_bytes(32)
         jobs = Jobs(engine, contents, self._clock, self._limits, kind_key, store, blobs, self._paths)
         direct = DirectCalls(engine, contents, self._clock, self._limits, kind_key, self._paths)

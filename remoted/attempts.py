@@ -43,6 +43,10 @@ class AttemptSpec:
     concurrent: bool = False
     instance: dict[str, str] | None = None
     constructor: Content | None = None
+    #: It begins when those that the worker has already have ended.
+    ahead: bool = False
+    #: The how manyth call that this worker is given.
+    position: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,7 @@ class LeaseSpec:
 
 @dataclass(frozen=True, slots=True)
 class AttemptEnd:
-    """How an attempt ended. ``kind``: the runtime's word, or died. ``payload``: inline bytes or a descriptor (the listener's)."""
+    """How an attempt ended. ``kind``: the runtime's word, died, or unbegun (given ahead, and nothing of it ran). ``payload``: inline bytes or a descriptor (the listener's)."""
 
     kind: str
     message: str = ""
@@ -76,6 +80,14 @@ class AttemptEnd:
 
 class AttemptListener(Protocol):
     """Whoever asked for the attempt."""
+
+    def on_begin(self) -> None:
+        """What the worker was given ahead is at its turn."""
+        ...
+
+    def on_lasting(self) -> None:
+        """It takes longer than was expected of it."""
+        ...
 
     def on_output(self, stream: int, data: bytes) -> None: ...
     def on_item(self, number: int, payload: bytes | int, size: int) -> None: ...

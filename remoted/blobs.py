@@ -19,6 +19,7 @@ from remoted.errors import BadRequest, OverLimit, StoreError
 from remoted.paths import Paths
 
 _NAME = re.compile(r"[0-9a-f]{16,64}(\.[0-9]{1,9})?")
+_WORKER = re.compile(r"w[0-9a-f]{4}-[0-9]{1,9}")
 _CHUNK_BYTES = 1 << 20
 
 
@@ -48,6 +49,12 @@ class Blobs:
     def output_path(self, token: str) -> Path:
         """What the attempt printed while no daemon was there."""
         return self._paths.outcomes / f"{_checked(token)}.output"
+
+    def progress_path(self, worker: str) -> Path:
+        """How far a worker has come (``progress``)."""
+        if not _WORKER.fullmatch(worker):
+            raise BadRequest("BAD_NAME", f"cannot use {worker[:80]!r} as a name: it is no worker's")
+        return self._paths.outcomes / f"{worker}.begun"
 
     def check_space(self, size: int) -> None:
         """Raises OverLimit when storing ``size`` bytes would leave too little of the disk."""
@@ -112,11 +119,12 @@ class Blobs:
         outcome = self.outcome_path(token)
         self.remove(outcome, outcome.with_name(f"{outcome.name}.part"), self.output_path(token))
 
-    def sweep_outcomes(self, live: set[str]) -> None:
+    def sweep_outcomes(self, live: set[str], workers: set[str]) -> None:
         """What workers left behind of attempts whose end was committed before they could know."""
         for path in self._paths.outcomes.iterdir():
-            token, _, kind = path.name.partition(".")
-            if kind.split(".")[0] in ("outcome", "output") and token not in live:
+            name, _, kind = path.name.partition(".")
+            kind = kind.split(".")[0]
+            if (kind in ("outcome", "output") and name not in live) or (kind == "begun" and name not in workers):
                 path.unlink(missing_ok=True)
 
     def secrets(self) -> list[tuple[int, str]]:

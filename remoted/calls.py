@@ -25,6 +25,7 @@ from remoted.limits import Limits
 from remoted.logs import STDERR, JobLog
 from remoted.model import AttemptToken, DeviceUuid, Reason, Status, Uid, WorkerId
 from remoted.scheduler import matching
+from remoted.scheduler.events import Assign
 from remoted.scheduler.state import Need, PoolPolicy, Ticket
 from remoted.spec import Context, JobSpec, Options, kind_id
 from remoted.workers import Worker
@@ -92,6 +93,10 @@ class Call:
     worker: Worker | None = None
     worker_id: WorkerId = _NO_WORKER
     devices: tuple[DeviceUuid, ...] = ()
+    #: Its worker begins it after others that it has; until then it is one that waits.
+    is_ahead: bool = False
+    #: The how manyth call of its worker it is.
+    position: int = 0
     started_at: float | None = None
     ended_at: float | None = None
     attempt_started: float = 0.0
@@ -127,6 +132,12 @@ class Listener:
 
     def __init__(self, runner: CallRunner, call: Call, token: AttemptToken) -> None:
         self._runner, self._call, self._token = runner, call, token
+
+    def on_begin(self) -> None:
+        self._runner.attempt_began(self._call)
+
+    def on_lasting(self) -> None:
+        self._runner.tell_state(self._call)
 
     def on_output(self, stream: int, data: bytes) -> None:
         self._runner.add_output(self._call, stream, data)
@@ -274,17 +285,18 @@ class CallRunner:
 
     # -- the engine's owner --------------------------------------------------------------------------------
 
-    def on_assigned(self, ticket_id: str, worker: Worker, devices: tuple[DeviceUuid, ...], inline: bool) -> None:
+    def on_assigned(self, ticket_id: str, worker: Worker, devices: tuple[DeviceUuid, ...], how: Assign) -> None:
         call = self.calls[ticket_id]
         call.attempts += 1
         call.tries += 1
         call.token = AttemptToken(secrets.token_hex(16))
-        call.worker, call.worker_id, call.devices = worker, worker.id, devices
+        call.worker, call.worker_id, call.devices, call.is_ahead = worker, worker.id, devices, how.ahead
+        call.position = worker.take_position()
         call.attempt_started = self.clock.wall()
         call.started_at = call.started_at or call.attempt_started
         if call.request.instance is not None:
             self._homes[call.request.instance[0]] = worker.id
-        self.begin(call, inline)
+        self.begin(call, how.inline)
 
     def begin(self, call: Call, inline: bool) -> None:
         """Make the attempt known (durably or not) and then ``run`` it."""
@@ -293,16 +305,24 @@ class CallRunner:
     def run(self, call: Call, inline: bool) -> None:
         """Send the attempt to its worker, unless the call was stopped meanwhile."""
         assert call.worker is not None
-        call.status, call.reason = Status.IN_PROGRESS, None
+        if not call.is_ahead:
+            call.status, call.reason = Status.IN_PROGRESS, None
         try:
             spec = self._attempt_spec(call)
         except BadRequest as error:
             self.attempt_ended(call, call.token, AttemptEnd("died", message=str(error), reason=Reason.LOST))
             return
         call.worker.run(spec, Listener(self, call, call.token), inline)
-        self.tell_state(call)
+        if not call.is_ahead:
+            self.tell_state(call)
         if call.stop_requested is not None:
             call.worker.stop(call.token, call.stop_requested)
+
+    def attempt_began(self, call: Call) -> None:
+        """Its turn has come in the worker that was given it ahead. Nobody is told unless it lasts: such calls are short."""
+        call.is_ahead = False
+        call.status, call.reason = Status.IN_PROGRESS, None
+        call.attempt_started = self.clock.wall()
 
     def _attempt_spec(self, call: Call) -> AttemptSpec:
         request = call.request
@@ -322,6 +342,8 @@ class CallRunner:
             concurrent=call.spec.pool.max_concurrency > 1,
             instance={"id": instance[0], "method": instance[1]} if instance else None,
             constructor=self.contents.content(call.uid, instance[2]) if instance else None,
+            ahead=call.is_ahead,
+            position=call.position,
         )
 
     def outcome_path(self, call: Call) -> os.PathLike[str]:
@@ -372,6 +394,8 @@ class CallRunner:
         """The body of this call waits for a nested one (or goes on)."""
         call = self.calls.get(call_id)
         if call is not None and call.uid == peer.uid:
+            if waiting and call.worker is not None:
+                call.worker.recall()  # those behind it are not to wait for it too
             self.engine.blocked(call_id, waiting)
 
     def credit(self, call: Call, items: int) -> None:

@@ -68,6 +68,7 @@ class Channel:
                 self._is_full = True
                 return
             except OSError as error:
+                self.drain()  # what it said before it went
                 self._fail(str(error))
                 return
             self._outbox.popleft()
@@ -79,20 +80,31 @@ class Channel:
     def _read(self) -> None:
         """Everything that waits, a bounded number at a time, so that one worker cannot hold the loop."""
         for _ in range(64):
-            if not self._open:
+            if not self._read_one():
                 return
-            try:
-                data, fds = wire.receive(self._sock, wire.MESSAGE_BYTES)
-                if not data:
-                    self._fail("the worker closed its channel")
-                    return
-                frame = wire.decode_message(data, fds)
-            except (BlockingIOError, InterruptedError):
+
+    def drain(self) -> None:
+        """What a dead worker has said; bounded all the same, for one that lives and has only stopped to listen."""
+        for _ in range(OUTBOX_MESSAGES):
+            if not self._read_one():
                 return
-            except (OSError, wire.WireError) as error:
-                self._fail(str(error))
-                return
-            self._on_frame(frame)
+
+    def _read_one(self) -> bool:
+        if not self._open:
+            return False
+        try:
+            data, fds = wire.receive(self._sock, wire.MESSAGE_BYTES)
+            if not data:
+                self._fail("the worker closed its channel")
+                return False
+            frame = wire.decode_message(data, fds)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except (OSError, wire.WireError) as error:
+            self._fail(str(error))
+            return False
+        self._on_frame(frame)
+        return True
 
     def _fail(self, why: str) -> None:
         if self._open:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -23,12 +23,13 @@ from remoted.gpu.nvml import Nvml, NvmlError
 from remoted.gpu.strangers import UNSEEN, Strangers, find_strangers
 from remoted.limits import Limits
 from remoted.model import Device, DeviceUse, DeviceUuid, Reason, WorkerId
+from remoted.replies import Hello
 from remoted.scheduler import events
 from remoted.scheduler.policy import Scheduler
 from remoted.scheduler.state import Need, PoolKey, PoolPolicy, Ticket, TicketId, Turns, WorkerView
 from remoted.spawn import reaper
 from remoted.spawn.memory import SAMPLE_SECONDS, MemoryKills
-from remoted.workers import Hello, Worker
+from remoted.workers import Worker
 
 log = logging.getLogger(__name__)
 _ROUNDS_WITHOUT_DEVICES = 10
@@ -56,7 +57,7 @@ class WorkerPlan:
 class TicketOwner(Protocol):
     """The use case that waits for a worker."""
 
-    def on_assigned(self, ticket_id: TicketId, worker: Worker, devices: tuple[DeviceUuid, ...], inline: bool) -> None: ...
+    def on_assigned(self, ticket_id: TicketId, worker: Worker, devices: tuple[DeviceUuid, ...], how: events.Assign) -> None: ...
     def on_unplaceable(self, ticket_id: TicketId, reason: Reason, message: str, detail: str) -> None: ...
     def on_build_output(self, ticket_id: TicketId, data: bytes) -> None: ...
     def caller_of(self, ticket_id: TicketId) -> str: ...
@@ -97,7 +98,7 @@ def _dotted(version: tuple[int, ...]) -> str:
 class Engine:
     """One host's scheduler, its workers and devices."""
 
-    def __init__(self, scheduler: Scheduler, clock: Clock, limits: Limits, nvml: Nvml, locks: DeviceLocks, poll_seconds: float, environments: Environments, runtime: Path, sockets: Path) -> None:
+    def __init__(self, scheduler: Scheduler, clock: Clock, limits: Limits, nvml: Nvml, locks: DeviceLocks, poll_seconds: float, environments: Environments, runtime: Path, sockets: Path, progress_path: Callable[[str], Path]) -> None:
         self.scheduler = scheduler
         self.devices = Devices()
         self.workers: dict[WorkerId, Worker] = {}
@@ -113,6 +114,7 @@ class Engine:
         self._environments = environments
         self._runtime = runtime
         self._sockets = sockets
+        self._progress_path = progress_path
         self._plans: dict[str, WorkerPlan] = {}
         self._requests: dict[str, tuple[EnvironmentRequest, Mapping[str, str]]] = {}
         #: Which ticket of each caller hears what a build prints, by environment and caller.
@@ -169,10 +171,31 @@ class Engine:
     def ended(self, ticket_id: TicketId) -> None:
         """The attempt is over; its worker is free."""
         self._owners.pop(ticket_id, None)
+        self._close_dead(ticket_id)
+        self.handle(events.Ended(ticket_id))
+
+    def returned(self, ticket_id: TicketId, owner: TicketOwner) -> bool:
+        """What the worker was given ahead did not begin there: it waits again. False if no worker here has it."""
+        if ticket_id not in self.scheduler.placed:
+            return False
+        self._owners[ticket_id] = owner  # of one that was adopted nobody has been told
+        self._close_dead(ticket_id)
+        self.handle(events.Returned(ticket_id))
+        return True
+
+    def _close_dead(self, ticket_id: TicketId) -> None:
+        """Nobody else is given to the dead."""
         worker = self.workers.get(self.scheduler.placed.get(ticket_id, WorkerId("")))
         if worker is not None and not worker.is_alive:
-            self.handle(events.WorkerClosing(worker.id))  # nobody else is given to the dead
-        self.handle(events.Ended(ticket_id))
+            self.handle(events.WorkerClosing(worker.id))
+
+    def line_behind(self, worker: Worker) -> Iterator[TicketId]:
+        """What could be given to the worker ahead, the next one first."""
+        return self.scheduler.line_behind(worker.id)
+
+    def run_ahead(self, worker: Worker, count: int) -> None:
+        """Give it so many of these."""
+        self.handle(events.RunAhead(worker.id, count))
 
     def retire(self, worker: Worker, why: str) -> None:
         """The worker takes no more calls and ends when what runs in it is over."""
@@ -223,10 +246,10 @@ class Engine:
 
     def _carry_out(self, decision: events.Decision) -> None:
         match decision:
-            case events.Assign(ticket_id, worker_id, inline):
+            case events.Assign(ticket_id, worker_id):
                 view = self.scheduler.workers[worker_id]
                 self._told.pop(ticket_id, None)
-                self._owners[ticket_id].on_assigned(ticket_id, self.workers[worker_id], view.devices, inline)
+                self._owners[ticket_id].on_assigned(ticket_id, self.workers[worker_id], view.devices, decision)
             case events.StartWorker(worker_id, need, devices):
                 self.spawn(self._start_worker(worker_id, need, devices))
             case events.StopWorker(worker_id, why):
@@ -278,7 +301,7 @@ class Engine:
         try:
             python, extra = await self._interpreter(plan)
             environ = {**plan.environ, **extra, "REMOTED_PYTHON": plan.executable, **self._worker_variables(worker_id, devices)}
-            hello = await worker.start((python, os.fspath(self._runtime)), environ, {"data_bytes": plan.data_bytes, "descriptors": plan.descriptors})
+            hello = await worker.start((python, os.fspath(self._runtime)), environ, {"data_bytes": plan.data_bytes, "descriptors": plan.descriptors}, self._progress_path(worker_id))
             await _check_versions(worker, hello, plan)
         except (SpawnError, EnvironmentFailed) as error:
             log.warning("%s", error)

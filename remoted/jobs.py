@@ -18,6 +18,7 @@ import random
 import secrets
 from collections import Counter
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 from remoted.access import Peer
@@ -31,12 +32,14 @@ from remoted.errors import Conflict, OverLimit, RemotedError, StoreBroken, Store
 from remoted.limits import Limits
 from remoted.logs import JobLog
 from remoted.model import AttemptToken, Reason, Status, Uid, WorkerId
+from remoted.paces import Paces
 from remoted.paths import Paths
 from remoted.records import Records
 from remoted.scheduler.state import PoolPolicy
 from remoted.spec import JobSpec, parse_options
 from remoted.store import Row, Statements, Store
 from remoted.verdicts import describe, stopped, verdict
+from remoted.workers import Worker
 from remoted_client import wire
 
 log = logging.getLogger(__name__)
@@ -55,6 +58,7 @@ class Jobs(CallRunner):
         self._by_key: dict[tuple[int, str], asyncio.Future[str]] = {}
         self._per_uid: Counter[int] = Counter()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._paces = Paces()
         self.completed = 0
 
     # -- submitting ----------------------------------------------------------------------------------------
@@ -152,6 +156,7 @@ class Jobs(CallRunner):
             "worker_started": worker.born,
             "boot_id": self._boot_id,
             "devices": " ".join(call.devices),
+            "position": call.position,
             "now": call.attempt_started,
         }
 
@@ -166,6 +171,8 @@ class Jobs(CallRunner):
             return
         if done.exception() is None:
             self.run(call, inline)
+            if not call.is_ahead:
+                self._run_ahead(call.worker)
             return
         # Not stored, so not started: the worker is free, and the job waits for a store that takes it.
         log.error("cannot begin an attempt of %s: %s", call.id, done.exception())
@@ -181,11 +188,56 @@ class Jobs(CallRunner):
                 os.close(end.payload)
             return
         worker, call.worker = call.worker, None
+        if end.kind == "unbegun":
+            self._take_back(call, token)
+            return
         if end.kind == "stale" and worker is not None:
             self.engine.retire(worker, end.message)
+        seconds = max(0.0, self.clock.wall() - call.attempt_started)
+        call.run_seconds += seconds
+        self._paces.note(call.request.code, seconds)
         self.engine.ended(call.id)
-        call.run_seconds += max(0.0, self.clock.wall() - call.attempt_started)
+        self._run_ahead(worker)
         self._spawn(self._settle(call, token, end, worker))
+
+    # -- running ahead -------------------------------------------------------------------------------------
+
+    def _run_ahead(self, worker: Worker | None) -> None:
+        """Short calls follow one another in a worker without a word from here, and share a commit (docs/decisions/0030)."""
+        most = self.limits.ahead_calls
+        if worker is None or not worker.is_alive or worker.ahead_count > most // 2:
+            return
+        count, left = 0, self.limits.ahead_seconds
+        for ticket_id in islice(self.engine.line_behind(worker), most - worker.ahead_count):
+            left -= self._expected_seconds(self.calls.get(ticket_id))
+            if left < 0:
+                break
+            count += 1
+        if count:
+            self.engine.run_ahead(worker, count)
+
+    def _expected_seconds(self, call: Call | None) -> float:
+        """Of such a call; infinite where nothing is known, or more than its body is to be reckoned with."""
+        if call is None or call.spec.stream or call.request.instance is not None or call.request.arguments_inline is None:
+            return float("inf")
+        return self._paces.expected(call.request.code)
+
+    def _take_back(self, call: Call, token: AttemptToken) -> None:
+        """Nothing of it ran, so it was no attempt: it waits again, or was cancelled meanwhile."""
+        call.status, call.is_ahead = Status.IN_QUEUE, False
+        call.attempts -= 1
+        call.tries -= 1
+
+        def take_back(db: Statements) -> None:
+            db.run("drop_attempt", token=token)
+            db.run("return_job", job=call.id, attempts=call.attempts)
+
+        self._store_now(take_back)
+        if call.stop_requested is not None:
+            self.engine.ended(call.id)
+            self._end_unbegun(call, call.stop_requested)
+        elif not self.engine.returned(call.id, self):
+            self._retry_later(call, 0.0)
 
     async def _settle(self, call: Call, token: AttemptToken, end: AttemptEnd, worker: Any) -> None:
         """Decide, store, tell, in this order; and at the very end let the worker forget."""
@@ -287,6 +339,15 @@ class Jobs(CallRunner):
             watcher.on_done(call)
         call.watchers.clear()
 
+    def _store_now(self, operation: Callable[[Statements], None]) -> None:
+        """In the store's line before whatever the job does next; again later if it is not taken."""
+
+        def stored(done: asyncio.Future[None]) -> None:
+            if isinstance(done.exception(), StoreError) and not isinstance(done.exception(), StoreBroken):
+                self._spawn(self._persist(operation))
+
+        self._store.submit(operation).add_done_callback(stored)
+
     async def _persist(self, operation: Callable[[Statements], None]) -> None:
         """Again and again until the store takes it: an outcome is never dropped because a disk was full."""
         delay = 0.2
@@ -352,9 +413,13 @@ class Jobs(CallRunner):
             call.worker.stop(call.token, why)
         elif call.id in self.calls and call.status is Status.IN_QUEUE:
             self.engine.withdraw(call.id)
-            call.error = stopped(why)
-            call.result_kind, call.result = "cancelled", Content("", b"", None)
-            self._spawn(self._finish(call, AttemptToken(""), AttemptEnd("cancelled"), Status.CANCELLED, why))
+            self._end_unbegun(call, why)
+
+    def _end_unbegun(self, call: Call, why: Reason) -> None:
+        """It was stopped where nothing of it ran."""
+        call.error = stopped(why)
+        call.result_kind, call.result = "cancelled", Content("", b"", None)
+        self._spawn(self._finish(call, AttemptToken(""), AttemptEnd("cancelled"), Status.CANCELLED, why))
 
     def _cancel_children(self, call: Call) -> None:
         for child_id in list(call.children):

@@ -43,6 +43,11 @@ class Limits:
     retry_base_seconds: float = 0.5
     retry_cap_seconds: float = 60.0
     pool_busy_seconds: float = 30.0
+    # Short calls that a worker is given ahead: so many, and no more than it ends in so many seconds. Whoever of them lasts
+    # longer than a patience gives those behind it back.
+    ahead_calls: int = 64
+    ahead_seconds: float = 0.02
+    ahead_patience_seconds: float = 0.05
     # A lease that nobody uses ends; one that is used ends after its turn when others wait.
     lease_idle_seconds: float = 0.2
     lease_turn_seconds: float = 1.0

@@ -24,7 +24,7 @@ from remoted.errors import StartupError, StoreBroken, StoreError
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 Row = sqlite3.Row
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 #: SQLITE_IOERR_FSYNC and SQLITE_IOERR_DIR_FSYNC.
 _FSYNC_FAILED = frozenset({1034, 1290})
 _Operation = tuple[Callable[["Statements"], Any], "asyncio.Future[Any]"]
@@ -140,7 +140,20 @@ class Store:
             raise StartupError(f"cannot use {self._path}: it was written by a newer remoted (schema {version}, this one knows {SCHEMA_VERSION})")
         if version == 0:
             Statements(connection).script("schema")
-            connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        elif version < SCHEMA_VERSION:
+            self._migrate(connection, version)
+        connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+
+    def _migrate(self, connection: sqlite3.Connection, version: int) -> None:
+        """One schema after the other; how it was before stays beside the database (T52)."""
+        copy = self._path.with_name(f"{self._path.name}.schema-{version}")
+        copy.unlink(missing_ok=True)
+        connection.execute("VACUUM INTO ?", (str(copy),))
+        copy.chmod(0o600)
+        log.warning("the database has schema %d: it is changed to %d, and a copy of it kept as %s", version, SCHEMA_VERSION, copy)
+        for step in range(version, SCHEMA_VERSION):
+            Statements(connection).script(f"migrate_{step}")
+            connection.execute(f"PRAGMA user_version={step + 1}")
 
     def _next_batch(self) -> list[_Operation] | None:
         """Everything that waits: at least one operation, or None at the end."""

@@ -28,6 +28,7 @@ CREATE INDEX jobs_live ON jobs (status) WHERE status IN ('IN_QUEUE', 'IN_PROGRES
 CREATE TABLE attempts (
     token TEXT PRIMARY KEY, job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE, number INTEGER NOT NULL,
     worker TEXT NOT NULL, worker_pid INTEGER NOT NULL, worker_started REAL NOT NULL, boot_id TEXT NOT NULL, devices TEXT NOT NULL,
+    position INTEGER NOT NULL DEFAULT 0,
     started_at REAL NOT NULL, ended_at REAL, outcome TEXT NOT NULL DEFAULT '', message TEXT NOT NULL DEFAULT '',
     UNIQUE (job, number)
 ) STRICT;
@@ -36,6 +37,10 @@ CREATE TABLE items (
     job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE, number INTEGER NOT NULL, size INTEGER NOT NULL, inline BLOB,
     PRIMARY KEY (job, number)
 ) STRICT, WITHOUT ROWID;
+
+-- name: migrate_1
+-- From schema 1: which of the calls that a worker was given an attempt was.
+ALTER TABLE attempts ADD COLUMN position INTEGER NOT NULL DEFAULT 0;
 
 -- name: add_content
 -- Remember content; the same content again only refreshes its age.
@@ -68,8 +73,8 @@ SELECT id FROM jobs WHERE uid = :uid AND submission_key = :submission_key;
 
 -- name: begin_attempt
 -- The attempt exists before its payload leaves for the worker.
-INSERT INTO attempts (token, job, number, worker, worker_pid, worker_started, boot_id, devices, started_at)
-VALUES (:token, :job, :number, :worker, :worker_pid, :worker_started, :boot_id, :devices, :now);
+INSERT INTO attempts (token, job, number, worker, worker_pid, worker_started, boot_id, devices, position, started_at)
+VALUES (:token, :job, :number, :worker, :worker_pid, :worker_started, :boot_id, :devices, :position, :now);
 
 -- name: mark_running
 -- The job of an attempt that begins.
@@ -80,6 +85,14 @@ WHERE id = :job AND status IN ('IN_QUEUE', 'IN_PROGRESS');
 -- name: end_attempt
 -- How the attempt ended; a second word about it changes nothing.
 UPDATE attempts SET ended_at = :now, outcome = :outcome, message = :message WHERE token = :token AND ended_at IS NULL;
+
+-- name: drop_attempt
+-- The worker had been given it ahead and never began it: it was none.
+DELETE FROM attempts WHERE token = :token AND ended_at IS NULL;
+
+-- name: return_job
+-- The job of such an attempt waits again.
+UPDATE jobs SET status = 'IN_QUEUE', state_reason = '', attempts = :attempts WHERE id = :job AND status IN ('IN_QUEUE', 'IN_PROGRESS');
 
 -- name: requeue_job
 -- Another attempt will follow.

@@ -2,7 +2,8 @@
 
 Liveness comes from the pidfd and the end of the channel, never from a timer. Output is read from two pipes and
 belongs to the attempt that runs; when the worker says DONE it has flushed, so the pipes are read dry before the
-attempt is over. A worker that ends takes its whole process tree with it *before* anybody hears that it ended:
+attempt is over. A worker may have the next few attempts already (``workload``); where its output would be taken for
+theirs it waits for our word before it begins the next. A worker that ends takes its whole process tree with it *before* anybody hears that it ended:
 its devices may then be lent again (promise 9).
 
 Stopping an attempt is a ladder (MECHANISMS 13): the runtime interrupts the body; after 3 s TERM; after 10 s the
@@ -16,8 +17,8 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import psutil
 
@@ -27,39 +28,15 @@ from remoted.clock import Clock
 from remoted.errors import SpawnError
 from remoted.limits import Limits
 from remoted.model import AttemptToken, Reason, WorkerId
+from remoted.pipes import Pipes
+from remoted.progress import Progress
+from remoted.replies import Hello, close_payload, parse_end, parse_hello, payload_of, size_of
 from remoted.spawn import launch, reaper
 from remoted.spawn.memory import MemoryKills, counter_of
+from remoted.workload import Attempt, Workload
 from remoted_client import wire
 
-_PIPE_READ_BYTES = 64 * 1024
-
-
-@dataclass
-class _Attempt:
-    """An attempt of a call, or a lease: then what is stopped is one of its calls."""
-
-    token: AttemptToken
-    listener: AttemptListener
-    #: Seconds since boot.
-    started: float
-    stopped_by: Reason | None = None
-    #: Is what is to be stopped still at it?
-    is_running: Callable[[], bool] = lambda: True
-    timers: list[asyncio.TimerHandle] = field(default_factory=list)
-
-    def cancel_timers(self) -> None:
-        for timer in self.timers:
-            timer.cancel()
-        self.timers.clear()
-
-
-@dataclass(frozen=True, slots=True)
-class Hello:
-    """What a worker says of itself; only for comparison with what was asked for."""
-
-    pid: int
-    python: tuple[int, ...]
-    cloudpickle: str
+_EARLY_BYTES = 64 * 1024
 
 
 class Worker:
@@ -79,8 +56,11 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._channel: channel.Channel | None = None
         self._process: launch.Process | None = None
-        self._pipes: dict[int, int] = {}
-        self._attempts: dict[str, _Attempt] = {}
+        self._pipes = Pipes(self._deliver)
+        self._workload = Workload()
+        self._positions = 0
+        self._progress: Progress | None = None
+        self._patience: asyncio.TimerHandle | None = None
         self._known: set[str] = set()
         self._greeted: asyncio.Future[Hello] = self._loop.create_future()
         self._gone: asyncio.Future[reaper.ExitStatus] = self._loop.create_future()
@@ -95,13 +75,14 @@ class Worker:
 
     # -- birth ---------------------------------------------------------------------------------------------
 
-    async def start(self, argv: tuple[str, ...], environ: dict[str, str], limits: dict[str, int | None]) -> Hello:
+    async def start(self, argv: tuple[str, ...], environ: dict[str, str], limits: dict[str, int | None], progress: Path) -> Hello:
         """Launch and wait for the greeting. Raises SpawnError with what the process printed."""
         ours, theirs = channel.pair()
         self._channel = channel.Channel(ours, self._on_frame, self._on_channel_closed)
         try:
             await self._launch(argv, environ, theirs)
-            self._channel.send({"op": "limits", **limits})
+            self._progress = Progress(progress)
+            self._channel.send({"op": "limits", **limits}, fds=(os.dup(self._progress.fd),))
             return await asyncio.wait_for(self._greeted, self._limits.start_deadline_seconds)
         except (TimeoutError, SpawnError, ConnectionError) as error:
             await self.end("it did not start", grace_seconds=0)
@@ -112,21 +93,16 @@ class Worker:
             theirs.close()
 
     async def _launch(self, argv: tuple[str, ...], environ: dict[str, str], theirs: socket.socket) -> None:
-        out_read, out_write = os.pipe2(os.O_CLOEXEC)
-        err_read, err_write = os.pipe2(os.O_CLOEXEC)
-        self._pipes = {1: out_read, 2: err_read}
+        ends = self._pipes.open()
         try:
-            spec = launch.LaunchSpec((*argv, str(theirs.fileno())), environ, out_write, err_write, (theirs.fileno(),))
+            spec = launch.LaunchSpec((*argv, str(theirs.fileno())), environ, *ends, (theirs.fileno(),))
             self._process = await launch.launch(spec, self._limits.launch_deadline_seconds)
         finally:
-            os.close(out_write)
-            os.close(err_write)
+            wire.close_all(ends)
         self.pid = self._process.pid
         self.born = reaper.started_at(self.pid)
         self._loop.add_reader(self._process.pidfd, self._on_exit)
-        for stream, fd in self._pipes.items():
-            os.set_blocking(fd, False)
-            self._loop.add_reader(fd, self._read_pipe, stream)
+        self._pipes.watch()
 
     # -- attempts ------------------------------------------------------------------------------------------
 
@@ -134,10 +110,16 @@ class Worker:
     def is_alive(self) -> bool:
         return self._process is not None and not self._gone.done()
 
+    def take_position(self) -> int:
+        """For the next call that is meant for it: they are sent in this order."""
+        self._positions += 1
+        return self._positions
+
     def run(self, spec: AttemptSpec, listener: AttemptListener, inline: bool) -> None:
         """Send everything the attempt needs; the listener hears of it from now on."""
         assert self._channel is not None
-        attempt = self._attempts[spec.token] = _Attempt(spec.token, listener, self._clock.boottime())
+        attempt = Attempt(spec.token, listener, self._clock.boottime(), spec.position, spec.timeout_seconds)
+        self._workload.add(attempt, spec.ahead)
         try:
             for content in (spec.code, spec.modules, spec.context, spec.constructor):
                 if content is not None:
@@ -146,13 +128,24 @@ class Worker:
         except OSError as error:
             self._cannot_read(spec.token, error)
             return
-        if self._was_sent(attempt) and spec.timeout_seconds is not None:
-            attempt.timers.append(self._loop.call_later(spec.timeout_seconds, self.stop, spec.token, Reason.TIMEOUT))
+        if not self._was_sent(attempt):
+            return
+        if not self._workload.is_ahead(attempt):
+            self._set_timeout(attempt)
+        else:
+            self._pipes.watch(False)  # whose it is, only the worker can say
+            if self._patience is None:
+                self._have_patience()
+
+    def _set_timeout(self, attempt: Attempt) -> None:
+        if attempt.timeout_seconds is not None:
+            attempt.timers.append(self._loop.call_later(attempt.timeout_seconds, self.stop, attempt.token, Reason.TIMEOUT))
 
     def lend(self, spec: LeaseSpec, listener: AttemptListener) -> None:
         """Hand a client's connection over: its calls come straight here until the lease ends."""
         assert self._channel is not None
-        attempt = self._attempts[spec.token] = _Attempt(spec.token, listener, self._clock.boottime())
+        attempt = Attempt(spec.token, listener, self._clock.boottime())
+        self._workload.add(attempt, ahead=False)
         header: dict[str, object] = {"op": "lease", "attempt": spec.token, "lease": spec.lease_id, "context": spec.context.digest, "worker": self.id, "concurrent": spec.concurrent}
         try:
             self._teach(spec.context)
@@ -165,19 +158,19 @@ class Worker:
 
     def revoke(self, token: AttemptToken) -> None:
         """The lease ends as soon as the call in hand does."""
-        if self._channel is not None and token in self._attempts:
+        if self._channel is not None and self._workload.find(token) is not None:
             self._channel.send({"op": "revoke", "attempt": token})
 
     def _cannot_read(self, token: AttemptToken, error: OSError) -> None:
         end = AttemptEnd("died", message=f"cannot read what the call needs: {error}", reason=Reason.LOST)
         self._loop.call_soon(self._end_attempt, token, end)
 
-    def _was_sent(self, attempt: _Attempt) -> bool:
+    def _was_sent(self, attempt: Attempt) -> bool:
         """Did it go to a living worker? Else its listener hears of its end soon."""
         assert self._channel is not None
-        if not self._channel.is_open and self.calls_done:
+        if not self._channel.is_open and (self.calls_done or self._workload.is_ahead(attempt)):
             # Nothing of this reached anybody, so it is no attempt. (One that never worked counts: it may never.)
-            del self._attempts[attempt.token]
+            self._workload.remove(attempt.token)
             self._loop.call_soon(attempt.listener.on_end, AttemptEnd("stale", message="the worker had ended before the call was sent"))
         elif not self.is_alive:
             self._loop.call_soon(self._end_attempt, attempt.token, self._died(self._gone.result() if self._gone.done() else reaper.ExitStatus()))
@@ -214,6 +207,7 @@ class Worker:
             "inline": inline,
             "concurrent": spec.concurrent,
             "outcome_path": spec.outcome_path,
+            "position": spec.position,
         }
         if spec.instance is not None:
             header["instance"] = {**spec.instance, "constructor": spec.constructor.digest if spec.constructor else ""}
@@ -221,21 +215,26 @@ class Worker:
 
     def stop(self, token: AttemptToken, why: Reason) -> None:
         """Begin the ladder: interrupt, TERM, KILL. Asking again changes nothing."""
-        attempt = self._attempts.get(token)
+        attempt = self._workload.find(token)
         if attempt is None or attempt.stopped_by is not None or self._channel is None:
             return
-        self._stop(attempt, token, why)
+        if self._workload.is_ahead(attempt):
+            attempt.stopped_by = why
+            self._recall((attempt,))
+        else:
+            self.recall()  # what is cleaned up after it must not meet those behind it
+            self._stop(attempt, token, why)
 
     def stop_leased(self, token: AttemptToken, number: int, began: float, is_running: Callable[[], bool], why: Reason) -> None:
         """The same for one call of a lease, which ends with it. ``began``: seconds since boot."""
-        attempt = self._attempts.get(token)
+        attempt = self._workload.find(token)
         if attempt is None or attempt.stopped_by is not None:
             return
         attempt.started, attempt.is_running = began, is_running
         self.revoke(token)
         self._stop(attempt, f"{token}/{number}", why)
 
-    def _stop(self, attempt: _Attempt, name: str, why: Reason) -> None:
+    def _stop(self, attempt: Attempt, name: str, why: Reason) -> None:
         assert self._channel is not None
         attempt.stopped_by = why
         attempt.cancel_timers()
@@ -243,11 +242,11 @@ class Worker:
         attempt.timers.append(self._loop.call_later(self._limits.cancel_term_seconds, self._strike, signal.SIGTERM, attempt))
         attempt.timers.append(self._loop.call_later(self._limits.cancel_kill_seconds, self._strike, signal.SIGKILL, attempt))
 
-    def _strike(self, number: int, attempt: _Attempt | None = None) -> None:
+    def _strike(self, number: int, attempt: Attempt | None = None) -> None:
         """Signal it, after a look at its family: who cleared its environment and left the session is not found later."""
         self._loop.create_task(self._look_and_signal(number, attempt))
 
-    async def _look_and_signal(self, number: int, attempt: _Attempt | None) -> None:
+    async def _look_and_signal(self, number: int, attempt: Attempt | None) -> None:
         await self._look()
         if attempt is None or (attempt.timers and attempt.is_running()):  # else its body has listened meanwhile
             self._signal(number)
@@ -267,7 +266,7 @@ class Worker:
 
     def close_stream(self, token: AttemptToken) -> None:
         """The caller left its loop: GeneratorExit at the next yield, then the ladder."""
-        attempt = self._attempts.get(token)
+        attempt = self._workload.find(token)
         if attempt is None or self._channel is None:
             return
         self._channel.send({"op": "close_stream", "attempt": token})
@@ -282,28 +281,83 @@ class Worker:
         if self._channel is not None:
             self._channel.send({"op": "drop", "instance": instance})
 
+    # -- running ahead -------------------------------------------------------------------------------------
+
+    @property
+    def ahead_count(self) -> int:
+        """How many attempts it has that have not begun."""
+        return self._workload.ahead_count
+
+    def recall(self) -> None:
+        """Take back what has not begun: what runs lasts, waits for another call, or is stopped."""
+        self._recall(self._workload.ahead)
+
+    def _recall(self, attempts: Iterable[Attempt]) -> None:
+        """The worker says which of these it will not begin any more; the others it has begun, or will have ended soon."""
+        tokens = [attempt.token for attempt in attempts]
+        if tokens and self._channel is not None:
+            self._channel.send({"op": "recall", "attempts": tokens})
+
+    def _on_recalled(self, tokens: list[object]) -> None:
+        """The last one first, so that they go back to their line in order."""
+        for token in reversed(tokens):
+            attempt = self._workload.find(token)
+            if attempt is not None and self._workload.is_ahead(attempt):
+                self._return(attempt)
+
+    def _return(self, attempt: Attempt) -> None:
+        self._end_attempt(attempt.token, AttemptEnd("unbegun", message="the worker had not begun it", stopped_by=attempt.stopped_by))
+
+    def _begin_next(self) -> None:
+        """What had begun is over: the worker is at the next one."""
+        attempt = self._workload.take_next()
+        if attempt is None:
+            return
+        attempt.started = self._clock.boottime()
+        attempt.listener.on_begin()
+        if attempt.stopped_by is None:
+            self._set_timeout(attempt)
+        else:
+            self._stop(attempt, attempt.token, attempt.stopped_by)
+
+    def _have_patience(self) -> None:
+        self._patience = self._loop.call_later(self._limits.ahead_patience_seconds, self._lose_patience, self._workload.newest_begun)
+
+    def _lose_patience(self, before: Attempt | None) -> None:
+        """Whoever still runs after all this time is no short call: the others need not wait for it."""
+        self._patience = None
+        attempt = self._workload.newest_begun
+        if attempt is None:
+            return
+        if attempt is before:
+            attempt.listener.on_lasting()
+            self.recall()
+        else:
+            self._have_patience()
+
     # -- what the worker says ------------------------------------------------------------------------------
 
     def _on_frame(self, frame: wire.Frame) -> None:
         """Only an attempt that this worker runs may be answered (T34); anything else is dropped."""
         header = frame.header
-        attempt = self._attempts.get(str(header.get("attempt", "")))
+        attempt = self._workload.find(header.get("attempt", ""))
         try:
             if frame.op == "hello" and not self._greeted.done():
-                self.hello = _parse_hello(header)
+                self.hello = parse_hello(header)
                 self._greeted.set_result(self.hello)
             elif frame.op == "output" and attempt is not None and header["stream"] in (1, 2):
                 attempt.listener.on_output(header["stream"], frame.body)
             elif frame.op == "item" and attempt is not None:
-                attempt.listener.on_item(int(header["number"]), _payload(frame), _size(frame))
+                attempt.listener.on_item(int(header["number"]), payload_of(frame), size_of(frame))
                 return
+            elif frame.op == "recalled":
+                self._on_recalled(header["attempts"])
             elif frame.op == "mark" and attempt is not None:
-                self._drain_pipes()
+                self._pipes.drain()
                 attempt.listener.on_mark(int(header["number"]))
             elif frame.op == "lease_ended" and attempt is not None:
-                self.calls_done += 1
                 self._conclude(attempt, AttemptEnd(clean(header["kind"]), message=clean(header["message"]), stopped_by=attempt.stopped_by))
-            elif frame.op == "done" and attempt is not None:
+            elif frame.op == "done":
                 self._on_done(attempt, frame)
                 return
         except (KeyError, TypeError, ValueError) as error:
@@ -311,36 +365,27 @@ class Worker:
             self._strike(signal.SIGKILL)
         frame.close()
 
-    def _on_done(self, attempt: _Attempt, frame: wire.Frame) -> None:
-        header = frame.header
-        end = AttemptEnd(
-            kind=clean(header["kind"]),
-            message=clean(header["message"]),
-            error_type=clean(header["error_type"]),
-            traceback=clean(header["traceback"]),
-            exit_code=header["exit_code"] if isinstance(header["exit_code"], int) else None,
-            payload=_payload(frame),
-            size=_size(frame),
-            constructed=bool(header.get("constructed")),
-            stopped_by=attempt.stopped_by,
-        )
-        self.calls_done += 1
-        self._conclude(attempt, end)
+    def _on_done(self, attempt: Attempt | None, frame: wire.Frame) -> None:
+        waits = bool(frame.header.get("waits"))
+        if attempt is None:
+            frame.close()
+        else:
+            self._conclude(attempt, parse_end(frame, attempt.stopped_by), waits)
+        if waits and self._channel is not None:
+            self._channel.send({"op": "go_on"})
 
-    def _conclude(self, attempt: _Attempt, end: AttemptEnd) -> None:
+    def _conclude(self, attempt: Attempt, end: AttemptEnd, printed: bool = True) -> None:
         """What it printed was flushed before the worker said this; what a stop left running dies first."""
-        self._drain_pipes()
+        self.calls_done += 1
+        if printed or not self._workload.ahead_count:
+            self._pipes.drain()
         if attempt.stopped_by is None:
             self._end_attempt(attempt.token, end)
         else:
             attempt.cancel_timers()
             self._loop.create_task(self._clean_up(attempt, end))
 
-    def _drain_pipes(self) -> None:
-        for stream in list(self._pipes):
-            self._read_pipe(stream)
-
-    async def _clean_up(self, attempt: _Attempt, end: AttemptEnd) -> None:
+    async def _clean_up(self, attempt: Attempt, end: AttemptEnd) -> None:
         """The worker survived a stop: what the attempt started does not."""
         since = attempt.started - 0.02  # the kernel counts start times in ticks of 10 ms
         await asyncio.to_thread(reaper.kill_descendants, self.pid, since)
@@ -348,39 +393,22 @@ class Worker:
         self._end_attempt(attempt.token, end)
 
     def _end_attempt(self, token: str, end: AttemptEnd) -> None:
-        attempt = self._attempts.pop(token, None)
+        attempt = self._workload.remove(token)
         if attempt is None:
-            _close_payload(end.payload)
+            close_payload(end.payload)
             return
         attempt.cancel_timers()
         attempt.listener.on_end(end)
-
-    def _read_pipe(self, stream: int) -> None:
-        fd = self._pipes.get(stream)
-        # Bounded: a body that prints without end must not hold the loop.
-        for _ in range(16):
-            if fd is None:
-                return
-            try:
-                data = os.read(fd, _PIPE_READ_BYTES)
-            except (BlockingIOError, InterruptedError):
-                return
-            if not data:
-                self._close_pipe(stream)
-                return
-            self._deliver(stream, data)
+        self._begin_next()
+        if not self._workload.ahead_count:
+            self._pipes.watch()
 
     def _deliver(self, stream: int, data: bytes) -> None:
-        if self._attempts:
-            next(reversed(self._attempts.values())).listener.on_output(stream, data)
-        elif len(self._early_output) < _PIPE_READ_BYTES:
+        attempt = self._workload.newest_begun
+        if attempt is not None:
+            attempt.listener.on_output(stream, data)
+        elif len(self._early_output) < _EARLY_BYTES:
             self._early_output += data
-
-    def _close_pipe(self, stream: int) -> None:
-        fd = self._pipes.pop(stream, None)
-        if fd is not None:
-            self._loop.remove_reader(fd)
-            os.close(fd)
 
     # -- the end -------------------------------------------------------------------------------------------
 
@@ -414,18 +442,27 @@ class Worker:
         if self._family:
             await asyncio.to_thread(reaper.kill_all, self._family)
         if self._channel is not None:
-            self._channel._read()
+            self._channel.drain()
             self._channel.close()
-        for stream in list(self._pipes):
-            self._read_pipe(stream)
-            self._close_pipe(stream)
+        self._pipes.drain()
+        self._pipes.close()
         if not self._greeted.done():
             self._greeted.set_exception(ConnectionError(f"it {status.describe()}"))
             self._greeted.exception()
         self._gone.set_result(status)
-        for token in list(self._attempts):
-            self._end_attempt(token, self._died(status, self._attempts[token].stopped_by))
+        self._end_all(status)
         self._on_dead(self)
+
+    def _end_all(self, status: reaper.ExitStatus) -> None:
+        """Whatever it may have begun died with it; the rest was only on its way, and goes back to its line in order."""
+        begun = self._progress.read().position if self._progress is not None else 0
+        for attempt in reversed(self._workload.ahead):
+            if attempt.position > begun:
+                self._return(attempt)
+        for attempt in self._workload:
+            self._end_attempt(attempt.token, self._died(status, attempt.stopped_by))
+        if self._progress is not None:
+            self._progress.close()
 
     def _died(self, status: reaper.ExitStatus, stopped_by: Reason | None = None) -> AttemptEnd:
         message, reason = f"the worker {status.describe()}", Reason.WORKER_DIED
@@ -435,23 +472,24 @@ class Worker:
 
     @property
     def has_attempts(self) -> bool:
-        return bool(self._attempts)
+        return bool(self._workload)
 
     @property
     def runs_on(self) -> bool:
         """Something runs here that nobody has stopped."""
-        return any(attempt.stopped_by is None for attempt in self._attempts.values())
+        return any(attempt.stopped_by is None for attempt in self._workload)
 
     def leave(self) -> None:
         """The daemon ends and what runs here goes on, as after the daemon's sudden death: nobody hears of it any more.
 
         The pipes go before the channel: from its end on the worker reads them itself, into a file (MECHANISMS 4).
         """
-        for attempt in self._attempts.values():
+        for attempt in self._workload:
             attempt.cancel_timers()
-        self._drain_pipes()
-        for stream in list(self._pipes):
-            self._close_pipe(stream)
+        if self._patience is not None:
+            self._patience.cancel()
+        self._pipes.drain()
+        self._pipes.close()
         if self._process is not None and not self._exited:
             self._loop.remove_reader(self._process.pidfd)
         if self._channel is not None:
@@ -463,8 +501,7 @@ class Worker:
         if self._process is None:
             if self._channel is not None:
                 self._channel.close()
-            for stream in list(self._pipes):
-                self._close_pipe(stream)
+            self._pipes.close()
             return
         await self._look()
         if self._channel is not None and grace_seconds:
@@ -475,27 +512,3 @@ class Worker:
         await asyncio.to_thread(reaper.kill_descendants, self.pid)
         self._signal(signal.SIGKILL)
         await asyncio.shield(self._gone)
-
-
-def _parse_hello(header: dict[str, object]) -> Hello:
-    if header["protocol"] != wire.PROTOCOL:
-        raise ValueError(f"the worker speaks protocol {header['protocol']}")
-    python = header["python"]
-    if not isinstance(python, list):
-        raise TypeError("python is not a list")
-    return Hello(pid=int(str(header["pid"])), python=tuple(int(part) for part in python), cloudpickle=str(header["cloudpickle"]))
-
-
-def _payload(frame: wire.Frame) -> bytes | int:
-    for extra in frame.fds[1:]:
-        os.close(extra)
-    return frame.fds[0] if frame.fds else frame.body
-
-
-def _size(frame: wire.Frame) -> int:
-    return os.fstat(frame.fds[0]).st_size if frame.fds else len(frame.body)
-
-
-def _close_payload(payload: bytes | int) -> None:
-    if isinstance(payload, int):
-        os.close(payload)

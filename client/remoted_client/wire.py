@@ -39,6 +39,9 @@ _CLOEXEC, _CUT_OFF = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_CTRUNC)
 #: nanoseconds), and how long the former may take (milliseconds, 0 for ever). Stores, no system call (MECHANISMS 3).
 LEASE_PAGE = struct.Struct("=QQQQQ")
 LEASE_PAGE_BYTES = 4096
+#: Which call of those that the daemon has given to it a worker has begun last, by position, and 1 if it begins no more.
+PROGRESS_PAGE = struct.Struct("=QQ")
+PROGRESS_PAGE_BYTES = 4096
 
 _PREFIX = struct.Struct("!2sBBII")
 PREFIX_BYTES = _PREFIX.size

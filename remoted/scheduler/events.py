@@ -31,6 +31,21 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
+class RunAhead:
+    """What runs in this worker is short: it may have so many more calls of the same lane, which begin there one after another."""
+
+    worker: WorkerId
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """A call that a worker had been given ahead has not begun there and never will: it waits again, before all others of its lane."""
+
+    ticket: TicketId
+
+
+@dataclass(frozen=True, slots=True)
 class Blocked:
     """A running body waits for a nested call (or goes on again)."""
 
@@ -114,6 +129,8 @@ Event = (
     Submitted
     | Withdrawn
     | Ended
+    | RunAhead
+    | Returned
     | Blocked
     | WorkerReady
     | WorkerClosing
@@ -134,6 +151,8 @@ class Assign:
     worker: WorkerId
     #: Runs inside a body that waits for it (MECHANISMS 15).
     inline: bool = False
+    #: Begins when what runs in the worker has ended.
+    ahead: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,8 +57,10 @@ class Fleet:
         return worker
 
     def adopt(self, worker_id: WorkerId, ticket: Ticket, devices: tuple[DeviceUuid, ...], now: float) -> None:
-        """A worker of an earlier daemon takes no other ticket."""
-        worker = self._add(worker_id, ticket.need, self._pools.kind(ticket.need), devices, WorkerState.ENDING, now)
+        """A worker of an earlier daemon takes no other ticket than those that it has."""
+        worker = self.workers.get(worker_id)
+        if worker is None:
+            worker = self._add(worker_id, ticket.need, self._pools.kind(ticket.need), devices, WorkerState.ENDING, now)
         worker.running[ticket.id] = ticket
         self.placed[ticket.id] = worker_id
         self._reserve(ticket)
@@ -80,8 +82,10 @@ class Fleet:
         if worker is None:
             return []
         self._set_state(worker, WorkerState.ENDING)
-        lost = list(worker.running)
-        for ticket_id in lost:
+        lost = [*worker.running, *worker.ahead]
+        for ticket_id in list(worker.ahead):
+            self._take_back(worker, ticket_id)
+        for ticket_id in list(worker.running):
             self._take_out(worker, ticket_id)
         if worker.devices:
             self._ledger.give_back(worker_id)
@@ -125,22 +129,51 @@ class Fleet:
             self._changes.in_pool(worker.kind.pool)
         self._reindex(worker)
 
+    def give_ahead(self, ticket: Ticket, worker: WorkerView) -> None:
+        """It begins there when those before it have ended. Nobody else has anything to gain or lose by it."""
+        self.placed[ticket.id] = worker.id
+        worker.ahead[ticket.id] = ticket
+
     def release(self, ticket_id: TicketId, now: float) -> WorkerView | None:
-        """The ticket is over; returns its worker."""
+        """The worker is done with the ticket; returns the worker."""
         worker_id = self.placed.get(ticket_id)
         worker = self.workers.get(worker_id) if worker_id is not None else None
         if worker is None:
             return None
+        if ticket_id in worker.ahead:
+            self._take_back(worker, ticket_id)
+            return worker
+        if worker.ahead and ticket_id not in worker.waiting:
+            self._begin_next(worker, ticket_id)
+            return worker
         self._take_out(worker, ticket_id)
+        if worker.ahead:
+            self._run_next(worker)
         if not worker.running and worker.state is WorkerState.BUSY:
             worker.state, worker.since = WorkerState.IDLE, now
         self._update(worker)
         return worker
 
+    def _begin_next(self, worker: WorkerView, ended: TicketId) -> None:
+        """The next one takes over what the ended one had reserved: they are of one lane."""
+        del self.placed[ended], worker.running[ended]
+        ticket_id = next(iter(worker.ahead))
+        worker.running[ticket_id] = worker.ahead.pop(ticket_id)
+        if ended in self.reserved:
+            self.reserved[ticket_id] = self.reserved.pop(ended)
+
+    def _run_next(self, worker: WorkerView) -> None:
+        ticket_id = next(iter(worker.ahead))
+        ticket = worker.running[ticket_id] = worker.ahead.pop(ticket_id)
+        self._reserve(ticket)
+
+    def _take_back(self, worker: WorkerView, ticket_id: TicketId) -> None:
+        del self.placed[ticket_id], worker.ahead[ticket_id]
+
     def block(self, ticket_id: TicketId, waiting: bool) -> None:
         """A running body waits for a nested call, or goes on again."""
         worker = self.workers.get(self.placed.get(ticket_id, WorkerId("")))
-        if worker is None:
+        if worker is None or ticket_id not in worker.running:
             return
         ticket = worker.running[ticket_id]
         if waiting:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
+
 from remoted.model import DeviceUuid, Reason, Uid
 from remoted.scheduler import explain
 from remoted.scheduler.builds import Builds
@@ -14,7 +17,7 @@ from remoted.scheduler.ledger import Ledger
 from remoted.scheduler.lifecycle import Lifecycle
 from remoted.scheduler.matching import GpuRequest
 from remoted.scheduler.queue import Queue
-from remoted.scheduler.state import Kind, Lane, Ticket, Turns, WorkerView
+from remoted.scheduler.state import Kind, Lane, Ticket, TicketId, Turns, WorkerState, WorkerView
 
 _TURNS = tuple(Turns)
 
@@ -197,6 +200,27 @@ class Placement:
         self._queue.take(ticket)
         self._assign(ticket, host, step, inline=True)
         return True
+
+    # -- running ahead -------------------------------------------------------------------------------------
+
+    def line_behind(self, worker: WorkerView) -> Iterator[TicketId]:
+        """The tickets that a busy worker may be given ahead: those that wait in the lane of what it runs, in order."""
+        if worker.state is not WorkerState.BUSY or worker.waiting or worker.need.concurrency > 1:
+            return
+        lane = self._queue.lane_like(next(iter(worker.running.values())))
+        if lane is None or self._claims.barred_cpus(lane) or not self._claims.barred(lane).isdisjoint(worker.devices):
+            return
+        for _, ticket in lane.tickets:
+            if ticket.ancestors:
+                return  # who waits for it may be in the way
+            yield ticket.id
+
+    def run_ahead(self, worker: WorkerView, count: int, step: Step) -> None:
+        """It is no turn of its own: what is given ahead lasts no longer than a moment, or is taken back."""
+        for ticket_id in list(islice(self.line_behind(worker), count)):
+            ticket = self._queue.pop(self._queue.lanes[ticket_id])
+            self._fleet.give_ahead(ticket, worker)
+            step.decisions.append(Assign(ticket_id, worker.id, ahead=True))
 
     # -- a new worker --------------------------------------------------------------------------------------
 

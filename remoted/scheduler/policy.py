@@ -40,6 +40,8 @@ from remoted.scheduler.events import (
     InstanceDropped,
     PoolHeld,
     Refuse,
+    Returned,
+    RunAhead,
     Step,
     Submitted,
     Tick,
@@ -131,6 +133,11 @@ class Scheduler:
         match event:
             case Ended(ticket_id):
                 self._end(ticket_id, step)
+            case RunAhead(worker_id, count):
+                if worker_id in self.workers:
+                    self._placement.run_ahead(self.workers[worker_id], count, step)
+            case Returned(ticket_id):
+                self._return(ticket_id, step)
             case Withdrawn(ticket_id):
                 self._queue.remove(ticket_id)
             case Blocked(ticket_id, waiting):
@@ -176,6 +183,12 @@ class Scheduler:
             self._queue.forget(ticket_id)
             self._lifecycle.stop_lost((worker,), step)
 
+    def _return(self, ticket_id: TicketId, step: Step) -> None:
+        worker = self._fleet.release(ticket_id, step.now)
+        if worker is not None:
+            self._queue.put_back(self.tickets[ticket_id])
+            self._lifecycle.stop_lost((worker,), step)
+
     def _set_state(self, worker_id: WorkerId, state: WorkerState, step: Step) -> None:
         worker = self.workers.get(worker_id)
         if worker is not None and (state is WorkerState.ENDING or worker.state is WorkerState.STARTING):
@@ -217,6 +230,11 @@ class Scheduler:
     def lane_of(self, ticket_id: TicketId) -> tuple[Lane, int] | None:
         """The lane of a waiting ticket and its place there (0 = next); None once it is placed."""
         return self._queue.place_of(ticket_id)
+
+    def line_behind(self, worker_id: WorkerId) -> Iterator[TicketId]:
+        """The tickets that the worker could be given ahead, the next one first."""
+        worker = self.workers.get(worker_id)
+        return self._placement.line_behind(worker) if worker is not None else iter(())
 
     def kept_until(self, worker_id: WorkerId) -> float | None:
         """When an idle worker will be ended if nothing happens (monotonic seconds); None for any other."""

@@ -43,13 +43,23 @@ class Queue:
         if ticket.id in self.tickets:
             raise ValueError(f"cannot queue {ticket.id}: it is already known")
         self.know(ticket)
-        key = (ticket.need, ticket.priority, ticket.cpus)
-        lanes = self.users.setdefault(ticket.need.uid, {})
-        lane = lanes.get(key)
-        if lane is None:
-            lane = lanes[key] = self._open(key)
+        lane = self._enter(ticket)
         self._sequence += 1
         lane.tickets.add(self._sequence, ticket)
+        return lane
+
+    def put_back(self, ticket: Ticket) -> Lane:
+        """It was taken out and is still known: before all others of its lane."""
+        lane = self._enter(ticket)
+        lane.tickets.add_first(lane.tickets.head[0] - 1 if lane.tickets else self._sequence, ticket)
+        self._changes.in_pool(lane.kind.pool)  # somebody may have become free since it was taken out
+        return lane
+
+    def _enter(self, ticket: Ticket) -> Lane:
+        lanes = self.users.setdefault(ticket.need.uid, {})
+        lane = lanes.get(ticket.lane)
+        if lane is None:
+            lane = lanes[ticket.lane] = self._open(ticket.lane)
         self.lanes[ticket.id] = lane
         self.nested += bool(ticket.ancestors)
         if lane.kind.starting:
@@ -120,6 +130,10 @@ class Queue:
         self._pools.prune(lane.kind)
 
     # -- looking -------------------------------------------------------------------------------------------
+
+    def lane_like(self, ticket: Ticket) -> Lane | None:
+        """Where tickets of the same need, reservation and priority wait."""
+        return self.users.get(ticket.need.uid, {}).get(ticket.lane)
 
     def place_of(self, ticket_id: TicketId) -> tuple[Lane, int] | None:
         """The lane of a waiting ticket and its place there (0 = next)."""

@@ -55,6 +55,11 @@ class Ticket:
     priority: int = 0
     ancestors: tuple[TicketId, ...] = ()
 
+    @property
+    def lane(self) -> LaneKey:
+        """Tickets that have this in common wait in one line."""
+        return self.need, self.priority, self.cpus
+
 
 class WorkerState(str, Enum):
     STARTING = "STARTING"
@@ -76,6 +81,8 @@ class WorkerView:
     state: WorkerState
     since: float
     running: dict[TicketId, Ticket] = field(default_factory=dict)
+    #: Tickets of the same lane that the worker has already, and begins one after another.
+    ahead: dict[TicketId, Ticket] = field(default_factory=dict)
     #: Running tickets whose body waits for a nested call: they use neither CPU nor a place in the pool.
     waiting: set[TicketId] = field(default_factory=set)
     #: Started for a ticket of its user's turn, and nothing has run in it yet; the CPUs that this ticket reserves.
@@ -115,8 +122,9 @@ class Line:
     def add(self, number: int, ticket: Ticket) -> None:
         self._items[ticket.id] = (number, ticket)
 
-    def pop(self) -> Ticket:
-        return self._items.popitem(last=False)[1][1]
+    def add_first(self, number: int, ticket: Ticket) -> None:
+        self.add(number, ticket)
+        self._items.move_to_end(ticket.id, last=False)
 
     def remove(self, ticket_id: TicketId) -> Ticket:
         return self._items.pop(ticket_id)[1]

@@ -61,6 +61,10 @@ def _validate_worker(worker: WorkerView, fleet: Fleet) -> None:
         assert ticket.need.uid == worker.need.uid, "a worker serves two users"
         left = fleet.homes.get(ticket.need.instance or "", worker.id) != worker.id
         assert worker.state is WorkerState.ENDING or not left, "an instance's call left its home"
+    for ticket_id, ticket in worker.ahead.items():
+        assert fleet.placed[ticket_id] == worker.id, "a ticket is ahead where it was not placed"
+        assert all(ticket.lane == other.lane for other in worker.running.values()), "a ticket is ahead behind another lane's"
+    assert worker.running or not worker.ahead, "a ticket is ahead behind nothing"
     if worker.state in (WorkerState.STARTING, WorkerState.IDLE):
         assert not worker.running, "a free worker runs something"
     if worker.state is WorkerState.BUSY:

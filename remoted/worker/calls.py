@@ -33,6 +33,10 @@ class Run:
     inline: bool
     outcome_path: str
     arguments: bytes | int
+    #: The how manyth call that the daemon gives to this worker; 0 on a lease.
+    position: int = 0
+    #: Others may run beside it.
+    is_concurrent: bool = False
     instance: dict[str, Any] | None = None
     #: Large parts of the arguments, out of band (PEP 574).
     buffers: list[memoryview] | None = None

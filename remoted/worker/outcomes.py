@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import threading
 from typing import Any, BinaryIO, cast
 
 from remoted_client import codec, plain
@@ -27,10 +28,14 @@ class Reporter:
         self._streams = streams
         self._decoder = decoder
         self._segments = segments
+        self._may_go_on = threading.Event()
         self._unacknowledged: dict[str, tuple[Run, dict[str, Any], Payload]] = {}
 
     def report(self, run: Run, outcome: Outcome, why: str) -> None:
-        """Flush, encode, tell; what cannot be encoded becomes an error that names it. ``why`` it was stopped, or ""."""
+        """Flush, encode, tell; what cannot be encoded becomes an error that names it. ``why`` it was stopped, or "".
+
+        The next call may be here already, and the daemon must not ascribe to it what this one printed: it has its word first.
+        """
         self._streams.flush()
         if run.lease is not None:
             self._answer(run, run.lease, outcome, why)
@@ -41,7 +46,16 @@ class Reporter:
         except BaseException as error:
             outcome = self._unsendable(error, why)
             payload = self.encode(outcome.value)
-        self._tell_daemon(run, outcome, payload)
+        waits = not (run.is_concurrent or run.inline) and self._streams.take_printed()
+        if waits:
+            self._may_go_on.clear()
+        self._tell_daemon(run, outcome, payload, waits)
+        if waits and not self._link.closed:
+            self._may_go_on.wait()
+
+    def go_on(self) -> None:
+        """The daemon has read what was printed, or will never read it."""
+        self._may_go_on.set()
 
     def raised(self, error: BaseException, why: str) -> Outcome:
         """The outcome of a body that ended with an exception."""
@@ -118,9 +132,11 @@ class Reporter:
 
     # -- to the daemon -------------------------------------------------------------------------------------
 
-    def _tell_daemon(self, run: Run, outcome: Outcome, payload: Payload) -> None:
+    def _tell_daemon(self, run: Run, outcome: Outcome, payload: Payload, waits: bool) -> None:
         constructed = bool(run.instance and run.instance.get("constructed"))
         header = {"op": "done", "attempt": run.attempt, "exit_code": outcome.exit_code, "constructed": constructed, **_described(outcome)}
+        if waits:
+            header["waits"] = True
         # Kept until the daemon has committed it: what lies unread in a dead daemon's socket is lost.
         self._unacknowledged[run.attempt] = (run, header, payload if isinstance(payload, bytes) else os.dup(payload))
         self._link.send_payload(header, payload)

@@ -25,6 +25,7 @@ from remoted_client import context as client_context
 from remoted_client.segments import SegmentPool
 
 from .calls import Outcome, Run, as_iterator, returned
+from .given import Given
 from .inbox import Inbox
 from .lease import Lease
 from .link import Link
@@ -50,6 +51,7 @@ class Runtime:
         self._preparer = Preparer(decoder)
         self._reporter = Reporter(self._link, self._streams, decoder, self._segments)
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._given = Given()
         self._windows: dict[str, Window] = {}
         self._leases: dict[str, Lease] = {}
         #: Why, by attempt.
@@ -68,6 +70,8 @@ class Runtime:
             "lease": self._on_lease,
             "revoke": self._on_revoke,
             "cancel": self._on_cancel,
+            "recall": self._on_recall,
+            "go_on": lambda frame: self._reporter.go_on(),
             "credit": self._on_credit,
             "close_stream": self._on_close_stream,
             "limits": self._on_limits,
@@ -114,13 +118,15 @@ class Runtime:
             inline=header["inline"],
             outcome_path=header["outcome_path"],
             arguments=frame.fds[0] if frame.fds else frame.body,
+            position=header["position"],
+            is_concurrent=header["concurrent"],
             instance=header.get("instance"),
         )
-        self._output_path = run.outcome_path.replace(".outcome", ".output")
         if run.stream:
             self._windows[run.attempt] = Window(header["window_items"], header["window_bytes"])
-        if header["concurrent"]:
+        if run.is_concurrent:
             self._streams.route(self._send_output)
+        self._given.add(run)
         if run.inline:
             threading.Thread(target=self._run_inline, args=(run,), name=f"nested-{run.job}").start()
         else:
@@ -138,6 +144,11 @@ class Runtime:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         else:
             self._loop.call_soon_threadsafe(self._cancel_task, attempt)
+
+    def _on_recall(self, frame: wire.Frame) -> None:
+        taken = self._given.recall(frame.header["attempts"])
+        if taken:
+            self._link.send({"op": "recalled", "attempts": taken})
 
     def _cancel_task(self, attempt: str) -> None:
         task = self._tasks.get(attempt)
@@ -162,6 +173,7 @@ class Runtime:
         limit = frame.header.get("data_bytes")
         if limit:
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        self._given.open(frame.fds[0])
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(frame.header["descriptors"], most), most))
 
@@ -170,6 +182,8 @@ class Runtime:
 
     def on_closed(self) -> None:
         """The daemon is gone: what runs is finished and left in its outcome file, then the worker ends."""
+        self._given.close()
+        self._reporter.go_on()
         self._streams.keep_output(self._output_path)
         for window in list(self._windows.values()):
             window.close()  # nobody will read on
@@ -189,8 +203,10 @@ class Runtime:
             item = self._inbox.get(self._loop_was_used)
             if item is _END:
                 break
-            if isinstance(item, Run):
+            if isinstance(item, Run) and item.lease is not None:
                 self._dispatch(item)
+            elif isinstance(item, Run):
+                self._run_given(item)
             elif isinstance(item, Lease):
                 self._serve_lease(item)
             else:
@@ -218,6 +234,23 @@ class Runtime:
         """SIGINT stops the sync body that was cancelled, and nothing else."""
         if self._sync_attempt and self._sync_attempt in self._cancelled:
             raise KeyboardInterrupt
+
+    def _run_given(self, run: Run) -> None:
+        """The next of the daemon's calls, unless it was taken back; without concurrency nothing else begins beside it."""
+        if not self._begin(run):
+            return
+        self._dispatch(run)
+        if not run.is_concurrent:
+            self._finish_tasks()
+
+    def _begin(self, run: Run) -> bool:
+        if not self._given.begin(run):
+            self._windows.pop(run.attempt, None)
+            if isinstance(run.arguments, int):
+                os.close(run.arguments)
+            return False
+        self._output_path = run.outcome_path.replace(".outcome", ".output")
+        return True
 
     def _dispatch(self, run: Run) -> None:
         prepared = self._prepare(run)
@@ -335,6 +368,8 @@ class Runtime:
 
     def _run_inline(self, run: Run) -> None:
         """In a thread of its own, beside the body that waits for it."""
+        if not self._begin(run):
+            return
         prepared = self._prepare(run)
         if isinstance(prepared, Outcome):
             self._finish(run, prepared)

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from remoted.limits import Limits
 from tests.faults.rawclient import daemon_process
 from tests.harness import Host, wait_until
 
@@ -84,7 +85,8 @@ print(json.dumps([[o.id, o.status, o.state_reason, o.attempts] for o in (h.resul
     assert len(found) == 1000
     assert all(status in ("COMPLETED", "FAILED") for _, status, _, _ in found), statuses
     assert all(reason == "LOST" and not retries[job] for job, status, reason, _ in found if status == "FAILED"), statuses
-    assert statuses[("FAILED", "LOST")] <= 2
+    # What had begun and was not committed: of calls that take a moment up to what one worker is given ahead (decision 0030).
+    assert statuses[("FAILED", "LOST")] <= Limits().ahead_calls
     lines = lines_of(marks)
     assert len({attempt for attempt, _ in lines}) == len(lines), "no attempt token ran twice"
     runs = Counter(job for _, job in lines)

@@ -238,3 +238,40 @@ def test_c05_a_stream_of_cpu_calls_does_not_cost_a_user_his_turn_at_the_card() -
     theirs = [Arrival(0.0, 2, 2.0, kind="theirs") for _ in range(30)]
     report = Simulation(1, times=Times(0.1, 0.1), validate=True).run([*calls, *theirs, *mine])
     assert report.waits["t630"] < 6.0, "after the call that ran, not after all of theirs"
+
+
+def _short_calls(desk: Desk, count: int, workers: int = 2) -> None:
+    """``count`` equal calls a0, a1, ... of which a pool of two workers runs the first ones."""
+    need = Need(Uid(1), (1, "LiveServerless", "k"), "k")
+    for number in range(count):
+        desk.feed(events.Submitted(Ticket(f"a{number}", need, 1.0), PoolPolicy(workers_max=workers)))
+    for worker in list(desk.scheduler.workers):
+        desk.feed(events.WorkerReady(worker))
+
+
+def test_c05_a_worker_is_given_the_next_calls_of_its_lane_and_begins_them_in_order() -> None:
+    desk = Desk(gpus=0)
+    _short_calls(desk, 6, workers=1)
+    (worker,) = desk.scheduler.workers
+    given = desk.feed(events.RunAhead(worker, 3))
+    assert given == [events.Assign(f"a{number}", worker, ahead=True) for number in (1, 2, 3)]
+    assert desk.feed(events.Ended("a0")) == []
+    assert list(desk.scheduler.workers[worker].running) == ["a1"]
+    assert desk.scheduler.cpus_used() == 1.0
+    for ticket in ("a1", "a2", "a3"):
+        desk.feed(events.Ended(ticket))
+    assert list(desk.scheduler.workers[worker].running) == ["a4"], "the next one of the line"
+
+
+def test_c05_what_comes_back_is_served_first_and_at_once_where_somebody_is_free() -> None:
+    desk = Desk(gpus=0)
+    _short_calls(desk, 5)
+    slow, quick = desk.scheduler.workers
+    desk.feed(events.RunAhead(slow, 2))
+    desk.feed(events.Ended("a1"))
+    desk.feed(events.Ended("a4"))
+    assert not list(desk.scheduler.waiting())
+    assert desk.feed(events.Returned("a3")) == [events.Assign("a3", quick)]
+    assert desk.feed(events.Returned("a2")) == []
+    assert [ticket.id for _, _, ticket in desk.scheduler.waiting()] == ["a2"]
+    assert desk.feed(events.Ended("a3")) == [events.Assign("a2", quick)]

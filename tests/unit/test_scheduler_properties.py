@@ -161,6 +161,20 @@ class SchedulerMachine(RuleBasedStateMachine):
         if waiting := self.running(waiting=True):
             self.feed(events.Blocked(data.draw(st.sampled_from(waiting)), False))
 
+    @rule(data=st.data(), count=st.integers(1, 9))
+    def run_ahead(self, data: st.DataObject, count: int) -> None:
+        if busy := self.workers_in(WorkerState.BUSY):
+            self.feed(events.RunAhead(data.draw(st.sampled_from(busy)), count))
+
+    @rule(data=st.data())
+    def take_back(self, data: st.DataObject) -> None:
+        """The last one first, as they come back; what runs may never have begun either."""
+        given = [[*worker.running, *worker.ahead] for worker in self.scheduler.workers.values() if worker.running and not worker.waiting]
+        if given:
+            ticket = data.draw(st.sampled_from(given))[-1]
+            self.order[self.line_of(self.tickets[ticket])].insert(0, ticket)
+            self.feed(events.Returned(ticket))
+
     @rule(data=st.data())
     def get_ready(self, data: st.DataObject) -> None:
         if starting := self.workers_in(WorkerState.STARTING):

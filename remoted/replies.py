@@ -1,0 +1,64 @@
+"""What a worker says, parsed: it is as hostile as any client (boundary b3), so whatever is not as it must be raises."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from remoted.attempts import AttemptEnd, clean
+from remoted.model import Reason
+from remoted_client import wire
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """What a worker says of itself; only for comparison with what was asked for."""
+
+    pid: int
+    python: tuple[int, ...]
+    cloudpickle: str
+
+
+def parse_hello(header: Mapping[str, Any]) -> Hello:
+    """Raises KeyError, TypeError, ValueError."""
+    if header["protocol"] != wire.PROTOCOL:
+        raise ValueError(f"the worker speaks protocol {header['protocol']}")
+    python = header["python"]
+    if not isinstance(python, list):
+        raise TypeError("python is not a list")
+    return Hello(pid=int(str(header["pid"])), python=tuple(int(part) for part in python), cloudpickle=str(header["cloudpickle"]))
+
+
+def parse_end(frame: wire.Frame, stopped_by: Reason | None) -> AttemptEnd:
+    """How an attempt ended; the payload is the listener's from here on. Raises KeyError, and then the frame is untouched."""
+    words = _words(frame.header)
+    return AttemptEnd(**words, size=size_of(frame), payload=payload_of(frame), stopped_by=stopped_by)
+
+
+def end_of(header: Mapping[str, Any], payload: bytes | int, size: int, stopped_by: Reason | None) -> AttemptEnd:
+    """The same of a header that a worker has left in a file. Raises KeyError."""
+    return AttemptEnd(**_words(header), size=size, payload=payload, stopped_by=stopped_by)
+
+
+def _words(header: Mapping[str, Any]) -> dict[str, Any]:
+    words: dict[str, Any] = {name: clean(header[name]) for name in ("kind", "message", "error_type", "traceback")}
+    words["exit_code"] = header["exit_code"] if isinstance(header["exit_code"], int) else None
+    words["constructed"] = bool(header.get("constructed"))
+    return words
+
+
+def payload_of(frame: wire.Frame) -> bytes | int:
+    for extra in frame.fds[1:]:
+        os.close(extra)
+    return frame.fds[0] if frame.fds else frame.body
+
+
+def size_of(frame: wire.Frame) -> int:
+    return os.fstat(frame.fds[0]).st_size if frame.fds else len(frame.body)
+
+
+def close_payload(payload: bytes | int) -> None:
+    if isinstance(payload, int):
+        os.close(payload)
