@@ -36,6 +36,7 @@ from remoted.errors import StartupError, StoreBroken
 from remoted.gpu.locks import DeviceLocks
 from remoted.gpu.nvml import Nvml
 from remoted.jobs import Jobs
+from remoted.lag import Lag
 from remoted.limits import Limits
 from remoted.model import Reason
 from remoted.paths import Paths
@@ -60,6 +61,7 @@ class Daemon:
         self._limits: Limits = config.build_limits()
         self._clock = Clock()
         self._idle_exit_seconds = idle_exit_seconds
+        self._lag = Lag()
         self._stop = asyncio.Event()
         self._ends_jobs = False
         self._problem = ""
@@ -140,6 +142,7 @@ class Daemon:
                 clock=self._clock,
                 started_at=self._clock.monotonic(),
                 stop=self.stop,
+                lag=self._lag,
                 mode="user",
             )
             server = await api.serve(services, api_socket)
@@ -197,15 +200,14 @@ class Daemon:
         loop.add_signal_handler(signal.SIGQUIT, self.stop, True)
 
     async def _until_stopped(self, engine: Engine, jobs: Jobs, direct: DirectCalls) -> None:
-        devices = asyncio.create_task(engine.watch_devices())
-        memory = asyncio.create_task(engine.watch_memory())
-        keeping = asyncio.create_task(self._housekeeping(jobs, direct))
+        watches = (engine.watch_devices(), engine.watch_memory(), self._lag.watch(), self._housekeeping(jobs, direct))
+        tasks = [asyncio.create_task(watch) for watch in watches]
         try:
             await self._stop.wait()
         finally:
-            for task in (devices, memory, keeping):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(devices, memory, keeping, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _housekeeping(self, jobs: Jobs, direct: DirectCalls) -> None:
         """Expiry, forgotten sockets, and the end of an idle daemon (MECHANISMS 7)."""

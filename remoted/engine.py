@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
+from math import inf
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -121,6 +123,8 @@ class Engine:
         self._hearers: dict[tuple[str, str], TicketId] = {}
         self._deaf: dict[TicketId, TicketId] = {}
         self._owners: dict[TicketId, TicketOwner] = {}
+        #: How many processes use each pool's config.
+        self._holders: Counter[PoolKey] = Counter()
         self._told: dict[TicketId, Reason] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -209,7 +213,21 @@ class Engine:
         self.handle(events.InstanceDropped(instance))
 
     def hold_pool(self, pool: PoolKey, seconds: float) -> None:
-        self.handle(events.PoolHeld(pool, self._clock.monotonic() + seconds))
+        """Its config is used now, and keeps its ``workers_min`` so long, or for as long as a process holds it."""
+        if not self._holders[pool]:
+            self.handle(events.PoolHeld(pool, self._clock.monotonic() + seconds))
+
+    def keep_pool(self, pool: PoolKey) -> None:
+        """A process that uses its config holds it until ``let_pool_go``."""
+        self._holders[pool] += 1
+        self.handle(events.PoolHeld(pool, inf))
+
+    def let_pool_go(self, pool: PoolKey, seconds: float) -> None:
+        """The process is gone; the last one's pool is held for a while longer."""
+        self._holders[pool] -= 1
+        if not self._holders[pool]:
+            del self._holders[pool]
+            self.hold_pool(pool, seconds)
 
     def waiting_for(self, ticket_id: TicketId) -> tuple[Reason, str, int] | None:
         """(why, detail, place in its lane) of a waiting ticket."""

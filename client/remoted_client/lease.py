@@ -68,6 +68,8 @@ class Lease:
         self._number = 0
         self._uses: dict[tuple[str, str, str, int], int] = {}
         self._known: set[str] = set()
+        #: Content that went out on this connection and of which it is not certain that the worker has read it.
+        self._told: set[str] = set()
 
     # -- opening -------------------------------------------------------------------------------------------
 
@@ -129,9 +131,9 @@ class Lease:
         if call.use in self._uses:
             return
         for upload in call.uploads:
-            if upload.digest not in self._known:
+            if upload.digest not in self._known and upload.digest not in self._told:
                 self._send_content(upload)
-                self._known.add(upload.digest)
+                self._told.add(upload.digest)
         self._uses[call.use] = len(self._uses)
         code, modules, context, timeout_ms = call.use
         self._send(wire.encode({"op": "use", "use": self._uses[call.use], "code": code, "modules": modules, "context": context, "timeout_ms": timeout_ms}))
@@ -187,6 +189,9 @@ class Lease:
         header = frame.header
         op = header.get("op")
         if op is None:
+            if self._told:  # what came before the call has been read
+                self._known |= self._told
+                self._told.clear()
             self._owner.on_answer(self, frame)
         elif op == "grant":
             self._owner.on_granted(self, header)

@@ -209,6 +209,8 @@ class Pool(_Shape):
     idle: int
     busy: int
     queued: int
+    #: Its ``workers_min`` holds: until then, or as long as a process lives that uses its config.
+    held: bool
     held_until: float | None
 
 
@@ -219,6 +221,8 @@ class Daemon(_Shape):
     uid: int
     started_at: float
     uptime_seconds: float
+    #: By how much the event loop was late, at most, in the last minute.
+    loop_lag_seconds: float
     draining: bool
     sockets: str
 

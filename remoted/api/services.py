@@ -11,6 +11,7 @@ from remoted.direct import DirectCalls
 from remoted.engine import Engine
 from remoted.environments import Environments
 from remoted.jobs import Jobs
+from remoted.lag import Lag
 from remoted.limits import Limits
 from remoted.paths import Paths
 
@@ -31,4 +32,5 @@ class Services:
     stop: Callable[[bool], None]
     #: When this daemon began to serve, on the monotonic clock.
     started_at: float
+    lag: Lag
     mode: str = "user"

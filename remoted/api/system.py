@@ -19,6 +19,7 @@ from remoted.paths import filesystem_type
 from remoted_client import wire
 
 _API = 1
+_LAG_SECONDS = 1.0
 
 
 async def version(services: Services, ask: Ask) -> web.StreamResponse:
@@ -55,6 +56,7 @@ def _daemon(services: Services) -> schemas.Daemon:
         uid=os.geteuid(),
         started_at=services.clock.wall() - uptime,
         uptime_seconds=uptime,
+        loop_lag_seconds=services.lag.worst_seconds,
         draining=services.engine.draining,
         sockets=os.fspath(services.paths.sockets),
     )
@@ -80,7 +82,7 @@ async def config(services: Services, ask: Ask) -> web.StreamResponse:
 
 async def doctor(services: Services, ask: Ask) -> web.StreamResponse:
     """What only the daemon can check of this host; `remotectl doctor` adds what anybody can."""
-    checks = [_check_state(services), _check_gpus(services), _check_disk(services), _check_descriptors(services), await _check_store(services, ask)]
+    checks = [_check_state(services), _check_gpus(services), _check_disk(services), _check_descriptors(services), _check_lag(services), await _check_store(services, ask)]
     return reply(schemas.Doctor(checks=checks))
 
 
@@ -118,6 +120,14 @@ def _check_descriptors(services: Services) -> schemas.Check:
     fits = soft == resource.RLIM_INFINITY or soft >= wanted
     advice = "" if fits else f"raise the limit of open files above {wanted} (ulimit -n), or lower connections_total"
     return schemas.Check(name="descriptors", ok=fits, detail=f"the daemon may open {soft} files", advice=advice)
+
+
+def _check_lag(services: Services) -> schemas.Check:
+    """Everybody's calls wait while the loop is held."""
+    worst = services.lag.worst_seconds
+    fine = worst < _LAG_SECONDS
+    advice = "" if fine else "the machine is short of CPU, or something holds the daemon: look at its log"
+    return schemas.Check(name="event loop", ok=fine, detail=f"at most {worst * 1000:.0f} ms late in the last minute", advice=advice)
 
 
 async def _check_store(services: Services, ask: Ask) -> schemas.Check:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from math import inf
 
 from aiohttp import web
 
@@ -48,9 +49,9 @@ def to_wall(services: Services, moment: float) -> float:
 
 
 def _idle_until(services: Services, view: WorkerView) -> float | None:
-    """When it ends if nothing happens; None unless it is idle."""
+    """When it ends if nothing happens; None unless it is idle, and while a process that uses its config keeps it."""
     until = services.engine.scheduler.kept_until(view.id)
-    return to_wall(services, until) if until is not None else None
+    return to_wall(services, until) if until is not None and until < inf else None
 
 
 def pools(services: Services, peer: Peer) -> list[schemas.Pool]:
@@ -82,5 +83,6 @@ def _pool(services: Services, key: PoolKey, members: list[WorkerView], queued: i
         idle=states[WorkerState.IDLE],
         busy=states[WorkerState.BUSY],
         queued=queued,
-        held_until=to_wall(services, held) if held is not None else None,
+        held=held is not None,
+        held_until=to_wall(services, held) if held is not None and held < inf else None,
     )

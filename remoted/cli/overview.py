@@ -102,7 +102,7 @@ def _pool_lines(pools: list[Document], now: float) -> list[str]:
             str(pool["idle"]),
             str(pool["queued"]),
             duration(pool["idle_timeout_seconds"]),
-            duration(pool["held_until"] - now) if pool["held_until"] else "",
+            duration(pool["held_until"] - now) if pool["held_until"] else "as long as used" if pool["held"] else "",
         ]
         for pool in pools
     ]

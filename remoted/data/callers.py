@@ -5,16 +5,26 @@ from __future__ import annotations
 import asyncio
 import os
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from remoted.attempts import Content
 from remoted.calls import Call
 from remoted.data.following import Following
+from remoted.data.holding import Holding
 from remoted.direct import DirectCalls
 from remoted.jobs import Jobs
 from remoted.model import Reason
 
-#: The first connection of each client process, by uid and the name that it gave itself.
-Clients = dict[tuple[int, str], Following]
+
+class Client(NamedTuple):
+    """What the first connection of a client process stands for: its others are leases."""
+
+    following: Following
+    holding: Holding
+
+
+#: By uid and the name that the process gave itself.
+Clients = dict[tuple[int, str], Client]
 
 
 @dataclass(frozen=True, slots=True)

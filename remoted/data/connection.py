@@ -16,8 +16,9 @@ from collections.abc import Awaitable, Callable
 import remoted
 from remoted.access import Peer
 from remoted.calls import Call, Request
-from remoted.data.callers import Clients, Runners, watch_caller
+from remoted.data.callers import Client, Clients, Runners, watch_caller
 from remoted.data.following import Following
+from remoted.data.holding import Holding
 from remoted.data.messages import parse_lease, parse_request
 from remoted.data.transport import Transport
 from remoted.errors import BadRequest, NotFound, Refused, RemotedError, StoreError
@@ -52,6 +53,7 @@ class Connection:
         self._pidfd = peer_pidfd(sock, peer.pid)
         self._transport = Transport(sock, limits, self._handle, self._on_room, self._on_closed)
         self._following = Following(self._transport, runners.jobs.records, peer)
+        self._holding = Holding(runners.jobs.engine, runners.jobs.contents, peer)
 
     def close(self) -> None:
         """Idempotent: forget everything about this client but its jobs."""
@@ -97,7 +99,7 @@ class Connection:
         self._caller = json.dumps([self.peer.pid, started])
         self._client = str(frame.header.get("client", ""))[:64]
         if self._client:
-            self._clients[(self.peer.uid, self._client)] = self._following
+            self._clients[(self.peer.uid, self._client)] = Client(self._following, self._holding)
         welcome = {"protocol": wire.PROTOCOL, "version": remoted.__version__, "pid": os.getpid(), "uid": os.geteuid(), "pool_busy_seconds": self._limits.pool_busy_seconds}
         self._transport.send({"op": "welcome", **welcome})
 
@@ -111,6 +113,7 @@ class Connection:
 
     def _on_submit(self, frame: wire.Frame) -> None:
         request = parse_request(frame)
+        self._holding.use(request.spec)
         accepted = self._runners.jobs.submit(self.peer, request, "" if request.options.detach else self._caller)
         output = bool(frame.header.get("output", True))
         self._submitting += 1
@@ -141,6 +144,7 @@ class Connection:
 
     def _on_call(self, frame: wire.Frame) -> None:
         request = parse_request(frame)
+        self._holding.use(request.spec)
         call = self._runners.direct.submit(self.peer, request, self._caller)
         self._transport.send({"op": "accepted", "key": request.key, "id": call.id})
         self._following.claim(call)
@@ -154,13 +158,15 @@ class Connection:
         lease_id, client = frame.header["lease"], str(frame.header["client"])
         if not isinstance(lease_id, str) or len(lease_id) != 32 or set(lease_id) - set("0123456789abcdef"):
             raise BadRequest("BAD_REQUEST", "cannot open the lease: its id must have 32 hexadecimal digits")
-        following = self._clients.get((self.peer.uid, client))
-        if following is None:
+        known = self._clients.get((self.peer.uid, client))
+        if known is None:
             raise BadRequest("BAD_REQUEST", "cannot open the lease: its client has no other connection")
-        call = self._runners.direct.lease(self.peer, parse_lease(frame), lease_id, self, self._caller)
+        request = parse_lease(frame)
+        known.holding.use(request.spec)
+        call = self._runners.direct.lease(self.peer, request, lease_id, self, self._caller)
         if not call.status.is_terminal:
-            following.claim(call)
-            following.watch(call, output=True)
+            known.following.claim(call)
+            known.following.watch(call, output=True)
             self._lease = call if self._transport.is_open else None
 
     def hand_over(self) -> socket.socket | None:
@@ -211,13 +217,6 @@ class Connection:
         """Answered behind everything that was told before."""
         self._transport.send({"op": "pong"})
 
-    def _on_hold(self, frame: wire.Frame) -> None:
-        """This process uses a pool: its ``workers_min`` holds while the process lives and some time after."""
-        spec = self._contents.spec(self.peer.uid, str(frame.header["spec"]))
-        pool = (self.peer.uid, spec.pool.class_, spec.pool.name)
-        if spec.pool.workers_min:
-            self._runners.jobs.engine.hold_pool(pool, spec.pool.keep_warm_seconds)
-
     def _on_drop_instance(self, frame: wire.Frame) -> None:
         for runner in (self._runners.jobs, self._runners.direct):
             runner.drop_instance(str(frame.header["instance"]))
@@ -232,6 +231,7 @@ class Connection:
         if self._lease is not None:
             self._runners.direct.cancel(self._lease, Reason.CALLER_GONE)  # it gave up waiting
         self._following.stop()
+        self._holding.close()
         for digest in self._secrets:
             self._contents.release(self.peer.uid, digest)
         self._on_gone(self)
@@ -258,7 +258,6 @@ _HANDLERS: dict[str, _Handler] = {
     "waiting": Connection._on_waiting,
     "credit": Connection._on_credit,
     "close_stream": Connection._on_close_stream,
-    "hold": Connection._on_hold,
     "ping": Connection._on_ping,
     "drop_instance": Connection._on_drop_instance,
 }

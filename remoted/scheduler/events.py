@@ -114,7 +114,7 @@ class EnvironmentFailed:
 
 @dataclass(frozen=True, slots=True)
 class PoolHeld:
-    """Somebody uses this pool's config until ``until`` (monotonic seconds): ``workers_min`` holds."""
+    """Somebody uses this pool's config until ``until`` (monotonic seconds; infinite as long as a process lives): ``workers_min`` holds."""
 
     pool: PoolKey
     until: float

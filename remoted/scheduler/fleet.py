@@ -71,6 +71,8 @@ class Fleet:
     ) -> WorkerView:
         self._count += 1
         worker = WorkerView(worker_id, self._count, need, kind, devices, state, now)
+        if need.pool in self._pools.held_until:
+            self._pools.newest[need.pool] = need
         self.workers[worker_id] = kind.workers[worker_id] = kind.pool.workers[worker_id] = worker
         if devices:
             self._ledger.lend(worker_id, devices)

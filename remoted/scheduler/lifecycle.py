@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import inf
 
 from remoted.model import DeviceUuid, WorkerId
 from remoted.scheduler.crashes import Crashes
@@ -93,32 +94,32 @@ class Lifecycle:
 
     def next_wakeup(self) -> float | None:
         """When a worker's idle time ends, or somebody's hold of a pool; None while only events matter."""
-        return min((*self._pools.idle_ends.values(), *self._pools.held_until.values(), *self._retries), default=None)
+        first = min((*self._pools.idle_ends.values(), *self._pools.held_until.values(), *self._retries), default=inf)
+        return first if first < inf else None
 
     def keep_minimum(self, are_devices_wanted: bool, step: Step) -> None:
         """Start what ``workers_min`` asks for, of the kind last used, where no device must be taken for it."""
         self._retries.clear()
         for key in self._pools.held_until:
             pool = self._pools.index.get(key)
-            missing = pool.policy.workers_min - pool.live if pool is not None and pool.live else 0
-            if pool is None or missing <= 0:
+            live = [worker for worker in pool.workers.values() if worker.state is not WorkerState.ENDING] if pool is not None else []
+            need = max(live, key=lambda worker: worker.since).need if live else self._pools.newest.get(key)
+            missing = self._pools.policies[key].workers_min - len(live) if need is not None else 0
+            if need is None or missing <= 0:
                 continue
             paused = self._crashes.paused_until(key, step.now)
             if paused is not None:
                 self._retries.add(paused)
-                continue
-            live = [worker for worker in pool.workers.values() if worker.state is not WorkerState.ENDING]
-            newest = max(live, key=lambda worker: worker.since)
             # While somebody waits for a device, keeping one warm would only be undone.
-            if newest.need.gpu is None or not are_devices_wanted:
-                self._start_extra(newest, missing, step)
+            elif need.gpu is None or not are_devices_wanted:
+                self._start_extra(need, missing, step)
 
-    def _start_extra(self, like: WorkerView, count: int, step: Step) -> None:
+    def _start_extra(self, need: Need, count: int, step: Step) -> None:
         for _ in range(min(count, self._fleet.most - len(self._fleet.workers))):
-            devices = self._ledger.pick(like.need.gpu) if like.need.gpu else ()
+            devices = self._ledger.pick(need.gpu) if need.gpu else ()
             if devices is None:
                 return
-            self.start(like.need, like.kind, devices, step)
+            self.start(need, self._pools.kind(need), devices, step)
 
 
 def _number(worker: WorkerView) -> int:

@@ -12,6 +12,8 @@ class Pools:
         self.policies: dict[PoolKey, PoolPolicy] = {}
         #: Until when somebody uses the pool's config (monotonic seconds).
         self.held_until: dict[PoolKey, float] = {}
+        #: What the newest worker of each held pool was started for.
+        self.newest: dict[PoolKey, Need] = {}
         self.index: dict[PoolKey, Pool] = {}
         #: When the idle time of each pool's longest idle worker ends; only of pools with idle ones that nobody keeps.
         self.idle_ends: dict[Pool, float] = {}
@@ -48,7 +50,7 @@ class Pools:
             del self.index[kind.pool.key]
 
     def hold(self, key: PoolKey, until: float) -> None:
-        self.held_until[key] = max(until, self.held_until.get(key, 0.0))
+        self.held_until[key] = until
         if key in self.index:
             self.update_ends(self.index[key])
 
@@ -56,6 +58,7 @@ class Pools:
         """Forget who held a pool until now."""
         for key in [key for key, until in self.held_until.items() if until <= now]:
             del self.held_until[key]
+            self.newest.pop(key, None)
             if key in self.index:
                 self.update_ends(self.index[key])
 

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 
-from tests.faults.rawclient import RawClient, descriptors, prepare, raw, resident_bytes
+from tests.faults.rawclient import RawClient, daemon_process, descriptors, prepare, raw, resident_bytes
 from tests.harness import Host, wait_until
 
 HEAD = """
@@ -233,3 +233,29 @@ def test_t57_open_connections_do_not_delay_the_end_of_the_daemon(daemon: Host) -
         begun = time.monotonic()
         daemon.stop()
         assert time.monotonic() - begun < 5
+
+
+def test_a_thousand_short_lived_clients_leave_nothing_behind(daemon: Host) -> None:
+    """Each is a process that connects, calls and ends; ten at a time."""
+    body = HEAD + """
+@remote(CpuLiveLoadBalancer(name="brief", workersMax=2))
+def double(x): return 2 * x
+def clients(count):
+    for start in range(0, count, 10):
+        children = []
+        for n in range(start, start + 10):
+            child = os.fork()
+            if not child:
+                os._exit(double(n).result() != 2 * n)
+            children.append(child)
+        assert [os.waitpid(child, 0)[1] for child in children] == [0] * 10
+clients(int(sys.argv[1]))
+"""
+    script = daemon.write("script.py", body)
+    daemon.run(script, "50", timeout=60)
+    process = daemon_process(daemon)
+    wait_until(lambda: process.num_threads() < 8 and len(process.children()) <= 2, 15)
+    descriptors, memory = process.num_fds(), process.memory_info().rss
+    daemon.run(script, "1000", timeout=110)
+    wait_until(lambda: process.num_fds() <= descriptors + 2, 15, lambda: f"{process.num_fds()} descriptors after {descriptors}")
+    assert process.memory_info().rss < memory + (16 << 20)

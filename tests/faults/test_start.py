@@ -127,6 +127,21 @@ def test_t52_a_newer_database_is_refused_and_left_alone(daemon: Host) -> None:
     assert database(daemon).read_bytes() == before
 
 
+def test_t52_a_database_of_the_first_schema_is_copied_and_then_changed(daemon: Host) -> None:
+    job = daemon.run(HEAD + "o = f(1).result(); o.unwrap(); print(o.id)").out.strip()
+    daemon.stop()
+    with sqlite3.connect(database(daemon)) as db:
+        db.execute("ALTER TABLE attempts DROP COLUMN position")
+        db.execute("PRAGMA user_version = 1")
+    db.close()
+    daemon.start().run(HEAD + f"Job.from_id({job!r}).result().unwrap(); f(1).result().unwrap()")
+    copy = database(daemon).with_name("remoted.sqlite3.schema-1")
+    assert copy.stat().st_mode & 0o777 == 0o600
+    with sqlite3.connect(copy) as db:
+        assert db.execute("SELECT id FROM jobs").fetchall() == [(job,)]
+    db.close()
+
+
 @pytest.mark.parametrize("damage", ["header", "pages", "noise", "cut"])
 def test_t52_a_damaged_database_is_refused_with_a_sentence_and_left_alone(daemon: Host, damage: str) -> None:
     daemon.run(HEAD + "for out in f.map(range(50)): out.unwrap()")

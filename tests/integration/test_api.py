@@ -35,6 +35,7 @@ from remoted.environments import Environments
 from remoted.gpu.locks import DeviceLocks
 from remoted.gpu.nvml import Nvml
 from remoted.jobs import Jobs
+from remoted.lag import Lag
 from remoted.limits import Limits
 from remoted.paths import Paths
 from remoted.scheduler.policy import Scheduler
@@ -76,7 +77,7 @@ class Daemon:
         environments = Environments(self.paths.environments, Config().environments, helper.run_helper, "uv")
         self.engine = Engine(
             Scheduler(4.0, workers_total=0), self.clock, self.limits, Nvml("/nonexistent/libnvidia-ml.so.1"), DeviceLocks(self.paths.state), 2.0, environments,
-            self.paths.runtime / "worker.pyz", self.paths.sockets,
+            self.paths.runtime / "worker.pyz", self.paths.sockets, blobs.progress_path,
         )  # fmt: skip
         key = secrets.token_bytes(32)
         self.jobs = Jobs(self.engine, self.contents, self.clock, self.limits, key, self.store, blobs, self.paths)
@@ -84,7 +85,7 @@ class Daemon:
         self.jobs.others = self.direct.others = (self.jobs, self.direct)
         self.services = api.Services(
             jobs=self.jobs, direct=self.direct, engine=self.engine, environments=environments, config=Config(), limits=self.limits,
-            paths=self.paths, clock=self.clock, started_at=self.clock.monotonic(), stop=self.stops.append,
+            paths=self.paths, clock=self.clock, started_at=self.clock.monotonic(), stop=self.stops.append, lag=Lag(),
         )  # fmt: skip
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.bind(os.fspath(self.paths.api_socket))

@@ -2,7 +2,9 @@
 # What the root tests need from Debian: a trixie tree with Python 3.13, made once and kept outside of the checkout.
 set -euo pipefail
 trees="${REMOTED_TEST_TREES:-${XDG_CACHE_HOME:-$HOME/.cache}/remoted-tests}"
-command -v debootstrap >/dev/null || { apt-get update -qq; apt-get install -y -qq debootstrap >/dev/null; }
+need=()
+for tool in debootstrap strace; do command -v "$tool" >/dev/null || need+=("$tool"); done
+if [ "${#need[@]}" -gt 0 ]; then apt-get update -qq; apt-get install -y -qq "${need[@]}" >/dev/null; fi
 mkdir -p "$trees"
 if [ ! -f "$trees/trixie.ready" ]; then
   rm -rf "$trees/trixie"

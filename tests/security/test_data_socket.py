@@ -140,7 +140,6 @@ def test_t17_an_unknown_op_and_bad_fields_are_refused_and_the_connection_goes_on
             ({"op": "cancel", "id": "0" * 32}, "NOT_FOUND"),
             ({"op": "cancel", "id": None}, "NOT_FOUND"),
             ({"op": "waiting", "id": "0" * 32}, "BAD_REQUEST"),
-            ({"op": "hold", "spec": "0" * 64}, "MISSING_CONTENT"),
             ({"op": "put", "role": "spec"}, "BAD_REQUEST"),
             ({"op": "put", "role": "x\x1b[31m", "digest": "0" * 64}, "BAD_CONTENT"),
             ({"op": "put", "role": "spec", "digest": "../../../etc/passwd"}, "BAD_DIGEST"),

@@ -1,0 +1,86 @@
+"""SURFACE row C05 as it is seen from outside: which worker processes there are, and when."""
+
+from __future__ import annotations
+
+import time
+
+import psutil
+
+from tests.faults.rawclient import daemon_process
+from tests.harness import Host, wait_until
+
+HEAD = """
+import os, sys, time
+from remoted_client import remote, CpuLiveServerless
+"""
+
+
+def workers(host: Host) -> list[psutil.Process]:
+    return [child for child in daemon_process(host).children() if child.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_c05_workers_are_started_on_demand_and_reaped_after_their_idle_timeout(daemon: Host) -> None:
+    assert workers(daemon) == []
+    daemon.run(
+        HEAD
+        + """
+@remote(CpuLiveServerless(name="brief", workersMax=2, idleTimeout=1))
+def pid(seconds):
+    time.sleep(seconds)
+    return os.getpid()
+assert len({o.unwrap() for o in pid.map([0.3] * 6)}) == 2
+"""
+    )
+    wait_until(lambda: not workers(daemon), 15, lambda: f"left: {workers(daemon)}")
+
+
+def test_c05_the_minimum_is_kept_while_the_script_lives_and_as_long_as_it_says_afterwards(daemon: Host) -> None:
+    script = daemon.popen(
+        HEAD
+        + """
+@remote(CpuLiveServerless(name="kept", workersMin=2, workersMax=3, idleTimeout=1, keep_warm_seconds=3))
+def pid(): return os.getpid()
+pid().result().unwrap()
+print("called", flush=True)
+while not os.path.exists("go"): time.sleep(0.05)
+"""
+    )
+    assert script.stdout is not None
+    assert script.stdout.readline() == "called\n"
+    wait_until(lambda: len(workers(daemon)) == 2, 15)
+    before = {worker.pid for worker in workers(daemon)}
+    deadline = time.monotonic() + 3  # three times the idle timeout, in which nothing may happen
+    while time.monotonic() < deadline:
+        assert {worker.pid for worker in workers(daemon)} == before
+    (daemon.project / "go").touch()
+    script.communicate(timeout=30)
+    wait_until(lambda: not workers(daemon), 30, lambda: f"left: {workers(daemon)}")
+
+
+def test_c05_a_dead_worker_of_the_minimum_is_replaced_unless_they_die_again_and_again(bare_host: Host) -> None:
+    bare_host.config.write_text("[limits]\ncrash_loop_count = 3\ncrash_loop_seconds = 3600\n", encoding="utf-8")
+    bare_host.start()
+    script = bare_host.popen(
+        HEAD
+        + """
+@remote(CpuLiveServerless(name="kept", workersMin=1, workersMax=1, keep_warm_seconds=600))
+def pid(): return os.getpid()
+print(pid().result().unwrap(), flush=True)
+while not os.path.exists("go"): time.sleep(0.05)
+print(pid().result().unwrap(), flush=True)
+"""
+    )
+    assert script.stdout is not None
+    last = int(script.stdout.readline())
+    for _ in range(2):
+        psutil.Process(last).kill()
+        wait_until(lambda: [worker.pid for worker in workers(bare_host)] not in ([], [last]), 15, bare_host.log)  # noqa: B023
+        (last,) = (worker.pid for worker in workers(bare_host))
+    psutil.Process(last).kill()
+    deadline = time.monotonic() + 3
+    while time.monotonic() < deadline:
+        assert [worker.pid for worker in workers(bare_host) if worker.pid != last] == [], "the third death in a row is a loop"
+    (bare_host.project / "go").touch()
+    out, err = script.communicate(timeout=30)
+    assert int(out) != last, "who waits for a worker still gets one"
+    assert err == ""
