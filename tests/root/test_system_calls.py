@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Host
+from tests.harness import Host, wait_until
 
 pytestmark = pytest.mark.root
 
@@ -41,6 +41,10 @@ def _between(path: Path, begin: str, end: str) -> Counter[str]:
     return Counter(match[1] for line in lines[first + 1 : last] if (match := re.search(r"(?:^|\s)([a-z_0-9]+)\(", line)) and "resumed" not in line)
 
 
+def _is_traced(pid: int) -> bool:
+    return "TracerPid:\t0\n" not in Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+
+
 def _per_call(counts: Counter[str], *names: str) -> float:
     return sum(counts[name] for name in names) / CALLS
 
@@ -50,16 +54,14 @@ def test_a_warm_leased_call_is_one_send_and_one_receive_on_each_side(daemon: Hos
     client_trace, worker_trace, daemon_trace = (daemon.folder / f"{who}.trace" for who in ("client", "worker", "daemon"))
     script = daemon.write("script.py", SCRIPT)
     client = daemon.popen(script)
-    while not (daemon.project / "worker").exists() or not (daemon.project / "worker").read_text(encoding="ascii"):
-        assert client.poll() is None, client.communicate()
+    wait_until(lambda: (daemon.project / "worker").exists() and (daemon.project / "worker").read_text(encoding="ascii"), 30)
     worker = int((daemon.project / "worker").read_text(encoding="ascii"))
     assert daemon.process is not None
     tracers = [
         subprocess.Popen(["strace", "-qq", "-f", "-o", str(path), "-p", str(pid)], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for path, pid in ((client_trace, client.pid), (worker_trace, worker), (daemon_trace, daemon.process.pid))
     ]
-    while not all(path.exists() and path.stat().st_size for path in (client_trace, worker_trace, daemon_trace)):
-        assert client.poll() is None, client.communicate()
+    wait_until(lambda: all(_is_traced(pid) for pid in (client.pid, worker, daemon.process.pid)), 30)
     (daemon.project / "traced").touch()
     out, err = client.communicate(timeout=60)
     for tracer in tracers:
