@@ -63,7 +63,7 @@ def test_a_warm_leased_call_is_one_send_and_one_receive_on_each_side(daemon: Hos
     ]
     wait_until(lambda: all(_is_traced(pid) for pid in (client.pid, worker, daemon.process.pid)), 30)
     (daemon.project / "traced").touch()
-    out, err = client.communicate(timeout=60)
+    _, err = client.communicate(timeout=60)
     for tracer in tracers:
         tracer.terminate()
         tracer.wait()
