@@ -25,6 +25,7 @@ from .marks import MISSING, Mark, is_special, mark
 from .origin import Origin, Ref, Scope, contents
 from .reducers import TABLE
 from .reference import MAIN_NAMES, by_reference, importable
+from .tensors import reduce_storage
 from .walk import names_of
 
 #: Texts of source files above this stay at home; tracebacks then show what the disk has.
@@ -107,7 +108,7 @@ class Pickler(cp.Pickler):  # type: ignore[misc]
             return self._class(value)
         if issubclass(kind, types.ModuleType):
             return self._module(value)
-        return NotImplemented
+        return reduce_storage(value)
 
     # -- globals -------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from cloudpickle import cloudpickle as cp  # type: ignore[import-untyped, unused
 from . import ops
 from .reducers import TABLE
 from .reference import by_reference
+from .tensors import reduce_storage
 
 if TYPE_CHECKING:
     import pickle
@@ -182,7 +183,7 @@ class _DigestPickler(cp.Pickler):  # type: ignore[misc]
             return ops.known_class, (cp._get_or_create_tracker_id(value),)
         if issubclass(kind, types.ModuleType):
             return ops.namespace_module, (value.__name__,)
-        return NotImplemented
+        return reduce_storage(value)
 
 
 def is_special(cls: type) -> bool:
