@@ -7,7 +7,9 @@ this module unless a storage of its own has come by.
 
 from __future__ import annotations
 
+import importlib
 import pickle
+import sys
 from typing import Any
 
 
@@ -19,16 +21,14 @@ def reduce_storage(value: Any) -> Any:
     storage = value._untyped_storage  # the public names of the typed one warn
     if storage.device.type != "cpu" or not storage.nbytes():
         return NotImplemented
-    import torch
-
+    torch: Any = sys.modules["torch"]
     data = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
     return _storage, (pickle.PickleBuffer(data), value.dtype)
 
 
 def _storage(buffer: Any, dtype: Any) -> Any:
     """On memory that the receiver may write to: what came in band is a bytearray, or copied if it is not."""
-    import torch
-
+    torch: Any = importlib.import_module("torch")
     if memoryview(buffer).readonly:
         buffer = bytearray(buffer)
     return torch.storage.TypedStorage(wrap_storage=torch.frombuffer(buffer, dtype=torch.uint8).untyped_storage(), dtype=dtype, _internal=True)
