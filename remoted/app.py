@@ -30,6 +30,7 @@ from remoted.config import Config
 from remoted.contents import Contents
 from remoted.data import DataServer, Runners, watch_caller
 from remoted.direct import DirectCalls
+from remoted.endpoints import Endpoints
 from remoted.engine import Engine
 from remoted.environments import Environments
 from remoted.errors import StartupError, StoreBroken
@@ -129,11 +130,13 @@ class Daemon:
         revived = await adoption.run(callers.append)
         log.info("remoted %s: %d jobs from before, %d devices", remoted.__version__, revived, len(engine.devices.known))
         with _listen(self._paths.data_socket) as data_socket, _listen(self._paths.api_socket) as api_socket:
-            runners = Runners(jobs, direct)
+            endpoints = Endpoints(direct, self._limits)
+            runners = Runners(jobs, direct, endpoints)
             data = DataServer(data_socket, runners, self._limits, os.geteuid())
             services = api.Services(
                 jobs=jobs,
                 direct=direct,
+                endpoints=endpoints,
                 engine=engine,
                 environments=environments,
                 config=self._config,
@@ -150,7 +153,7 @@ class Daemon:
             self._await_callers(runners, callers)
             self._handle_signals()
             try:
-                await self._until_stopped(engine, jobs, direct)
+                await self._until_stopped(engine, runners)
             finally:
                 await self._put_down(engine, runners, data, server)
 
@@ -199,8 +202,8 @@ class Daemon:
             loop.add_signal_handler(number, self.stop)
         loop.add_signal_handler(signal.SIGQUIT, self.stop, True)
 
-    async def _until_stopped(self, engine: Engine, jobs: Jobs, direct: DirectCalls) -> None:
-        watches = (engine.watch_devices(), engine.watch_memory(), self._lag.watch(), self._housekeeping(jobs, direct))
+    async def _until_stopped(self, engine: Engine, runners: Runners) -> None:
+        watches = (engine.watch_devices(), engine.watch_memory(), self._lag.watch(), self._housekeeping(runners))
         tasks = [asyncio.create_task(watch) for watch in watches]
         try:
             await self._stop.wait()
@@ -209,8 +212,9 @@ class Daemon:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _housekeeping(self, jobs: Jobs, direct: DirectCalls) -> None:
+    async def _housekeeping(self, runners: Runners) -> None:
         """Expiry, forgotten sockets, and the end of an idle daemon (MECHANISMS 7)."""
+        jobs, direct = runners.jobs, runners.direct
         idle_since = self._clock.monotonic()
         period = min(self._limits.housekeeping_seconds, (self._idle_exit_seconds or float("inf")) / 4)
         while True:
@@ -218,7 +222,7 @@ class Daemon:
             await jobs.records.expire()
             await jobs.contents.forget_unused(self._clock.wall() - self._limits.content_seconds)
             now = self._clock.monotonic()
-            if jobs.calls or direct.calls:
+            if jobs.calls or direct.calls or runners.endpoints:
                 idle_since = now
             lost = not self._paths.data_socket.exists() and not (jobs.calls or direct.calls)
             if lost or (self._idle_exit_seconds is not None and now - idle_since >= self._idle_exit_seconds):

@@ -47,6 +47,8 @@ class AttemptSpec:
     ahead: bool = False
     #: The how manyth call that this worker is given.
     position: int = 0
+    #: Bytes go in and come out as they are (HTTP routes).
+    is_raw: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,8 @@ class Request:
     parent: str = ""
     instance: tuple[str, str, str] | None = None
     """(instance id, method, digest of the constructor's arguments)"""
+    #: Arguments, result and items are bytes for the function itself, not pickles.
+    is_raw: bool = False
 
     @property
     def digests(self) -> tuple[str, ...]:
@@ -344,6 +346,7 @@ class CallRunner:
             constructor=self.contents.content(call.uid, instance[2]) if instance else None,
             ahead=call.is_ahead,
             position=call.position,
+            is_raw=request.is_raw,
         )
 
     def outcome_path(self, call: Call) -> os.PathLike[str]:

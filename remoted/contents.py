@@ -180,8 +180,11 @@ class Contents:
     async def forget_unused(self, before: float) -> int:
         """Drop content that nobody has used since ``before`` (Unix seconds) and no live job refers to."""
 
+        held = set(self._holders)  # by routes of functions, which may wait for days
+
         def forget(db: Statements) -> list[tuple[int, str, bool]]:
             found = [(row["uid"], row["digest"], bool(row["is_file"])) for row in db.all("stale_contents", before=before)]
+            found = [row for row in found if row[:2] not in held]
             for uid, digest, _ in found:
                 db.run("delete_content", uid=uid, digest=digest)
             return found

@@ -23,6 +23,7 @@ from remoted.leases import Door, Lease, Leases
 from remoted.limits import Limits
 from remoted.model import AttemptToken, Reason, Status
 from remoted.paths import Paths
+from remoted.spec import JobSpec
 
 #: Waiting for these is the pool's business, not a busy pool: the time does not count (SURFACE F06).
 _NOT_BUSY = frozenset({Reason.STARTING, Reason.WAITING_ENV})
@@ -41,6 +42,14 @@ class DirectCalls(CallRunner):
         """A call that waits for a worker from now on. Raises Refused."""
         call_id = secrets.token_hex(16)
         return self._admit(peer, request, Call, call_id, caller=caller)
+
+    def check(self, peer: Peer, request: Request) -> JobSpec:
+        """The spec of calls that will come, if this host can serve such. Raises Refused."""
+        spec = self.contents.spec(peer.uid, request.spec)
+        if not spec.pool.load_balanced:
+            raise BadRequest("BAD_REQUEST", f"cannot call {spec.function.qualname} directly: {spec.pool.class_} is a queue class")
+        self.make_ticket(peer, "", request, spec, ())
+        return spec
 
     def lease(self, peer: Peer, request: Request, lease_id: str, door: Door, caller: str) -> Call:
         """A connection that waits for a worker from now on. Raises Refused."""
@@ -150,6 +159,13 @@ class DirectCalls(CallRunner):
             self.engine.withdraw(call.id)
             call.error = "stopped: it was cancelled"
             self._finish(call, Status.CANCELLED, why)
+
+    def leave_alone(self, call: Call) -> None:
+        """Nobody wants what would still come of it: a stream is told so at its next item, anything else is stopped."""
+        if call.spec.stream and call.worker is not None:
+            call.worker.close_stream(call.token)
+        else:
+            self.cancel(call, Reason.CALLER_GONE)
 
     def _finish(self, call: Call, status: Status, reason: Reason | None) -> None:
         call.status, call.reason, call.ended_at = status, reason, self.clock.wall()

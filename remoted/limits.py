@@ -28,6 +28,8 @@ class Limits:
     spec_bytes: int = 1 << 20
     # What a job prints: the first so many bytes are kept, the rest is counted.
     log_bytes_per_job: int = 64 << 20
+    # HTTP routes of one user's functions; each with a description of at most 64 KiB.
+    routes_per_uid: int = 256
     # Unread items of a generator (SURFACE F21).
     stream_items: int = 64
     stream_bytes: int = 16 << 20

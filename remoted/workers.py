@@ -188,8 +188,10 @@ class Worker:
 
     def _send_content(self, header: dict[str, object], content: Content) -> None:
         assert self._channel is not None
-        if content.inline is not None:
+        if content.inline is not None and len(content.inline) <= wire.INLINE_BYTES:
             self._channel.send(header, content.inline)
+        elif content.inline is not None:
+            self._channel.send(header, fds=(wire.memfd("remoted-arguments", content.inline),))
         else:
             self._channel.send(header, fds=(content.open(),))
 
@@ -208,6 +210,7 @@ class Worker:
             "concurrent": spec.concurrent,
             "outcome_path": spec.outcome_path,
             "position": spec.position,
+            "raw": spec.is_raw,
         }
         if spec.instance is not None:
             header["instance"] = {**spec.instance, "constructor": spec.constructor.digest if spec.constructor else ""}

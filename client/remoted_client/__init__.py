@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from remoted_client.output import JobOutput as JobOutput
     from remoted_client.resources import NetworkVolume as NetworkVolume
     from remoted_client.resources import PodTemplate as PodTemplate
+    from remoted_client.serving import serve as serve
     from remoted_client.wire import Status as Status
 
 _WHERE = {
@@ -71,6 +72,7 @@ _WHERE = {
     "mapping": "as_completed",
     "output": "JobOutput",
     "resources": "NetworkVolume PodTemplate",
+    "serving": "serve",
     "wire": "Status",
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names.split()}

@@ -27,6 +27,7 @@ from remoted_client.suggest import (
     check_int,
     check_list,
     check_requirements,
+    did_you_mean,
     unknown_field,
     warn,
     wrong_type,
@@ -183,8 +184,30 @@ def _check_route(settings: Settings) -> None:
         return
     if settings.method not in (None, *_METHODS):
         raise ValueError(f"cannot use method={settings.method!r}: allowed are {', '.join(_METHODS)}")
-    if settings.path is not None and not settings.path.startswith("/"):
-        raise ValueError(f"cannot use path={settings.path!r}: it must begin with /")
+    if settings.path is not None:
+        if not settings.path.startswith("/"):
+            raise ValueError(f"cannot use path={settings.path!r}: it must begin with /")
+        _check_path(settings.path)
+
+
+def _check_path(path: str) -> None:
+    """Parts are texts or ``{parameter}``; a request's path has the same parts."""
+    names = [part[1:-1] for part in path.split("/") if part.startswith("{") and part.endswith("}")]
+    texts = [part for part in path.split("/")[1:] if not (part.startswith("{") and part.endswith("}"))]
+    if any(not name.isidentifier() for name in names) or len(set(names)) != len(names):
+        raise ValueError(f"cannot use path={path!r}: each {{parameter}} is one whole part with a name of its own, e.g. /items/{{id}}")
+    for text in texts:
+        if not text.isprintable() or set(text) & set("{}?#% ") or text in (".", "..") or (not text and path != "/") or len(path) > 200:
+            raise ValueError(f"cannot use path={path!r}: {text!r} cannot be a part of it; write letters, digits, - _ . or {{parameter}}, e.g. /items/{{id}}")
+
+
+def _check_parameters(target: Any, settings: Settings) -> None:
+    """What the path names must be parameters of the function."""
+    code = getattr(target, "__code__", None)
+    known = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount] if code is not None else ()
+    for part in (settings.path or "").split("/"):
+        if part.startswith("{") and code is not None and part[1:-1] not in known and not code.co_flags & 0x08:  # **kwargs
+            raise ValueError(f"cannot use path={settings.path!r}: {getattr(target, '__name__', target)}() has no parameter {part[1:-1]!r}{did_you_mean(part[1:-1], list(known))}")
 
 
 def _tell_idle(settings: Settings) -> None:
@@ -227,11 +250,14 @@ class _Decorator(Generic[R]):
         if isinstance(target, type):
             from remoted_client.remote_class import RemoteClass
 
+            if self._settings.method or self._settings.path:
+                raise TypeError(f"cannot give {target.__qualname__} an HTTP route: method= and path= are for functions")
             return RemoteClass(target, self._settings)
         if isinstance(target, RemoteFunction):
             raise TypeError(f"cannot decorate {target!r} again: it is remote already")
         if isinstance(target, (staticmethod, classmethod)) or not callable(target):
             raise TypeError(f"cannot decorate a {type(target).__name__}: @remote takes a function or a class")
+        _check_parameters(target, self._settings)
         return RemoteFunction(target, self._settings)
 
 

@@ -27,7 +27,7 @@ def describe(error: BaseException, pickles: Callable[[Any], bool]) -> dict[str, 
 def _without_runtime(error: BaseException) -> Any:
     """The traceback from the user's first frame on: our own frames above it help nobody."""
     entry = error.__traceback__
-    while entry is not None and entry.tb_frame.f_globals.get("__name__", "").startswith(("remoted_worker", "remoted.worker", "asyncio.")):
+    while entry is not None and entry.tb_frame.f_globals.get("__name__", "").startswith(("remoted_worker", "remoted.worker", "remoted_client.http.", "asyncio.")):
         entry = entry.tb_next
     return entry if entry is not None else error.__traceback__
 

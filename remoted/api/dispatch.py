@@ -14,7 +14,7 @@ from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
 from remoted.access import Peer, allows
-from remoted.api import strict_json
+from remoted.api import bodies, strict_json
 from remoted.api.exchange import Ask, HttpRefusal, refuse
 from remoted.api.guard import Connection
 from remoted.api.routes import ROUTES, Route
@@ -52,7 +52,7 @@ class Dispatcher:
         try:
             return await self._answer(request, connection.peer)
         except HttpRefusal as error:
-            return refuse(error.http_status, error.code, str(error), error.headers)
+            return refuse(error.http_status, error.code, str(error), error.headers, error.document)
         except Refused as error:
             return refuse(error.http_status, error.code, str(error))
         except StoreError as error:
@@ -63,8 +63,10 @@ class Dispatcher:
         route, parameters = find_route(request.method, request.rel_url.raw_path)
         if not allows(route.rule, peer, self._daemon_uid):
             raise HttpRefusal(403, "FORBIDDEN", "cannot do this for you: it needs an administrator")
-        query = parse_query(route, request)
-        body = await parse_body(route, request, self._services.limits)
+        query = body = None
+        if not route.is_open:
+            query = parse_query(route, request)
+            body = await parse_body(route, request, self._services.limits)
         return await route.handler(self._services, Ask(peer, parameters, query, body, request))
 
     async def close(self, grace_seconds: float) -> None:
@@ -108,41 +110,16 @@ def parse_query(route: Route, request: web.BaseRequest) -> BaseModel | None:
 
 async def parse_body(route: Route, request: web.BaseRequest, limits: Limits) -> BaseModel | None:
     """Raises BadRequest BAD_JSON, BAD_BODY; HttpRefusal TOO_LARGE, TOO_SLOW, UNSUPPORTED_ENCODING."""
-    if request.headers.get("Content-Encoding", "identity") != "identity":
-        raise HttpRefusal(415, "UNSUPPORTED_ENCODING", "cannot read a compressed body: send it as it is")
     if route.body is None:
-        if request.body_exists and request.content_length != 0:
-            raise BadRequest("BAD_BODY", "cannot use a body: this path takes none")
+        bodies.refuse_any(request)
         return None
-    data = await _read_body(request, limits)
+    data = await bodies.read(request, limits)
     try:
         return route.body.model_validate(strict_json.parse(data) if data else {})
     except strict_json.BadJson as error:
         raise BadRequest("BAD_JSON", f"cannot read the body: {error}") from None
     except ValidationError as error:
         raise BadRequest("BAD_BODY", f"cannot use the body: {_problems(error)}") from None
-
-
-async def _read_body(request: web.BaseRequest, limits: Limits) -> bytes:
-    too_large = HttpRefusal(413, "TOO_LARGE", f"cannot take this body: the limit http_body_bytes is {limits.http_body_bytes}")
-    if (request.content_length or 0) > limits.http_body_bytes:
-        raise too_large  # said before the first byte of it is read (T15)
-    received = bytearray()
-
-    async def read() -> None:
-        while chunk := await request.content.readany():
-            received.extend(chunk)
-            if len(received) > limits.http_body_bytes:
-                raise too_large
-
-    try:
-        await asyncio.wait_for(read(), limits.http_body_deadline_seconds)
-    except asyncio.TimeoutError:
-        limit = f"http_body_deadline_seconds is {limits.http_body_deadline_seconds:g}"
-        raise HttpRefusal(408, "TOO_SLOW", f"cannot wait longer for the body: the limit {limit}") from None
-    except web.RequestPayloadError:
-        raise BadRequest("BAD_BODY", "cannot read the body: it is not what its head says") from None
-    return bytes(received)
 
 
 def _problems(error: ValidationError) -> str:

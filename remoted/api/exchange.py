@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from aiohttp import web
 from pydantic import BaseModel
@@ -42,10 +42,12 @@ class Ask:
 class HttpRefusal(Refused):
     """A refusal that only HTTP knows: no route, too large, too slow."""
 
-    def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None, document: Mapping[str, Any] | None = None) -> None:
         super().__init__(code, message)
         self.http_status = status
         self.headers = dict(headers or {})
+        #: What it says beside the error, in the same document.
+        self.document = dict(document or {})
 
 
 def reply(document: BaseModel) -> web.Response:
@@ -53,9 +55,9 @@ def reply(document: BaseModel) -> web.Response:
     return web.Response(body=document.model_dump_json().encode(), content_type="application/json")
 
 
-def refusal_body(code: str, message: str) -> bytes:
-    return json.dumps({"error": {"code": code, "message": message}}).encode()
+def refusal_body(code: str, message: str, more: Mapping[str, Any] | None = None) -> bytes:
+    return json.dumps({"error": {"code": code, "message": message}, **(more or {})}).encode()
 
 
-def refuse(status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> web.Response:
-    return web.Response(status=status, body=refusal_body(code, message), content_type="application/json", headers=headers)
+def refuse(status: int, code: str, message: str, headers: Mapping[str, str] | None = None, more: Mapping[str, Any] | None = None) -> web.Response:
+    return web.Response(status=status, body=refusal_body(code, message, more), content_type="application/json", headers=headers)

@@ -13,11 +13,13 @@ import remoted
 
 if TYPE_CHECKING:
     from remoted.api.routes import Route
+    from remoted.endpoints import Endpoint
 
 _REFERENCE = "#/components/schemas/{model}"
 _REFUSAL = {"type": "object", "required": ["code", "message"], "properties": {"code": {"type": "string"}, "message": {"type": "string"}}}
 _ERROR = {"type": "object", "required": ["error"], "properties": {"error": _REFUSAL}}
 _ABOUT = "On the Unix socket api.sock. Who asks is what the kernel says; there is nothing to log in to."
+_ABOUT_ENDPOINTS = "Your functions with HTTP routes, below /f of api.sock or at the top of what `remotectl serve` serves."
 
 
 def describe(routes: Iterable[Route]) -> dict[str, Any]:
@@ -33,6 +35,22 @@ def describe(routes: Iterable[Route]) -> dict[str, Any]:
         "info": {"title": "remoted", "version": remoted.__version__, "description": _ABOUT},
         "paths": paths,
         "components": {"schemas": {**schema.get("$defs", {}), "Error": _ERROR}},
+    }
+
+
+def describe_endpoints(endpoints: Iterable[Endpoint]) -> dict[str, Any]:
+    """The functions of one user as a document of their own: what their client said of them, put together."""
+    paths: dict[str, dict[str, Any]] = {}
+    schemas: dict[str, Any] = {}
+    for endpoint in endpoints:
+        paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = endpoint.operation
+        schemas |= endpoint.components
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "functions", "version": remoted.__version__, "description": _ABOUT_ENDPOINTS},
+        "servers": [{"url": "/f"}],
+        "paths": paths,
+        "components": {"schemas": schemas},
     }
 
 

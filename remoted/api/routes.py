@@ -14,10 +14,11 @@ from aiohttp import web
 from pydantic import BaseModel
 
 from remoted.access import Rule
-from remoted.api import devices, environments, jobs, output, schemas, system, workers
+from remoted.api import devices, endpoints, environments, jobs, output, schemas, system, workers
 from remoted.api.exchange import Ask
 from remoted.api.openapi import describe
 from remoted.api.services import Services
+from remoted.endpoints import METHODS
 
 Handler = Callable[[Services, Ask], Awaitable[web.StreamResponse]]
 
@@ -33,9 +34,14 @@ class Route:
     answer: type[BaseModel] | str
     query: type[BaseModel] | None = None
     body: type[BaseModel] | None = None
+    #: Query and body are a function's: its handler reads them.
+    is_open: bool = False
 
     def match(self, path: str) -> dict[str, str] | None:
         """The path's parameters, undecoded (ids need no decoding); None if it is another path."""
+        if self.path.endswith("/{path...}"):
+            beginning = self.path.removesuffix("/{path...}")
+            return {"path": path.removeprefix(beginning)} if path.startswith(f"{beginning}/") else None
         mine, given = self.path.split("/"), path.split("/")
         if len(mine) != len(given):
             return None
@@ -50,7 +56,7 @@ class Route:
 
 async def _openapi(services: Services, ask: Ask) -> web.StreamResponse:
     """This table as an OpenAPI document."""
-    return web.json_response(describe(ROUTES))
+    return web.json_response(describe(route for route in ROUTES if not route.is_open))
 
 
 _BYTES, _LOG, _JSON = "application/octet-stream", "application/x-remoted-log", "application/json"
@@ -67,6 +73,8 @@ ROUTES: tuple[Route, ...] = (
     Route("GET",  "/v1/jobs/{id}/wait",     Rule.OWN,     jobs.wait,                      schemas.JobDetail,       query=schemas.WaitQuery),
     Route("POST", "/v1/jobs/{id}/cancel",   Rule.OWN,     jobs.cancel,                    schemas.Asked,           body=schemas.NoBody),
     Route("POST", "/v1/jobs/{id}/retry",    Rule.OWN,     jobs.retry,                     schemas.Retried,         body=schemas.RetryBody),
+    Route("GET",  "/v1/endpoints",          Rule.OWN,     endpoints.list_endpoints,       schemas.Endpoints),
+    Route("GET",  "/v1/endpoints/openapi.json", Rule.OWN, endpoints.openapi,              _JSON),
     Route("GET",  "/v1/gpus",               Rule.ANYBODY, devices.gpus,                   schemas.Gpus),
     Route("GET",  "/v1/workers",            Rule.OWN,     workers.workers,                schemas.Workers),
     Route("GET",  "/v1/environments",       Rule.OWN,     environments.list_environments, schemas.EnvironmentList),
@@ -74,5 +82,6 @@ ROUTES: tuple[Route, ...] = (
     Route("GET",  "/v1/config",             Rule.ADMIN,   system.config,                  schemas.Configuration),
     Route("GET",  "/v1/doctor",             Rule.ADMIN,   system.doctor,                  schemas.Doctor),
     Route("POST", "/v1/stop",               Rule.ADMIN,   system.stop,                    schemas.Stopping,        body=schemas.StopBody),
+    *(Route(method, "/f/{path...}",         Rule.OWN,     endpoints.answer,               _BYTES,                  is_open=True) for method in METHODS),
 )
 # fmt: on

@@ -290,3 +290,17 @@ class EnvironmentList(_Shape):
 
 class Pruned(_Shape):
     removed: list[str]
+
+
+class Endpoint(_Shape):
+    """A function's route below /f; ``pid`` is the process that serves it."""
+
+    method: str
+    path: str
+    name: str
+    stream: bool
+    pid: int
+
+
+class Endpoints(_Shape):
+    endpoints: list[Endpoint]

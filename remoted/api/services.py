@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from remoted.clock import Clock
 from remoted.config import Config
 from remoted.direct import DirectCalls
+from remoted.endpoints import Endpoints
 from remoted.engine import Engine
 from remoted.environments import Environments
 from remoted.jobs import Jobs
@@ -22,6 +23,7 @@ class Services:
 
     jobs: Jobs
     direct: DirectCalls
+    endpoints: Endpoints
     engine: Engine
     environments: Environments
     config: Config

@@ -12,6 +12,7 @@ from remoted.calls import Call
 from remoted.data.following import Following
 from remoted.data.holding import Holding
 from remoted.direct import DirectCalls
+from remoted.endpoints import Endpoints
 from remoted.jobs import Jobs
 from remoted.model import Reason
 
@@ -29,10 +30,11 @@ Clients = dict[tuple[int, str], Client]
 
 @dataclass(frozen=True, slots=True)
 class Runners:
-    """The two use cases, and which of them a call belongs to."""
+    """The two use cases, and which of them a call belongs to; and the functions that have HTTP routes."""
 
     jobs: Jobs
     direct: DirectCalls
+    endpoints: Endpoints
 
     def of(self, call_id: str) -> Jobs | DirectCalls:
         return self.direct if call_id in self.direct.calls else self.jobs

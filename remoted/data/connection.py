@@ -20,6 +20,7 @@ from remoted.data.callers import Client, Clients, Runners, watch_caller
 from remoted.data.following import Following
 from remoted.data.holding import Holding
 from remoted.data.messages import parse_lease, parse_request
+from remoted.data.publishing import Publishing
 from remoted.data.transport import Transport
 from remoted.errors import BadRequest, NotFound, Refused, RemotedError, StoreError
 from remoted.limits import Limits
@@ -54,6 +55,7 @@ class Connection:
         self._transport = Transport(sock, limits, self._handle, self._on_room, self._on_closed)
         self._following = Following(self._transport, runners.jobs.records, peer)
         self._holding = Holding(runners.jobs.engine, runners.jobs.contents, peer)
+        self._publishing = Publishing(self._transport, runners.endpoints, peer)
 
     def close(self) -> None:
         """Idempotent: forget everything about this client but its jobs."""
@@ -150,6 +152,10 @@ class Connection:
         self._following.claim(call)
         self._following.watch(call, bool(frame.header.get("output", True)))
 
+    def _on_route(self, frame: wire.Frame) -> None:
+        """HTTP requests for this path become calls, for as long as this connection lives."""
+        self._publishing.add(frame)
+
     def _on_lease(self, frame: wire.Frame) -> None:
         """The last that is read here: from the grant on the connection is a worker's.
 
@@ -232,6 +238,7 @@ class Connection:
             self._runners.direct.cancel(self._lease, Reason.CALLER_GONE)  # it gave up waiting
         self._following.stop()
         self._holding.close()
+        self._publishing.stop()
         for digest in self._secrets:
             self._contents.release(self.peer.uid, digest)
         self._on_gone(self)
@@ -253,6 +260,7 @@ _HANDLERS: dict[str, _Handler] = {
     "submit": Connection._on_submit,
     "call": Connection._on_call,
     "lease": Connection._on_lease,
+    "route": Connection._on_route,
     "watch": Connection._on_watch,
     "cancel": Connection._on_cancel,
     "waiting": Connection._on_waiting,

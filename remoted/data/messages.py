@@ -40,6 +40,21 @@ def parse_request(frame: wire.Frame) -> Request:
     )
 
 
+def parse_route(frame: wire.Frame) -> Request:
+    """What all calls of an HTTP route share; their arguments come with each request."""
+    header = frame.header
+    return Request(
+        key=str(header["key"])[:64],
+        spec=str(header["spec"]),
+        code=str(header["code"]),
+        modules=str(header["modules"]),
+        context=str(header["context"]),
+        arguments="",
+        arguments_inline=b"",
+        options=parse_options(header.get("options", {})),
+    )
+
+
 def parse_lease(frame: wire.Frame) -> Request:
     """What a lease is for: calls of one pool in one set of surroundings, whose code and arguments the worker gets later."""
     header = frame.header
@@ -55,7 +70,7 @@ def parse_lease(frame: wire.Frame) -> Request:
     )
 
 
-def _end_of(text: str) -> str:
+def end_of(text: str) -> str:
     """As much of the end of a text as a header has room for: a letter may take up to six bytes there."""
     while len(text) * 6 > _TEXT_BYTES and (size := len(json.dumps(text, ensure_ascii=False).encode("utf-8", "surrogatepass"))) > _TEXT_BYTES:
         text = text[-(len(text) * _TEXT_BYTES // size) :]
@@ -72,9 +87,9 @@ def done_header(call: Call) -> dict[str, Any]:
         "status": call.status.value,
         "reason": call.reason.value if call.reason else "",
         "kind": call.result_kind,
-        "error": _end_of(call.error),
+        "error": end_of(call.error),
         "error_type": call.error_type[:1000],
-        "traceback": _end_of(call.traceback),
+        "traceback": end_of(call.traceback),
         "attempts": call.attempts,
         "worker": call.worker_id,
         "gpus": list(call.devices),
@@ -95,9 +110,9 @@ def done_header_of_row(row: Row) -> dict[str, Any]:
         "status": row["status"],
         "reason": row["state_reason"],
         "kind": row["result_kind"],
-        "error": _end_of(row["error"]),
+        "error": end_of(row["error"]),
         "error_type": row["error_type"][:1000],
-        "traceback": _end_of(row["traceback"]),
+        "traceback": end_of(row["traceback"]),
         "attempts": row["attempts"],
         "worker": row["worker"],
         "gpus": row["gpus"].split(),

@@ -42,6 +42,8 @@ class Run:
     buffers: list[memoryview] | None = None
     #: The arguments are a pickle of built-in values alone.
     is_plain: bool = False
+    #: The arguments are one bytes for the function, which gives bytes: an HTTP request and its answer.
+    is_raw: bool = False
     #: Large parts of the result stay in its pickle.
     copies: bool = False
     #: Where it came from and its number there; None when it came from the daemon.

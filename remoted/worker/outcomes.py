@@ -42,7 +42,7 @@ class Reporter:
             return
         self._streams.restore()
         try:
-            payload = self.encode(outcome.value)
+            payload = self.encode_for(run, outcome.value) if outcome.kind == "returned" else self.encode(outcome.value)
         except BaseException as error:
             outcome = self._unsendable(error, why)
             payload = self.encode(outcome.value)
@@ -69,6 +69,14 @@ class Reporter:
         except BaseException:
             writer.abandon()
             raise
+        return writer.take()
+
+    def encode_for(self, run: Run, value: Any) -> Payload:
+        """A result or an item: pickled, unless the call's bytes are meant to stay as they are."""
+        if not run.is_raw:
+            return self.encode(value)
+        writer = PayloadWriter()
+        writer.write(value or b"")
         return writer.take()
 
     def _unsendable(self, error: BaseException, why: str) -> Outcome:

@@ -101,8 +101,18 @@ class Preparer:
     def _load_arguments(self, run: Run) -> Any:
         source, buffers = run.arguments, run.buffers
         run.buffers = None  # gigabytes of arguments must not outlive the body's own use
+        if run.is_raw:
+            return (_read(source),), {}
         if isinstance(source, bytes):
             return plain.loads(source) if run.is_plain else self._decoder.load_arguments(source, buffers)
         with open(source, "rb") as file:
             file.seek(0)  # the offset is the sender's
             return self._decoder.load_arguments(file, buffers)
+
+
+def _read(source: bytes | int) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    with open(source, "rb") as file:
+        file.seek(0)  # the offset is the sender's
+        return file.read()

@@ -121,6 +121,7 @@ class Runtime:
             position=header["position"],
             is_concurrent=header["concurrent"],
             instance=header.get("instance"),
+            is_raw=header["raw"],
         )
         if run.stream:
             self._windows[run.attempt] = Window(header["window_items"], header["window_bytes"])
@@ -436,7 +437,7 @@ class Runtime:
 
     def _send_item(self, run: Run, number: int, item: Any) -> bool:
         """Waits until the caller has read enough of what was sent. False when it wants no more."""
-        payload = self._reporter.encode(item)
+        payload = self._reporter.encode_for(run, item)
         size = len(payload) if isinstance(payload, bytes) else os.fstat(payload).st_size
         if not self._windows[run.attempt].take(size):
             close_payload(payload)

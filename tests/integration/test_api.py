@@ -30,6 +30,7 @@ from remoted.clock import Clock
 from remoted.config import Config
 from remoted.contents import Contents
 from remoted.direct import DirectCalls
+from remoted.endpoints import Endpoints
 from remoted.engine import Engine
 from remoted.environments import Environments
 from remoted.gpu.locks import DeviceLocks
@@ -84,7 +85,7 @@ class Daemon:
         self.direct = DirectCalls(self.engine, self.contents, self.clock, self.limits, key, self.paths)
         self.jobs.others = self.direct.others = (self.jobs, self.direct)
         self.services = api.Services(
-            jobs=self.jobs, direct=self.direct, engine=self.engine, environments=environments, config=Config(), limits=self.limits,
+            jobs=self.jobs, direct=self.direct, endpoints=Endpoints(self.direct, self.limits), engine=self.engine, environments=environments, config=Config(), limits=self.limits,
             paths=self.paths, clock=self.clock, started_at=self.clock.monotonic(), stop=self.stops.append, lag=Lag(),
         )  # fmt: skip
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
