@@ -20,12 +20,13 @@ from remoted.api.services import Services
 from remoted.calls import Call
 from remoted.endpoints import Endpoint, WrongMethod
 from remoted.errors import Conflict
-from remoted.limits import Limits
 from remoted.model import Reason, Status
 
 _BODILESS = ("GET", "DELETE")
 #: Nobody may take an answer for a page or a script, or keep it.
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+#: nginx's number, for whoever looks at what was served.
+_CLIENT_LEFT = 499
 _RETRY_AFTER = {"Retry-After": "1"}
 
 
@@ -47,14 +48,11 @@ async def openapi(services: Services, ask: Ask) -> web.StreamResponse:
 
 async def answer(services: Services, ask: Ask) -> web.StreamResponse:
     """Call one of your functions by its HTTP route."""
+    body = await bodies.read(ask.request, services.limits)  # before any refusal: who is still sending hears none
+    endpoint, parameters = _find(services, ask)
+    began, call, status = services.clock.monotonic(), None, _CLIENT_LEFT
     try:
-        endpoint, parameters = services.endpoints.find(ask.peer, ask.request.method, ask.parameters["path"])
-    except WrongMethod as error:
-        raise HttpRefusal(405, error.code, str(error), {"Allow": error.allowed}) from None
-    began, call, status = services.clock.monotonic(), None, 499  # nginx's number for a client that went away
-    try:
-        request = await _read(ask, services.limits, endpoint, parameters)
-        call = _begin(services, endpoint, request)
+        call = _begin(services, endpoint, _request(ask, endpoint, parameters, body))
         response = await _answer(services, ask, endpoint, call)
         status = response.status
         return response
@@ -65,21 +63,25 @@ async def answer(services: Services, ask: Ask) -> web.StreamResponse:
         endpoint.owner.on_served(endpoint, status, services.clock.monotonic() - began, call)
 
 
-async def _read(ask: Ask, limits: Limits, endpoint: Endpoint, parameters: dict[str, str]) -> bytes:
-    """The request as the worker reads it: a line of JSON, and the body as it came. It was checked to be JSON of one meaning."""
-    body = b""
-    if endpoint.method in _BODILESS:
-        bodies.refuse_any(ask.request)
-    else:
-        body = await bodies.read(ask.request, limits)
+def _find(services: Services, ask: Ask) -> tuple[Endpoint, dict[str, str]]:
+    try:
+        return services.endpoints.find(ask.peer, ask.request.method, ask.parameters["path"])
+    except WrongMethod as error:
+        raise HttpRefusal(405, error.code, str(error), {"Allow": error.allowed}) from None
+
+
+def _request(ask: Ask, endpoint: Endpoint, parameters: dict[str, str], body: bytes) -> bytes:
+    """The request as the worker reads it: a line of JSON, and the body as it came. It is JSON of one meaning (T17)."""
     if body.strip():
+        if endpoint.method in _BODILESS:
+            raise HttpRefusal(400, "BAD_BODY", f"cannot use a body: {endpoint.method} takes its parameters from the query")
         try:
             strict_json.parse(body)
         except strict_json.BadJson as error:
             problem = {"loc": ["body"], "msg": f"cannot read it: {error}", "type": "json_invalid"}
             raise HttpRefusal(422, "BAD_JSON", f"cannot read the body: {error}", document={"detail": [problem]}) from None
-    url = ask.request.rel_url
-    head = {"path": parameters, "query": [list(pair) for pair in url.query.items()], "accept": ask.request.headers.get("Accept", "")}
+    query = [list(pair) for pair in ask.request.rel_url.query.items()]
+    head = {"path": parameters, "query": query, "accept": ask.request.headers.get("Accept", "")}
     return json.dumps(head).encode() + b"\n" + body
 
 

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from remoted_client.http.hints import Form, adapter_of, fields_of, form_of, name_of
+from remoted_client.http.hints import Form, adapter_of
 
 Place = tuple["str | int", ...]
 _BOOLS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
@@ -42,9 +42,8 @@ def invalid(place: Place, msg: str, kind: str) -> Invalid:
     return Invalid([Problem(place, msg, kind)])
 
 
-def convert(value: Any, hint: Any, place: Place, is_text: bool = False) -> Any:
+def convert(value: Any, form: Form, place: Place, is_text: bool = False) -> Any:
     """The value as its hint wants it. ``is_text``: it stood in a path or query. Raises Invalid."""
-    form = form_of(hint)
     return _CONVERTERS[form.kind](value, form, place, is_text)
 
 
@@ -54,9 +53,9 @@ class Collector:
     def __init__(self) -> None:
         self.problems: list[Problem] = []
 
-    def convert(self, value: Any, hint: Any, place: Place, is_text: bool = False) -> Any:
+    def convert(self, value: Any, form: Form, place: Place, is_text: bool = False) -> Any:
         try:
-            return convert(value, hint, place, is_text)
+            return convert(value, form, place, is_text)
         except Invalid as error:
             self.problems += error.problems
             return None
@@ -176,17 +175,17 @@ _JSON_TYPES = frozenset({"int", "float", "bool", "string", "none"})
 
 
 def _enum(value: Any, form: Form, place: Place, is_text: bool) -> Any:
-    for member in form.target:
+    for member in form.choices:
         if _is_choice(value, member.value, is_text):
             return member
-    raise invalid(place, f"Input should be {_or([member.value for member in form.target])}", "enum")
+    raise invalid(place, f"Input should be {_or([member.value for member in form.choices])}", "enum")
 
 
 def _literal(value: Any, form: Form, place: Place, is_text: bool) -> Any:
-    for choice in form.items:
+    for choice in form.choices:
         if _is_choice(value, getattr(choice, "value", choice), is_text):
             return choice
-    raise invalid(place, f"Input should be {_or(form.items)}", "literal_error")
+    raise invalid(place, f"Input should be {_or(form.choices)}", "literal_error")
 
 
 def _is_choice(value: Any, choice: Any, is_text: bool) -> bool:
@@ -218,7 +217,7 @@ def _tuple(value: Any, form: Form, place: Place, is_text: bool) -> Any:
     if len(items) != len(form.items):
         raise invalid(place, f"Input should have {len(form.items)} items, not {len(items)}", "tuple_length")
     collector = Collector()
-    found = [collector.convert(item, hint, (*place, number), is_text) for number, (item, hint) in enumerate(zip(items, form.items, strict=True))]
+    found = [collector.convert(item, of, (*place, number), is_text) for number, (item, of) in enumerate(zip(items, form.items, strict=True))]
     collector.check()
     return tuple(found)
 
@@ -231,9 +230,9 @@ def _items(value: Any, place: Place, kind: type) -> list[Any]:
 
 def _mapping(value: Any, form: Form, place: Place, is_text: bool) -> Any:
     collector = Collector()
-    key_hint, hint = form.items
+    of_key, of_value = form.items
     found = {
-        collector.convert(key, key_hint, (*place, key, "[key]"), is_text=True): collector.convert(item, hint, (*place, key))
+        collector.convert(key, of_key, (*place, key, "[key]"), is_text=True): collector.convert(item, of_value, (*place, key))
         for key, item in _object(value, place).items()
     }
     collector.check()
@@ -241,22 +240,21 @@ def _mapping(value: Any, form: Form, place: Place, is_text: bool) -> Any:
 
 
 def _record(value: Any, form: Form, place: Place, is_text: bool) -> Any:
-    fields = {field.name: field for field in fields_of(form.target)}
     collector = Collector()
     found: dict[str, Any] = {}
     for name, item in _object(value, place).items():
-        if name in fields:
-            found[name] = collector.convert(item, fields[name].hint, (*place, name))
+        if name in form.fields:
+            found[name] = collector.convert(item, form.fields[name].form, (*place, name))
         else:
-            collector.add((*place, name), f"{name_of(form.target)} has no such field{suggest(name, fields)}", "extra_forbidden")
-    for field in fields.values():
-        if field.required and field.name not in found:
-            collector.add((*place, field.name), "Field required", "missing")
+            collector.add((*place, name), f"{form.name} has no such field{suggest(name, form.fields)}", "extra_forbidden")
+    for name, field in form.fields.items():
+        if field.required and name not in found:
+            collector.add((*place, name), "Field required", "missing")
     collector.check()
     try:
         return form.target(**found)
     except (ValueError, TypeError, AssertionError) as error:  # what a __post_init__ says
-        raise invalid(place, f"{name_of(form.target)} refuses it: {error}", "value_error") from error
+        raise invalid(place, f"{form.name} refuses it: {error}", "value_error") from error
 
 
 def _object(value: Any, place: Place) -> dict[str, Any]:
@@ -274,18 +272,18 @@ def suggest(name: str, known: Any) -> str:
 def _union(value: Any, form: Form, place: Place, is_text: bool) -> Any:
     """The member that is the value's own type comes first; of an optional one the problems are told as they are."""
     none = type(None)
-    members = [hint for hint in form.items if hint is not none]
+    members = [member for member in form.items if member.target is not none]
     if value is None and not is_text and len(members) < len(form.items):
         return None
     problems: list[Problem] = []
-    for hint in members if is_text else sorted(members, key=lambda hint: form_of(hint).target is not type(value)):
+    for member in members if is_text else sorted(members, key=lambda member: member.target is not type(value)):
         try:
-            return convert(value, hint, place, is_text)
+            return convert(value, member, place, is_text)
         except Invalid as error:
             problems = error.problems
     if len(members) == 1:
         raise Invalid(problems)
-    raise invalid(place, f"Input should be {' or '.join(map(name_of, form.items))}", "union_error")
+    raise invalid(place, f"Input should be {' or '.join(member.name for member in form.items)}", "union_error")
 
 
 def _pydantic(value: Any, form: Form, place: Place, is_text: bool) -> Any:

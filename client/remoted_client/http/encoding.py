@@ -76,7 +76,7 @@ def _blame(value: Any, path: str, depth: int) -> Iterator[str]:
             if not isinstance(key, (str, int, float, bool, type(None))):
                 yield f"{path}: its key {key!r:.80} is {_article(key)}, and JSON has only strings"
             yield from _blame(item, f"{path}[{key!r:.80}]", depth - 1)
-    elif not isinstance(value, (int, type(None))):
+    elif not isinstance(value, (int, float, type(None))):
         yield from _blame_object(value, path, depth)
 
 

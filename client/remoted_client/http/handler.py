@@ -16,7 +16,7 @@ from typing import Any
 
 from remoted_client.http.binding import Collector, Invalid, invalid, suggest
 from remoted_client.http.encoding import to_json
-from remoted_client.http.hints import form_of
+from remoted_client.http.hints import Form
 from remoted_client.http.parameters import PATH, QUERY, Parameter, Plan
 
 _NAMES = ("__module__", "__name__", "__qualname__", "__doc__")
@@ -105,7 +105,7 @@ def bind(plan: Plan, head: dict[str, Any], body: bytes) -> tuple[list[Any], dict
     kwargs: dict[str, Any] = {}
     for name, (where, value) in given.items():
         if name in known:
-            kwargs[name] = collector.convert(value, known[name].hint, (where, name), is_text=where in (PATH, QUERY))
+            kwargs[name] = collector.convert(value, known[name].form, (where, name), is_text=where in (PATH, QUERY))
         elif plan.takes_more:
             kwargs[name] = value
         else:
@@ -145,7 +145,7 @@ def _by_name(plan: Plan, query: list[list[str]], collector: Collector) -> dict[s
     texts: dict[str, list[str]] = {}
     for name, text in query:
         texts.setdefault(name, []).append(text)
-    lists = {parameter.name for parameter in plan.parameters if parameter.where == QUERY and _takes_list(parameter.hint)}
+    lists = {parameter.name for parameter in plan.parameters if parameter.where == QUERY and _takes_list(parameter.form)}
     in_path = {parameter.name for parameter in plan.parameters if parameter.where == PATH}
     for name, found in texts.items():
         if name in in_path:
@@ -155,8 +155,7 @@ def _by_name(plan: Plan, query: list[list[str]], collector: Collector) -> dict[s
     return {name: found if name in lists else found[0] for name, found in texts.items() if name not in in_path}
 
 
-def _takes_list(hint: Any) -> bool:
-    form = form_of(hint)
+def _takes_list(form: Form) -> bool:
     return form.kind in ("list", "set") or (form.kind == "union" and any(_takes_list(item) for item in form.items))
 
 

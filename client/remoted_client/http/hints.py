@@ -6,13 +6,14 @@ import collections.abc
 import dataclasses
 import datetime
 import decimal
+import enum
 import functools
 import pathlib
 import sys
 import types
 import typing
 import uuid
-from typing import Any, NamedTuple
+from typing import Any
 
 #: Hints under which a value stays what it is.
 _OPEN = (Any, object)
@@ -24,66 +25,97 @@ TEXTS = (datetime.datetime, datetime.date, datetime.time, uuid.UUID, decimal.Dec
 SCALARS = (int, float, str, bool, type(None), datetime.timedelta, *TEXTS)
 
 
-class Form(NamedTuple):
-    """One hint. ``kind``: any, scalar, enum, literal, union, list, set, tuple, mapping, record or pydantic."""
+@dataclasses.dataclass(eq=False)
+class Form:
+    """One hint, resolved to its last name: in the worker the names in it may mean nothing.
+
+    ``kind``: any, scalar, enum, literal, union, list, set, tuple, mapping, record or pydantic.
+    """
 
     kind: str
     target: Any = None
-    #: Hints of items: one for a list; one for each place of a tuple; key and value of a mapping; members of a union.
-    items: tuple[Any, ...] = ()
+    #: Of the items of a list; of each place of a tuple; of key and value of a mapping; of the members of a union.
+    items: list[Form] = dataclasses.field(default_factory=list)
+    choices: tuple[Any, ...] = ()
+    #: A record's, which may hold records of its own kind.
+    fields: dict[str, Field] = dataclasses.field(default_factory=dict)
+    name: str = ""
 
 
-class Field(NamedTuple):
+@dataclasses.dataclass(eq=False)
+class Field:
     """One entry of a dataclass or a TypedDict."""
 
-    name: str
-    hint: Any
+    form: Form
     required: bool
 
 
-def form_of(hint: Any) -> Form:
-    """Raises TypeError for a hint that JSON has no form for."""
-    hint = _bare(hint)
+_Records = dict[Any, Form]
+
+
+def form_of(hint: Any, records: _Records | None = None) -> Form:
+    """Raises TypeError for a hint that JSON has no form for. ``records``: those that are being taken apart."""
+    hint, records = _bare(hint), {} if records is None else records
     if hint in _OPEN or isinstance(hint, typing.TypeVar):
         return Form("any")
-    if is_pydantic(hint):
-        return Form("pydantic", hint)
     origin, items = typing.get_origin(hint) or hint, typing.get_args(hint)
-    if origin is typing.Literal:
-        return Form("literal", hint, items)
-    if origin in (typing.Union, types.UnionType):
-        return Form("union", hint, items)
-    if isinstance(origin, type):
-        return _form_of_class(origin, items)
-    raise TypeError(f"JSON has no form for the type {name_of(hint)}")
+    if is_pydantic(hint):
+        form = Form("pydantic", hint)
+    elif origin is typing.Literal:
+        form = Form("literal", choices=items)
+    elif origin in (typing.Union, types.UnionType):
+        form = Form("union", items=[form_of(item, records) for item in items])
+    elif isinstance(origin, type):
+        form = _form_of_class(origin, items, records)
+    else:
+        raise TypeError(f"JSON has no form for the type {name_of(hint)}")
+    form.name = name_of(hint)
+    return form
 
 
-def _form_of_class(origin: type, items: tuple[Any, ...]) -> Form:
-    import enum
-
+def _form_of_class(origin: type, items: tuple[Any, ...], records: _Records) -> Form:
     if issubclass(origin, enum.Enum):
-        return Form("enum", origin)
+        return Form("enum", origin, choices=tuple(origin))
     if origin in SCALARS:
         return Form("scalar", origin)
     if origin in _LISTS:
-        return Form("list", list, items or (Any,))
+        return Form("list", list, _forms(items or (Any,), records))
     if origin in _SETS:
-        return Form("set", _SETS[origin], items or (Any,))
+        return Form("set", _SETS[origin], _forms(items or (Any,), records))
     if origin is tuple:
-        return _form_of_tuple(items)
+        return _form_of_tuple(items, records)
     if origin in _MAPPINGS:
-        return Form("mapping", dict, items or (Any, Any))
+        return Form("mapping", dict, _forms(items or (Any, Any), records))
     if dataclasses.is_dataclass(origin) or typing.is_typeddict(origin):
-        return Form("record", origin)
+        return _form_of_record(origin, records)
     raise TypeError(f"JSON has no form for the type {name_of(origin)}")
 
 
-def _form_of_tuple(items: tuple[Any, ...]) -> Form:
-    if not items:
-        return Form("list", tuple, (Any,))
-    if len(items) == 2 and items[1] is Ellipsis:
-        return Form("list", tuple, (items[0],))
-    return Form("tuple", tuple, () if items == ((),) else items)
+def _forms(hints: tuple[Any, ...], records: _Records) -> list[Form]:
+    return [form_of(hint, records) for hint in hints]
+
+
+def _form_of_tuple(items: tuple[Any, ...], records: _Records) -> Form:
+    if not items or (len(items) == 2 and items[1] is Ellipsis):
+        return Form("list", tuple, _forms(items[:1] or (Any,), records))
+    return Form("tuple", tuple, _forms(() if items == ((),) else items, records))
+
+
+def _form_of_record(record: Any, records: _Records) -> Form:
+    if record in records:
+        return records[record]
+    form = records[record] = Form("record", record)
+    hints = read_hints(record)
+    if typing.is_typeddict(record):
+        form.fields = {name: Field(form_of(_without_mark(hint), records), name in record.__required_keys__) for name, hint in hints.items()}
+    else:
+        own = [field for field in dataclasses.fields(record) if field.init]
+        form.fields = {field.name: Field(form_of(hints[field.name], records), _is_required(field)) for field in own}
+    return form
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _bare(hint: Any) -> Any:
@@ -115,20 +147,6 @@ def is_pydantic(hint: Any) -> bool:
 def adapter_of(hint: Any) -> Any:
     """pydantic's own reader of a hint."""
     return sys.modules["pydantic"].TypeAdapter(hint)
-
-
-@functools.lru_cache(maxsize=256)
-def fields_of(record: Any) -> tuple[Field, ...]:
-    """What a dataclass is made of, or a TypedDict holds. Raises TypeError when its hints cannot be read."""
-    hints = read_hints(record)
-    if typing.is_typeddict(record):
-        return tuple(Field(name, _without_mark(hint), name in record.__required_keys__) for name, hint in hints.items())
-    missing = dataclasses.MISSING
-    return tuple(
-        Field(field.name, hints[field.name], field.default is missing and field.default_factory is missing)
-        for field in dataclasses.fields(record)
-        if field.init
-    )
 
 
 def _without_mark(hint: Any) -> Any:

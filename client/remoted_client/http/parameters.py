@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from remoted_client.http.hints import form_of, read_hints
+from remoted_client.http.hints import Form, form_of, read_hints
 
 PATH, QUERY, BODY = "path", "query", "body"
 #: Methods whose requests have no body that means anything (RFC 9110, 9.3).
@@ -20,7 +20,7 @@ _IN_TEXT = frozenset({"any", "scalar", "enum", "literal"})
 class Parameter:
     name: str
     where: str
-    hint: Any
+    form: Form
     required: bool
     is_positional: bool = False
 
@@ -49,8 +49,8 @@ def plan_of(function: Callable[..., Any], method: str, path: str) -> Plan:
             takes_more = True
             continue
         required, where = parameter.default is parameter.empty, PATH if name in in_path else rest
-        found.append(Parameter(name, where, hints.get(name, Any), required, parameter.kind is parameter.POSITIONAL_ONLY))
-        _check(found[-1])
+        form = _form_of(name, hints.get(name, Any), where)
+        found.append(Parameter(name, where, form, required, parameter.kind is parameter.POSITIONAL_ONLY))
     return Plan(tuple(found), rest, takes_more)
 
 
@@ -59,20 +59,20 @@ def path_names(path: str) -> list[str]:
     return [part[1:-1] for part in path.split("/") if part.startswith("{")]
 
 
-def _check(parameter: Parameter) -> None:
+def _form_of(name: str, hint: Any, where: str) -> Form:
     try:
-        form = form_of(parameter.hint)
+        form = form_of(hint)
     except TypeError as error:
-        raise TypeError(f"the parameter {parameter.name!r} cannot come over HTTP: {error}") from None
-    if parameter.where != BODY and not _fits_text(parameter.hint, parameter.where):
-        advice = "use method='POST', or take text" if parameter.where == QUERY else "take text, a number or the like"
-        raise TypeError(f"the parameter {parameter.name!r} cannot come from the {parameter.where}: a {form.kind} is not one text; {advice}")
+        raise TypeError(f"the parameter {name!r} cannot come over HTTP: {error}") from None
+    if where != BODY and not _fits_text(form, where):
+        advice = "use method='POST', or take text" if where == QUERY else "take text, a number or the like"
+        raise TypeError(f"the parameter {name!r} cannot come from the {where}: a {form.kind} is not one text; {advice}")
+    return form
 
 
-def _fits_text(hint: Any, where: str) -> bool:
-    form = form_of(hint)
+def _fits_text(form: Form, where: str) -> bool:
     if form.kind == "union":
         return all(_fits_text(item, where) for item in form.items)
     if form.kind in ("list", "set"):
-        return where == QUERY and all(form_of(item).kind in _IN_TEXT for item in form.items)
+        return where == QUERY and all(item.kind in _IN_TEXT for item in form.items)
     return form.kind in _IN_TEXT or (form.kind == "pydantic" and not isinstance(form.target, type))

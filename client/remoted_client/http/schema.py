@@ -10,7 +10,7 @@ import uuid
 from typing import Any
 
 from remoted_client.http import handler
-from remoted_client.http.hints import Form, adapter_of, fields_of, form_of, name_of
+from remoted_client.http.hints import Form, adapter_of, form_of, read_hints
 from remoted_client.http.parameters import BODY, PATH, Parameter, Plan
 
 _SCALARS: dict[Any, dict[str, Any]] = {
@@ -43,9 +43,7 @@ class Schemas:
         self.components: dict[str, Any] = {}
         self._prefix = prefix
 
-    def of(self, hint: Any) -> dict[str, Any]:
-        """Raises TypeError for what JSON has no form for."""
-        form = form_of(hint)
+    def of(self, form: Form) -> dict[str, Any]:
         make = getattr(self, f"_{form.kind}")
         schema: dict[str, Any] = make(form)
         return schema
@@ -57,10 +55,10 @@ class Schemas:
         return dict(_SCALARS.get(form.target, {"type": "string"}))
 
     def _enum(self, form: Form) -> dict[str, Any]:
-        return {"title": name_of(form.target), "enum": [member.value for member in form.target]}
+        return {"title": form.name, "enum": [member.value for member in form.choices]}
 
     def _literal(self, form: Form) -> dict[str, Any]:
-        return {"enum": [getattr(choice, "value", choice) for choice in form.items]}
+        return {"enum": [getattr(choice, "value", choice) for choice in form.choices]}
 
     def _union(self, form: Form) -> dict[str, Any]:
         return {"anyOf": [self.of(item) for item in form.items]}
@@ -79,12 +77,12 @@ class Schemas:
         return {"type": "object", "additionalProperties": self.of(form.items[1])}
 
     def _record(self, form: Form) -> dict[str, Any]:
-        name = self._prefix + name_of(form.target).replace("<locals>", "locals")
+        name = self._prefix + form.name.replace("<locals>", "locals")
         if name not in self.components:
             self.components[name] = {}  # it may hold itself
-            fields = fields_of(form.target)
-            self.components[name] = _object({field.name: self.of(field.hint) for field in fields}, [field.name for field in fields if field.required], False)
-            self.components[name]["title"] = name_of(form.target)
+            required = [name for name, field in form.fields.items() if field.required]
+            properties = {name: self.of(field.form) for name, field in form.fields.items()}
+            self.components[name] = {"title": form.name, **_object(properties, required, False)}
         return {"$ref": f"#/components/schemas/{name}"}
 
     def _pydantic(self, form: Form) -> dict[str, Any]:
@@ -99,7 +97,7 @@ def _object(properties: dict[str, Any], required: list[str], is_open: bool) -> d
 
 
 def describe(function: Any, method: str, path: str, plan: Plan) -> dict[str, Any]:
-    """``{"operation": ..., "components": ...}``. Raises TypeError for parameters that JSON has no form for."""
+    """``{"operation": ..., "components": ...}``."""
     identity = _identity(method, path)
     schemas = Schemas(f"{identity}.")
     first, _, rest = (inspect.getdoc(function) or "").partition("\n")
@@ -110,7 +108,7 @@ def describe(function: Any, method: str, path: str, plan: Plan) -> dict[str, Any
     inside = [parameter for parameter in plan.parameters if parameter.where == BODY]
     if plan.rest == BODY and (inside or plan.takes_more):
         required = [parameter.name for parameter in inside if parameter.required]
-        schema = _object({parameter.name: schemas.of(parameter.hint) for parameter in inside}, required, plan.takes_more)
+        schema = _object({parameter.name: schemas.of(parameter.form) for parameter in inside}, required, plan.takes_more)
         operation["requestBody"] = {"required": bool(required), "content": {handler.JSON: {"schema": schema}}}
     operation["responses"] = _responses(function, schemas)
     return {"operation": operation, "components": schemas.components}
@@ -124,7 +122,7 @@ def _identity(method: str, path: str) -> str:
 
 def _parameter(parameter: Parameter, schemas: Schemas) -> dict[str, Any]:
     required = parameter.required or parameter.where == PATH
-    return {"name": parameter.name, "in": parameter.where, "required": required, "schema": schemas.of(parameter.hint)}
+    return {"name": parameter.name, "in": parameter.where, "required": required, "schema": schemas.of(parameter.form)}
 
 
 def _responses(function: Any, schemas: Schemas) -> dict[str, Any]:
@@ -135,14 +133,14 @@ def _responses(function: Any, schemas: Schemas) -> dict[str, Any]:
 
 def _result(function: Any, schemas: Schemas) -> dict[str, Any]:
     """What a function returns may be anything at all: a hint that JSON has no form for promises nothing."""
-    hint = typing.get_type_hints(function, include_extras=True).get("return", Any)
+    hint = read_hints(function).get("return", Any)
     is_stream = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
     if is_stream:
         hint = (typing.get_args(hint) or (Any,))[0]
     if hint in (bytes, bytearray):
         return {handler.BYTES: {}}
     try:
-        schema = schemas.of(hint)
+        schema = schemas.of(form_of(hint))
     except TypeError:
         schema = {}
     if not is_stream:
