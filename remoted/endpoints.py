@@ -85,9 +85,10 @@ class Endpoints:
     def __len__(self) -> int:
         return sum(map(len, self._of.values()))
 
-    def of(self, peer: Peer) -> list[Endpoint]:
-        """This user's, by path."""
-        return sorted(self._of.get(peer.uid, ()), key=lambda endpoint: (endpoint.path, endpoint.method))
+    def of(self, peer: Peer, pid: int | None = None) -> list[Endpoint]:
+        """This user's, by path; with ``pid`` only those of one process."""
+        mine = [endpoint for endpoint in self._of.get(peer.uid, ()) if pid in (None, endpoint.owner.pid)]
+        return sorted(mine, key=lambda endpoint: (endpoint.path, endpoint.method))
 
     def add(self, peer: Peer, method: str, path: str, request: Request, description: bytes, owner: Owner) -> Endpoint:
         """Raises Refused: for what this host cannot serve, and for a route that another process has."""
@@ -117,9 +118,9 @@ class Endpoints:
         for digest in endpoint.request.digests:
             self._direct.contents.release(endpoint.uid, digest)
 
-    def find(self, peer: Peer, method: str, raw_path: str) -> tuple[Endpoint, dict[str, str]]:
+    def find(self, peer: Peer, method: str, raw_path: str, pid: int | None = None) -> tuple[Endpoint, dict[str, str]]:
         """The route of an undecoded path, texts before parameters. Raises NotFound, WrongMethod."""
-        here = sorted(self._matching(peer, _decode(raw_path)), key=lambda found: found[0].shape.count("{}"))
+        here = sorted(self._matching(self.of(peer, pid), _decode(raw_path)), key=lambda found: found[0].shape.count("{}"))
         for endpoint, parameters in here:
             if endpoint.method == method:
                 return endpoint, parameters
@@ -127,8 +128,8 @@ class Endpoints:
             raise WrongMethod(", ".join(sorted({endpoint.method for endpoint, _ in here})))
         raise NotFound("NO_ROUTE", "cannot find this path: you have no function with such a route; GET /v1/endpoints lists what there is")
 
-    def _matching(self, peer: Peer, parts: list[str]) -> Iterator[tuple[Endpoint, dict[str, str]]]:
-        for endpoint in self._of.get(peer.uid, ()):
+    def _matching(self, endpoints: list[Endpoint], parts: list[str]) -> Iterator[tuple[Endpoint, dict[str, str]]]:
+        for endpoint in endpoints:
             parameters = endpoint.match(parts)
             if parameters is not None:
                 yield endpoint, parameters

@@ -6,6 +6,7 @@ When the daemon goes away and comes back they are registered again.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
 import secrets
@@ -32,9 +33,12 @@ _RETRY_SECONDS = 60.0
 _CLOSE_SECONDS = 5.0
 #: Below it lie the routes on ``api.sock``.
 PREFIX = "/f"
+#: Hears of each request: method, path, status, seconds, and id, error and traceback of its call.
+OnServed = Callable[[dict[str, Any]], None]
+OnOutput = Callable[[int, str], None]
 
 
-def serve(*functions: RemoteFunction[Any, Any], on_served: Callable[[dict[str, Any]], None] | None = None) -> Served:
+def serve(*functions: RemoteFunction[Any, Any], on_served: OnServed | None = None) -> Served:
     """Give functions HTTP routes on the daemon's ``api.sock``; without arguments all load-balanced ones of the script.
 
     Returns at once. The routes are there until ``close()``, the end of the ``with`` block, or the end of this process.
@@ -58,12 +62,16 @@ def serve(*functions: RemoteFunction[Any, Any], on_served: Callable[[dict[str, A
 class Served:
     """Routes that are served; made by ``serve``."""
 
-    def __init__(self, routes: list[Route], on_served: Callable[[dict[str, Any]], None] | None = None) -> None:
+    def __init__(self, routes: list[Route], on_served: OnServed | None = None, on_output: OnOutput | None = None) -> None:
         self.routes = [str(route) for route in routes]
         #: What ended it although nobody closed it.
         self.failure: RemotedError | None = None
+        #: This process's id as the daemon sees it.
+        self.process = 0
         self._routes = routes
         self._on_served = on_served or (lambda news: None)
+        self._on_output = on_output or _print
+        self._decoders = {stream: codecs.getincrementaldecoder("utf-8")("replace") for stream in (1, 2)}
         self._closed = False
         self._over = threading.Event()
         self._reader = wire.FrameReader()
@@ -88,6 +96,15 @@ class Served:
             self._over.wait(timeout)
         if self.failure is not None:
             raise self.failure
+
+    def add_done_callback(self, callback: Callable[[], object]) -> None:
+        """Call it once the routes are gone, from another thread; at once if they are."""
+
+        def tell() -> None:
+            self._over.wait()
+            callback()
+
+        threading.Thread(target=tell, name="remoted-served-over", daemon=True).start()
 
     def close(self) -> None:
         """No request is taken any more; those that run go on. Idempotent."""
@@ -146,6 +163,7 @@ class Served:
                 if frame.op == "refused":
                     raise for_code(frame.header["code"], frame.header["message"])
                 if frame.op == op and frame.header.get("key", "") == key:
+                    self.process = frame.header.get("process", 0)
                     return
                 self._handle(frame)
 
@@ -198,11 +216,16 @@ class Served:
         frame.close()
         with contextlib.suppress(Exception):  # a closed or replaced stream of the caller's is not our failure
             if frame.op == "output":
-                target = sys.stdout if frame.header["stream"] == 1 else sys.stderr
-                target.write(frame.body.decode("utf-8", "replace"))
-                target.flush()
+                stream = frame.header["stream"]
+                self._on_output(stream, self._decoders[stream].decode(frame.body))
             elif frame.op == "served":
                 self._on_served(frame.header)
+
+
+def _print(stream: int, text: str) -> None:
+    target = sys.stdout if stream == 1 else sys.stderr
+    target.write(text)
+    target.flush()
 
 
 def _send(sock: socket.socket, data: bytes, fds: tuple[int, ...] = ()) -> None:

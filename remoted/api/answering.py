@@ -53,7 +53,7 @@ class Part:
             status, content_type = document["status"], document["type"]
         except (ValueError, KeyError, TypeError, RecursionError):
             raise BadAnswer from None
-        if not end or type(status) is not int or not (status == 200 or 400 <= status <= 599) or content_type not in _TYPES:
+        if not end or type(status) is not int or not (status == 200 or 400 <= status <= 599) or type(content_type) is not str or content_type not in _TYPES:
             raise BadAnswer
         return Head(status, content_type, len(line) + 1)
 

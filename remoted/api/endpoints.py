@@ -19,7 +19,7 @@ from remoted.api.openapi import describe_endpoints
 from remoted.api.services import Services
 from remoted.calls import Call
 from remoted.endpoints import Endpoint, WrongMethod
-from remoted.errors import Conflict
+from remoted.errors import BadRequest, Conflict
 from remoted.model import Reason, Status
 
 _BODILESS = ("GET", "DELETE")
@@ -43,7 +43,17 @@ def _view(endpoint: Endpoint) -> schemas.Endpoint:
 
 async def openapi(services: Services, ask: Ask) -> web.StreamResponse:
     """The routes of your functions as an OpenAPI document, made from their type hints."""
-    return web.json_response(describe_endpoints(services.endpoints.of(ask.peer)))
+    return web.json_response(describe_endpoints(services.endpoints.of(ask.peer, _process(ask))))
+
+
+def _process(ask: Ask) -> int | None:
+    """``X-Remoted-Process`` leaves only the routes that this process of yours serves; it can never add any (T01)."""
+    text = ask.request.headers.get("X-Remoted-Process")
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdigit():
+        raise BadRequest("BAD_HEADER", "cannot use X-Remoted-Process: it is not a process id")
+    return int(text[:18])
 
 
 async def answer(services: Services, ask: Ask) -> web.StreamResponse:
@@ -65,7 +75,7 @@ async def answer(services: Services, ask: Ask) -> web.StreamResponse:
 
 def _find(services: Services, ask: Ask) -> tuple[Endpoint, dict[str, str]]:
     try:
-        return services.endpoints.find(ask.peer, ask.request.method, ask.parameters["path"])
+        return services.endpoints.find(ask.peer, ask.request.method, ask.parameters["path"], _process(ask))
     except WrongMethod as error:
         raise HttpRefusal(405, error.code, str(error), {"Allow": error.allowed}) from None
 

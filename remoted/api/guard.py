@@ -76,12 +76,12 @@ def _turn_away(sock: socket.socket, status: int, code: str, message: str) -> Non
         sock.send(head.encode() + body)
 
 
-class Connection(web.RequestHandler):
-    """One admitted connection. Its peer was settled when it was accepted and never changes."""
+class Impatient(web.RequestHandler):
+    """A connection whose heads have a deadline, and whose failures have our one shape."""
 
-    __slots__ = ("_head_deadline_seconds", "_head_timer", "_on_gone", "peer")
+    __slots__ = ("_head_deadline_seconds", "_head_timer")
 
-    def __init__(self, server: web.Server, peer: Peer, limits: Limits, on_gone: Callable[[Peer], None]) -> None:
+    def __init__(self, server: web.Server, limits: Limits) -> None:
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),
@@ -92,8 +92,6 @@ class Connection(web.RequestHandler):
             lingering_time=0.0,  # an unread body ends the connection: nobody waits for the rest of it
             auto_decompress=False,
         )
-        self.peer = peer
-        self._on_gone = on_gone
         self._head_deadline_seconds = limits.http_head_deadline_seconds
         self._head_timer: asyncio.TimerHandle | None = None
 
@@ -122,7 +120,6 @@ class Connection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         self.head_arrived()
         super().connection_lost(exc)
-        self._on_gone(self.peer)
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
@@ -140,3 +137,18 @@ class Connection(web.RequestHandler):
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
         log.error(*args, **kw)
+
+
+class Connection(Impatient):
+    """One admitted connection. Its peer was settled when it was accepted and never changes."""
+
+    __slots__ = ("_on_gone", "peer")
+
+    def __init__(self, server: web.Server, peer: Peer, limits: Limits, on_gone: Callable[[Peer], None]) -> None:
+        super().__init__(server, limits)
+        self.peer = peer
+        self._on_gone = on_gone
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        self._on_gone(self.peer)

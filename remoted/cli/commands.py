@@ -21,6 +21,7 @@ _COMMANDS = {
     "logs": "remoted.cli.following",
     "wait": "remoted.cli.following",
     "run": "remoted.cli.running",
+    "serve": "remoted.cli.serving",
     "env": "remoted.cli.system",
     "config": "remoted.cli.system",
     "doctor": "remoted.cli.system",

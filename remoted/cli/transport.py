@@ -131,13 +131,21 @@ def connect() -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.connect(path)
-        _, uid, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        check_server(sock)
+    except NoDaemon:
+        sock.close()
+        raise
     except OSError as error:
         sock.close()
         if isinstance(error, (FileNotFoundError, ConnectionRefusedError, NotADirectoryError)):
             raise NoDaemon(f"no daemon answers at {path}: it starts with your first call, or run `remoted --user`") from None
         raise NoDaemon(f"cannot reach the daemon at {path}: {error}; check REMOTED_SOCKET") from None
-    if uid not in (0, os.geteuid()):
-        sock.close()
-        raise NoDaemon(f"cannot trust the daemon at {path}: it runs as uid {uid}; check REMOTED_SOCKET")
     return sock
+
+
+def check_server(sock: Any) -> None:
+    """Raises NoDaemon unless it is root's or ours who listens at the other end (T08)."""
+    _, uid, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    if uid not in (0, os.geteuid()):
+        path = os.path.join(socket_directory(), "api.sock")
+        raise NoDaemon(f"cannot trust the daemon at {path}: it runs as uid {uid}; check REMOTED_SOCKET")

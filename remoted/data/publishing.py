@@ -32,7 +32,7 @@ class Publishing:
         """Register what a frame describes, and say so. Raises Refused, KeyError, TypeError."""
         request = parse_route(frame)
         self._mine.append(self._endpoints.add(self._peer, str(frame.header["method"]), str(frame.header["path"]), request, frame.body, self))
-        self._transport.send({"op": "routed", "key": request.key})
+        self._transport.send({"op": "routed", "key": request.key, "process": self.pid})
 
     def stop(self) -> None:
         """The client is gone, and its routes with it."""

@@ -298,7 +298,7 @@ async def test_openapi_lists_exactly_the_table(daemon: Daemon) -> None:
     _, document, _ = await daemon.ask("GET", "/v1/openapi.json")
 
     listed = {(method.upper(), path) for path, operations in document["paths"].items() for method in operations}
-    assert listed == {(route.method, route.path) for route in ROUTES}
+    assert listed == {(route.method, route.path) for route in ROUTES if not route.is_open}
     assert document == json.loads(json.dumps(describe(ROUTES)))
     references = {part.split('"')[0] for part in json.dumps(document).split("#/components/schemas/")[1:]}
     assert references <= set(document["components"]["schemas"])
