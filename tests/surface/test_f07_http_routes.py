@@ -127,6 +127,18 @@ async def patch(**more): return more
 async def kinds(a: int, b: float, c: str, d: bool, e: None, f: Colour, g: Literal["x", 3], h: int | str, i: Optional[Point],
                 j: tuple[int, str], k: set[int], l: datetime.datetime, m: dict[int, list[Point]], n):
     return [type(value).__name__ for value in (a, b, c, d, e, f, g, h, i, j, k, l, m, n)] + [i, sorted(k), l, m]
+def decorated(function):
+    import functools
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs): return function(*args, **kwargs)
+    return wrapper
+@remote(lb)
+@decorated
+async def stacked(a: int, b: Optional[Tree] = None): return [a, b]
+class Leaf(TypedDict):
+    leaf: int
+class Tree(Leaf, total=False):
+    below: list[Tree]
 @remote(lb)
 async def length(path: Path) -> int: return len(path.points)
 @remote(lb)
@@ -231,6 +243,14 @@ def test_f07_type_hints_make_the_values(app: Host) -> None:
         (["body", "i"], "dict_type"), (["body", "j"], "tuple_length"), (["body", "k"], "set_type"), (["body", "l"], "datetime_parsing"),
         (["body", "m", "five", "[key]"], "int_parsing"), (["body", "n"], "missing"),
     ]  # fmt: skip
+
+
+def test_f07_below_decorators_and_types_that_hold_themselves(app: Host) -> None:
+    tree = {"leaf": 1, "below": [{"leaf": 2, "below": []}]}
+    assert post(app, "stacked", a=1, b=tree).json == [1, tree]
+    assert post(app, "stacked", a=1, b={"below": [{"leaf": "x"}]}).detail == [(["body", "b", "below", 0, "leaf"], "int_type"), (["body", "b", "leaf"], "missing")]
+    schema = ask(app, "GET", "/v1/endpoints/openapi.json").json["components"]["schemas"]["post.stacked.Tree"]
+    assert (schema["required"], schema["properties"]["below"]["items"]) == (["leaf"], {"$ref": "#/components/schemas/post.stacked.Tree"})
 
 
 def test_f07_positional_only_parameters_and_defaults(app: Host) -> None:

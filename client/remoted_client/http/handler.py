@@ -18,6 +18,7 @@ from remoted_client.http.binding import Collector, Invalid, invalid, suggest
 from remoted_client.http.encoding import to_json
 from remoted_client.http.hints import Form
 from remoted_client.http.parameters import PATH, QUERY, Parameter, Plan
+from remoted_client.settings import streams
 
 _NAMES = ("__module__", "__name__", "__qualname__", "__doc__")
 #: Each of them ends a line of an event stream, so a string that holds one becomes several lines of its event.
@@ -35,12 +36,15 @@ class Handler:
         self._plan = plan
 
     def __call__(self, request: bytes) -> Any:
-        function = self.__wrapped__
-        if inspect.isasyncgenfunction(function):
-            return self._stream_async(request)
-        if inspect.isgeneratorfunction(function):
-            return self._stream(request)
-        return self._answer_async(request) if inspect.iscoroutinefunction(function) else self._answer(request)
+        if streams(self.__wrapped__):
+            return self._stream_async(request) if self._is_async else self._stream(request)
+        return self._answer_async(request) if self._is_async else self._answer(request)
+
+    @property
+    def _is_async(self) -> bool:
+        """As the worker sees it: what lies below all decorators counts."""
+        target = inspect.unwrap(self.__wrapped__)
+        return inspect.iscoroutinefunction(target) or inspect.isasyncgenfunction(target)
 
     # -- one answer ----------------------------------------------------------------------------------------
 

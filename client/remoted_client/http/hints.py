@@ -107,11 +107,19 @@ def _form_of_record(record: Any, records: _Records) -> Form:
     form = records[record] = Form("record", record)
     hints = read_hints(record)
     if typing.is_typeddict(record):
-        form.fields = {name: Field(form_of(_without_mark(hint), records), name in record.__required_keys__) for name, hint in hints.items()}
+        form.fields = {name: _entry(hint, name in record.__required_keys__, records) for name, hint in hints.items()}
     else:
         own = [field for field in dataclasses.fields(record) if field.init]
         form.fields = {field.name: Field(form_of(hints[field.name], records), _is_required(field)) for field in own}
     return form
+
+
+def _entry(hint: Any, required: bool, records: _Records) -> Field:
+    """Required and NotRequired are believed first: of annotations that are texts the class itself has not seen them."""
+    mark = getattr(typing.get_origin(hint), "_name", "")
+    if mark in ("Required", "NotRequired"):
+        hint, required = typing.get_args(hint)[0], mark == "Required"
+    return Field(form_of(hint, records), required)
 
 
 def _is_required(field: dataclasses.Field[Any]) -> bool:
@@ -147,11 +155,6 @@ def is_pydantic(hint: Any) -> bool:
 def adapter_of(hint: Any) -> Any:
     """pydantic's own reader of a hint."""
     return sys.modules["pydantic"].TypeAdapter(hint)
-
-
-def _without_mark(hint: Any) -> Any:
-    """What Required and NotRequired stand around."""
-    return typing.get_args(hint)[0] if getattr(typing.get_origin(hint), "_name", "") in ("Required", "NotRequired") else hint
 
 
 def read_hints(target: Any) -> dict[str, Any]:

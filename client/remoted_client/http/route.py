@@ -45,7 +45,7 @@ def route_of(function: RemoteFunction[Any, Any]) -> Route:
         raise TypeError(f"cannot serve {name}: {type(settings.config).__name__} is a queue class; HTTP routes are for load-balanced ones, e.g. CpuLiveLoadBalancer")
     if settings.runs_here:
         raise TypeError(f"cannot serve {name}: it runs here (local=True or REMOTED_LOCAL), and a route runs in a worker")
-    method, path = settings.method or "POST", settings.path or f"/{target.__name__}"
+    method, path = settings.method or "POST", settings.path or f"/{getattr(target, '__name__', type(target).__name__)}"
     try:
         plan = plan_of(target, method, path)
         described = describe(target, method, path, plan)

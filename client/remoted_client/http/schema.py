@@ -12,6 +12,7 @@ from typing import Any
 from remoted_client.http import handler
 from remoted_client.http.hints import Form, adapter_of, form_of, read_hints
 from remoted_client.http.parameters import BODY, PATH, Parameter, Plan
+from remoted_client.settings import name_of, streams
 
 _SCALARS: dict[Any, dict[str, Any]] = {
     int: {"type": "integer"},
@@ -101,7 +102,7 @@ def describe(function: Any, method: str, path: str, plan: Plan) -> dict[str, Any
     identity = _identity(method, path)
     schemas = Schemas(f"{identity}.")
     first, _, rest = (inspect.getdoc(function) or "").partition("\n")
-    operation: dict[str, Any] = {"operationId": identity, "summary": first.strip() or function.__name__, "description": rest.strip()}
+    operation: dict[str, Any] = {"operationId": identity, "summary": first.strip() or name_of(function), "description": rest.strip()}
     outside = [_parameter(parameter, schemas) for parameter in plan.parameters if parameter.where != BODY]
     if outside:
         operation["parameters"] = outside
@@ -134,7 +135,7 @@ def _responses(function: Any, schemas: Schemas) -> dict[str, Any]:
 def _result(function: Any, schemas: Schemas) -> dict[str, Any]:
     """What a function returns may be anything at all: a hint that JSON has no form for promises nothing."""
     hint = read_hints(function).get("return", Any)
-    is_stream = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+    is_stream = streams(function)
     if is_stream:
         hint = (typing.get_args(hint) or (Any,))[0]
     if hint in (bytes, bytearray):
