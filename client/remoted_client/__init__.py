@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from remoted_client.batching import batched as batched
     from remoted_client.config import CpuLiveLoadBalancer as CpuLiveLoadBalancer
     from remoted_client.config import CpuLiveServerless as CpuLiveServerless
     from remoted_client.config import CpuLoadBalancerSlsResource as CpuLoadBalancerSlsResource
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from remoted_client.wire import Status as Status
 
 _WHERE = {
+    "batching": "batched",
     "config": "CpuLiveLoadBalancer CpuLiveServerless CpuLoadBalancerSlsResource CpuServerlessEndpoint LiveLoadBalancer LiveServerless "
     "LoadBalancerSlsResource ResourceConfig ServerlessEndpoint",
     "decorator": "remote",

@@ -166,6 +166,12 @@ def remote(
     return _Decorator(settings)
 
 
+def _tell_small_batches(target: Any, settings: Settings) -> None:
+    size, at_once = getattr(target, "max_batch_size", 1), settings.config.max_concurrency
+    if hasattr(target, "batch_function") and at_once < size:
+        warn(f"@batched(max_batch_size={size}) gets batches of at most {at_once}: give {type(settings.config).__name__}(name={settings.config.name!r}) max_concurrency={size}")
+
+
 def _check_strings(field: str, value: object) -> tuple[str, ...]:
     if value is None:
         return ()
@@ -258,6 +264,7 @@ class _Decorator(Generic[R]):
         if isinstance(target, (staticmethod, classmethod)) or not callable(target):
             raise TypeError(f"cannot decorate a {type(target).__name__}: @remote takes a function or a class")
         _check_parameters(target, self._settings)
+        _tell_small_batches(target, self._settings)
         return RemoteFunction(target, self._settings)
 
 

@@ -1,4 +1,4 @@
-"""What a decorator was told, and the two questions that everybody asks about a function."""
+"""What a decorator was told, and the questions that everybody asks about a function."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ def streams(function: object) -> bool:
     """Is it a generator function, plain or async?"""
     code = getattr(getattr(function, "__func__", function), "__code__", None)
     return code is not None and bool(code.co_flags & _GENERATOR_FLAGS)
+
+
+def is_async(function: Any) -> bool:
+    """Does calling it give something that an event loop must run? What lies below all decorators says so."""
+    import inspect
+
+    target = inspect.unwrap(function) if callable(function) else function
+    target = getattr(target, "__func__", target)
+    call = getattr(type(target), "__call__", None)  # noqa: B004 - of an object that is called like a function
+    return inspect.iscoroutinefunction(target) or inspect.isasyncgenfunction(target) or inspect.iscoroutinefunction(call)
 
 
 def name_of(target: Callable[..., Any]) -> str:

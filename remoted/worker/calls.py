@@ -120,13 +120,6 @@ def shorten(text: str, size: int, keep_end: bool = False) -> str:
     return text
 
 
-def is_async(function: Any) -> bool:
-    """Does calling it give something that the event loop must run?"""
-    target = inspect.unwrap(function) if callable(function) else function
-    target = getattr(target, "__func__", target)
-    return inspect.iscoroutinefunction(target) or inspect.isasyncgenfunction(target)
-
-
 def as_iterator(value: Any) -> Iterator[Any] | AsyncIterator[Any]:
     """The items of a streaming call. Raises TypeError when the body gave something else."""
     if inspect.isasyncgen(value) or isinstance(value, AsyncIterator):

@@ -9,8 +9,9 @@ import sys
 from typing import Any
 
 from remoted_client import codec, plain
+from remoted_client.settings import is_async
 
-from .calls import Instances, Run, is_async
+from .calls import Instances, Run
 from .context import CallContext
 
 _NOTHING = contextlib.nullcontext()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from typing import assert_type
 
-from remoted_client import CpuLiveLoadBalancer, CpuLiveServerless, Handle, JobOutput, StreamHandle, remote
+from remoted_client import CpuLiveLoadBalancer, CpuLiveServerless, Handle, JobOutput, StreamHandle, batched, remote
 
 queue = CpuLiveServerless(name="queue")
 direct = CpuLiveLoadBalancer(name="direct")
@@ -41,6 +41,18 @@ async def async_generator(n: int) -> AsyncIterator[str]:
     yield str(n)
 
 
+@remote(direct)
+@batched(max_batch_size=8)
+async def one_by_one(texts: list[str]) -> list[int]:
+    return [len(text) for text in texts]
+
+
+@remote(direct)
+@batched(max_batch_size=8, wait_ms=2.5)
+def plain_one_by_one(texts: list[str]) -> list[int]:
+    return [len(text) for text in texts]
+
+
 async def use() -> None:
     assert_type(coroutine(1, flag=True), Handle[JobOutput[str]])
     assert_type(await coroutine(1), JobOutput[str])
@@ -52,10 +64,13 @@ async def use() -> None:
     assert_type(direct_plain.local(1), Handle[bytes])
     assert_type(generator(3), StreamHandle[JobOutput[list[int]]])
     assert_type(await async_generator(3), list[str])
+    assert_type(await one_by_one("a"), int)
+    assert_type(plain_one_by_one("a").result(), int)
     assert_type(plain.options(timeout=5)(1), Handle[JobOutput[list[int]]])
 
 
 def misuse() -> None:
     coroutine("one")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    one_by_one(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     plain()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     CpuLiveServerless(name="x", wokersMax=3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -8,7 +8,6 @@ before it has a status of its own.
 from __future__ import annotations
 
 import functools
-import inspect
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -18,7 +17,7 @@ from remoted_client.http.binding import Collector, Invalid, invalid, suggest
 from remoted_client.http.encoding import to_json
 from remoted_client.http.hints import Form
 from remoted_client.http.parameters import PATH, QUERY, Parameter, Plan
-from remoted_client.settings import streams
+from remoted_client.settings import is_async, streams
 
 _NAMES = ("__module__", "__name__", "__qualname__", "__doc__")
 #: Each of them ends a line of an event stream, so a string that holds one becomes several lines of its event.
@@ -37,14 +36,8 @@ class Handler:
 
     def __call__(self, request: bytes) -> Any:
         if streams(self.__wrapped__):
-            return self._stream_async(request) if self._is_async else self._stream(request)
-        return self._answer_async(request) if self._is_async else self._answer(request)
-
-    @property
-    def _is_async(self) -> bool:
-        """As the worker sees it: what lies below all decorators counts."""
-        target = inspect.unwrap(self.__wrapped__)
-        return inspect.iscoroutinefunction(target) or inspect.isasyncgenfunction(target)
+            return self._stream_async(request) if is_async(self.__wrapped__) else self._stream(request)
+        return self._answer_async(request) if is_async(self.__wrapped__) else self._answer(request)
 
     # -- one answer ----------------------------------------------------------------------------------------
 

@@ -159,6 +159,9 @@ def adapter_of(hint: Any) -> Any:
 
 def read_hints(target: Any) -> dict[str, Any]:
     """The hints of a function or class as types. Raises TypeError when a name in them means nothing."""
+    batch = getattr(target, "batch_function", None)
+    if batch is not None:  # of @batched: lists there, single items here
+        return {name: (typing.get_args(hint) or (Any,))[0] for name, hint in read_hints(batch).items()}
     try:
         return typing.get_type_hints(target, include_extras=True)
     except Exception as error:
