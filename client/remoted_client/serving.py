@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from remoted_client import connection, wire
-from remoted_client.daemon import connect_or_start, socket_directory
+from remoted_client.daemon import connect, connect_or_start, socket_directory
 from remoted_client.errors import DaemonUnreachable, RemotedError, for_code
 from remoted_client.function import RemoteFunction
 from remoted_client.greeting import hello
@@ -30,6 +30,8 @@ from remoted_client.submission import _describe, _modules_upload
 _READ_BYTES = 256 * 1024
 _ANSWER_SECONDS = 30.0
 _RETRY_SECONDS = 60.0
+#: Whoever stops a daemon mostly starts the next one.
+_PATIENCE_SECONDS = 5.0
 _CLOSE_SECONDS = 5.0
 #: Below it lie the routes on ``api.sock``.
 PREFIX = "/f"
@@ -76,7 +78,7 @@ class Served:
         self._over = threading.Event()
         self._reader = wire.FrameReader()
         self._frames: list[wire.Frame] = []
-        self._sock = self._register()
+        self._sock = self._register(connect_or_start())
         self._thread = threading.Thread(target=self._run, name="remoted-served", daemon=True)
         self._thread.start()
         os.register_at_fork(after_in_child=_forgetting(weakref.ref(self)))
@@ -97,15 +99,6 @@ class Served:
         if self.failure is not None:
             raise self.failure
 
-    def add_done_callback(self, callback: Callable[[], object]) -> None:
-        """Call it once the routes are gone, from another thread; at once if they are."""
-
-        def tell() -> None:
-            self._over.wait()
-            callback()
-
-        threading.Thread(target=tell, name="remoted-served-over", daemon=True).start()
-
     def close(self) -> None:
         """No request is taken any more; those that run go on. Idempotent."""
         self._closed = True
@@ -120,9 +113,8 @@ class Served:
 
     # -- the connection ------------------------------------------------------------------------------------
 
-    def _register(self) -> socket.socket:
-        """A connection on which the daemon has taken every route. Raises RemotedError."""
-        sock = connect_or_start()
+    def _register(self, sock: socket.socket) -> socket.socket:
+        """The connection, once the daemon has taken every route on it. Raises RemotedError."""
         try:
             sock.settimeout(_ANSWER_SECONDS)
             self._reader, self._frames = wire.FrameReader(), []
@@ -200,17 +192,18 @@ class Served:
                     self._handle(frame)
 
     def _return(self) -> None:
-        """The daemon is restarted by somebody, or by us. Raises RemotedError when it does not come back."""
-        deadline = time.monotonic() + _RETRY_SECONDS
+        """The daemon is restarted by somebody, or after a while by us. Raises RemotedError when it does not come back."""
+        since = time.monotonic()
         self._sock.close()
         while not self._closed:
+            away = time.monotonic() - since
             try:
-                self._sock = self._register()
+                self._sock = self._register(connect() if away < _PATIENCE_SECONDS else connect_or_start())
                 return
-            except DaemonUnreachable:
-                if time.monotonic() > deadline:
+            except (DaemonUnreachable, OSError):
+                if away > _RETRY_SECONDS:
                     raise
-                time.sleep(0.2)
+                time.sleep(0.1)
 
     def _handle(self, frame: wire.Frame) -> None:
         frame.close()

@@ -117,12 +117,15 @@ async def _serve(gateway: Gateway, served: Served) -> None:
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    served.add_done_callback(lambda: loop.call_soon_threadsafe(stop.set))
+    over = loop.create_task(asyncio.to_thread(served.wait))
+    over.add_done_callback(lambda _: stop.set())
     await gateway.start()
     try:
         await stop.wait()
     finally:
         await gateway.close()
+        served.close()
+        await asyncio.gather(over, return_exceptions=True)
 
 
 def _tell(script: Path, gateway: Gateway, routes: list[Route], as_json: bool) -> None:

@@ -383,6 +383,7 @@ def test_f07_generators_stream_a_line_of_json_for_each_item(streams: Host) -> No
     assert reply.headers["content-type"] == "application/x-ndjson"
     assert [json.loads(line) for line in reply.body.splitlines()] == [{"i": 0}, {"i": 1}, {"i": 2}]
     assert post(streams, "count", n=0).body == b""
+    assert post(streams, "count", n=1000).body.count(b"\n") == 1000, "what was taken makes room for more"
     assert post(streams, "count", n=None).detail == [(["body", "n"], "int_type")]
 
 

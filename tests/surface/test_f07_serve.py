@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import http.client
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -250,6 +251,29 @@ def test_f07_serve_survives_a_daemon_that_is_restarted(daemon: Host) -> None:
         assert (away.status, away.json["error"]["code"]) == (503, "DAEMON_AWAY")
         daemon.start()
         wait_until(lambda: site.ask("POST", "/square", {"x": 3}).body == b"9", 30)
+
+
+FAKE = """
+import os, socket, sys
+os.setgroups([]); os.setgid(60001); os.setuid(60001)
+server = socket.socket(socket.AF_UNIX); server.bind(sys.argv[1]); os.chmod(sys.argv[1], 0o777); server.listen()
+print("listening", flush=True)
+print(server.accept()[0].recv(100), flush=True)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="NEEDS ROOT: two users")
+def test_t08_serve_sends_a_strangers_daemon_not_one_byte(daemon: Host) -> None:
+    with site_of(daemon) as site:
+        daemon.terminate()
+        daemon.sockets.chmod(0o777)
+        daemon.folder.chmod(0o755)
+        daemon.folder.parent.chmod(0o755)
+        with subprocess.Popen([sys.executable, "-S", "-c", FAKE, str(daemon.sockets / "api.sock")], stdout=subprocess.PIPE, cwd="/") as fake:
+            assert fake.stdout is not None
+            assert fake.stdout.readline() == b"listening\n"
+            assert site.ask("POST", "/square", {"x": 1}).status == 503
+            assert fake.stdout.readline() == b"b''\n"
 
 
 def test_f07_serve_in_words_ends_with_ctrl_c_and_takes_its_routes_along(daemon: Host) -> None:
