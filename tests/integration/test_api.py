@@ -299,7 +299,7 @@ async def test_openapi_lists_exactly_the_table(daemon: Daemon) -> None:
 
     listed = {(method.upper(), path) for path, operations in document["paths"].items() for method in operations}
     assert listed == {(route.method, route.path) for route in ROUTES if not route.is_open}
-    assert document == json.loads(json.dumps(describe(ROUTES)))
+    assert document == json.loads(json.dumps(describe(route for route in ROUTES if not route.is_open)))
     references = {part.split('"')[0] for part in json.dumps(document).split("#/components/schemas/")[1:]}
     assert references <= set(document["components"]["schemas"])
 
