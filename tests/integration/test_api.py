@@ -290,7 +290,7 @@ async def test_config_shows_limits_in_force(tmp_path: Path) -> None:
 async def test_doctor_names_checks_and_advice(daemon: Daemon) -> None:
     _, document, _ = await daemon.ask("GET", "/v1/doctor")
 
-    assert {"state", "gpus", "disk", "descriptors", "database"} == {check["name"] for check in document["checks"]}
+    assert {"state", "gpus", "disk", "descriptors", "event loop", "database"} == {check["name"] for check in document["checks"]}
     assert all(check["ok"] or check["advice"] for check in document["checks"])
 
 
