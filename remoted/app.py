@@ -43,6 +43,7 @@ from remoted.model import Reason
 from remoted.paths import Paths
 from remoted.scheduler.policy import Scheduler
 from remoted.spawn import helper, reaper, runtime
+from remoted.spawn.births import Births
 from remoted.store import Store
 
 log = logging.getLogger(__name__)
@@ -179,8 +180,8 @@ class Daemon:
         cpus = float(self._config.cpus or len(os.sched_getaffinity(0)))
         crash_loop = (self._limits.crash_loop_count, self._limits.crash_loop_seconds)
         scheduler = Scheduler(cpus, self._limits.workers_total, worker_prefix=f"w{secrets.token_hex(2)}-", crash_loop=crash_loop)
-        runtime_zip = runtime.build(self._paths.runtime)
-        engine = Engine(scheduler, self._clock, self._limits, nvml, DeviceLocks(Path(self._config.gpu.lock_folder)), self._config.gpu.poll_seconds, environments, runtime_zip, self._paths.sockets, blobs.progress_path)
+        births = Births(runtime.build(self._paths.runtime), self._paths.sockets, self._clock, self._limits, prefix=f"f{secrets.token_hex(2)}-")
+        engine = Engine(scheduler, self._clock, self._limits, nvml, DeviceLocks(Path(self._config.gpu.lock_folder)), self._config.gpu.poll_seconds, environments, births, self._paths.sockets, blobs.progress_path)
         kind_key = secrets.token_bytes(32)
         jobs = Jobs(engine, contents, self._clock, self._limits, kind_key, store, blobs, self._paths)
         direct = DirectCalls(engine, contents, self._clock, self._limits, kind_key, self._paths)
@@ -203,7 +204,7 @@ class Daemon:
         loop.add_signal_handler(signal.SIGQUIT, self.stop, True)
 
     async def _until_stopped(self, engine: Engine, runners: Runners) -> None:
-        watches = (engine.watch_devices(), engine.watch_memory(), self._lag.watch(), self._housekeeping(runners))
+        watches = (engine.watch_devices(), engine.watch_memory(), self._lag.watch(), self._housekeeping(engine, runners))
         tasks = [asyncio.create_task(watch) for watch in watches]
         try:
             await self._stop.wait()
@@ -212,13 +213,14 @@ class Daemon:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _housekeeping(self, runners: Runners) -> None:
+    async def _housekeeping(self, engine: Engine, runners: Runners) -> None:
         """Expiry, forgotten sockets, and the end of an idle daemon (MECHANISMS 7)."""
         jobs, direct = runners.jobs, runners.direct
         idle_since = self._clock.monotonic()
         period = min(self._limits.housekeeping_seconds, (self._idle_exit_seconds or float("inf")) / 4)
         while True:
             await asyncio.sleep(period)
+            engine.dismiss_idle_servers()
             await jobs.records.expire()
             await jobs.contents.forget_unused(self._clock.wall() - self._limits.content_seconds)
             now = self._clock.monotonic()

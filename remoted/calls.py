@@ -283,7 +283,18 @@ class CallRunner:
                 accelerate_downloads=spec.accelerate_downloads,
             )
         visible = {name: value for name, value in context.environ.items() if name in _INSTALLER_VARIABLES or name.startswith(_INSTALLER_PREFIXES)}
-        return WorkerPlan(spec.executable, environ, spec.pool.memory_bytes, request, context.descriptors, spec.python, visible)
+        return WorkerPlan(
+            executable=spec.executable,
+            environ=environ,
+            data_bytes=spec.pool.memory_bytes,
+            environment=request,
+            descriptors=context.descriptors,
+            version=spec.python,
+            build_environ=visible,
+            preload=spec.pool.preload,
+            hints=frozenset(spec.function.imports),
+            import_environ=context.import_variables(),
+        )
 
     # -- the engine's owner --------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from math import inf
 from pathlib import Path
@@ -30,6 +30,7 @@ from remoted.scheduler import events
 from remoted.scheduler.policy import Scheduler
 from remoted.scheduler.state import Need, PoolKey, PoolPolicy, Ticket, TicketId, Turns, WorkerView
 from remoted.spawn import reaper
+from remoted.spawn.births import Births, Start
 from remoted.spawn.memory import SAMPLE_SECONDS, MemoryKills
 from remoted.workers import Worker
 
@@ -54,6 +55,11 @@ class WorkerPlan:
     version: tuple[int, ...] = ()
     #: What of the caller's variables an installer may see: indexes, proxies, certificates.
     build_environ: Mapping[str, str] = field(default_factory=dict)
+    #: What a fork server imports for it: as its config says, and as the code of its functions lets expect.
+    preload: tuple[str, ...] = ()
+    hints: frozenset[str] = frozenset()
+    #: Variables of the caller that such an import may read.
+    import_environ: Mapping[str, str] = field(default_factory=dict)
 
 
 class TicketOwner(Protocol):
@@ -100,10 +106,11 @@ def _dotted(version: tuple[int, ...]) -> str:
 class Engine:
     """One host's scheduler, its workers and devices."""
 
-    def __init__(self, scheduler: Scheduler, clock: Clock, limits: Limits, nvml: Nvml, locks: DeviceLocks, poll_seconds: float, environments: Environments, runtime: Path, sockets: Path, progress_path: Callable[[str], Path]) -> None:
+    def __init__(self, scheduler: Scheduler, clock: Clock, limits: Limits, nvml: Nvml, locks: DeviceLocks, poll_seconds: float, environments: Environments, births: Births, sockets: Path, progress_path: Callable[[str], Path]) -> None:
         self.scheduler = scheduler
         self.devices = Devices()
         self.workers: dict[WorkerId, Worker] = {}
+        self.births = births
         self.draining = False
         #: Told at every step while somebody waits for what others hold.
         self.on_contention: Callable[[], None] = lambda: None
@@ -114,7 +121,6 @@ class Engine:
         self._locks = locks
         self._poll_seconds = poll_seconds
         self._environments = environments
-        self._runtime = runtime
         self._sockets = sockets
         self._progress_path = progress_path
         self._plans: dict[str, WorkerPlan] = {}
@@ -136,8 +142,9 @@ class Engine:
     # -- for the use cases ---------------------------------------------------------------------------------
 
     def plan(self, kind: str, plan: WorkerPlan) -> None:
-        """Say how workers of this kind are started; the same kind always means the same plan."""
-        self._plans.setdefault(kind, plan)
+        """Say how workers of this kind are started; the same kind always means the same plan, but for what is imported."""
+        known = self._plans.get(kind, plan)
+        self._plans[kind] = replace(known, hints=known.hints | plan.hints, import_environ=plan.import_environ)
         if plan.environment is not None:
             self._requests[plan.environment.digest] = (plan.environment, plan.build_environ)
 
@@ -319,7 +326,8 @@ class Engine:
         try:
             python, extra = await self._interpreter(plan)
             environ = {**plan.environ, **extra, "REMOTED_PYTHON": plan.executable, **self._worker_variables(worker_id, devices)}
-            hello = await worker.start((python, os.fspath(self._runtime)), environ, {"data_bytes": plan.data_bytes, "descriptors": plan.descriptors}, self._progress_path(worker_id))
+            start = Start(need.uid, python, environ, plan.preload, tuple(sorted(plan.hints)), plan.import_environ)
+            hello = await worker.start(self.births, start, {"data_bytes": plan.data_bytes, "descriptors": plan.descriptors}, self._progress_path(worker_id))
             await _check_versions(worker, hello, plan)
         except (SpawnError, EnvironmentFailed) as error:
             log.warning("%s", error)
@@ -485,6 +493,9 @@ class Engine:
             if self.workers:
                 self._sample_memory()
 
+    def dismiss_idle_servers(self) -> None:
+        self.births.dismiss_idle({worker.born_as.server for worker in self.workers.values() if worker.born_as is not None})
+
     def _sample_memory(self) -> None:
         self._memory_kills.sample([worker.pid for worker in self.workers.values() if worker.pid])
 
@@ -507,3 +518,4 @@ class Engine:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.births.close()

@@ -37,6 +37,10 @@ class Limits:
     workers_total: int = 256
     start_deadline_seconds: float = 60.0
     launch_deadline_seconds: float = 30.0
+    # Fork servers: so many (0 turns them off), until they were idle for so long; one that failed is tried again after a while.
+    fork_servers_total: int = 16
+    fork_server_idle_seconds: float = 600.0
+    fork_server_retry_seconds: float = 60.0
     cancel_term_seconds: float = 3.0
     cancel_kill_seconds: float = 10.0
     crash_loop_count: int = 5

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from remoted.errors import BadRequest
 
 _Name = Annotated[str, Field(min_length=1, max_length=200)]
+_Module = Annotated[str, Field(max_length=200, pattern=r"^\w+(\.\w+)*$")]
 _Count = Annotated[int, Field(ge=0, le=1_000_000)]
 
 #: Variables that make a process what it is; another value needs another worker (MECHANISMS 6).
@@ -24,7 +25,9 @@ KIND_VARIABLES = frozenset({"PATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "VIRTUAL_EN
 #: Ours to say, whatever the caller has: a nested call comes from a worker that has a value of its own.
 _OURS = frozenset({"CUDA_VISIBLE_DEVICES"})
 KIND_PREFIXES = ("PYTHON", "CUDA_", "NVIDIA_", "LC_", "OMP_", "MKL_", "OPENBLAS_")
-
+#: Read by large packages while they are imported: a fork server, which imports before it knows its calls, must have these of
+#: the callers too. Those of every package that the client guesses at (``codec/imports.py``), and of some others.
+IMPORT_PREFIXES = ("NPY_", "NUMPY_", "SCIPY_", "PANDAS_", "SKLEARN_", "JOBLIB_", "TORCH", "PYTORCH_", "TRITON_", "KMP_", "HF_", "TRANSFORMERS_", "MPL", "XLA_", "JAX_", "TF_", "NUMBA_")
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -39,6 +42,8 @@ class FunctionSpec(_Checked):
     module: str = Field(max_length=500)
     qualname: str = Field(max_length=500)
     digest: str = Field(max_length=64)
+    #: Large installed modules that it will import: hints for a fork server, names for nobody else.
+    imports: tuple[_Module, ...] = Field(default=(), max_length=32)
 
 
 class VolumeSpec(_Checked):
@@ -68,7 +73,7 @@ class PoolSpec(_Checked):
     ports: tuple[int, ...]
     execution_timeout_seconds: Annotated[float, Field(gt=0)] | None
     cuda_min: str | None
-    preload: tuple[str, ...]
+    preload: tuple[_Module, ...] = Field(max_length=64)
     max_concurrency: Annotated[int, Field(ge=1, le=1000)]
     preemptible: bool
     keep_warm_seconds: Annotated[float, Field(ge=0)]
@@ -139,6 +144,10 @@ class Context(_Checked):
             if (name in KIND_VARIABLES or name.startswith(KIND_PREFIXES)) and name not in _OURS
         }
         return dict(sorted({**chosen, **self.declared}.items()))
+
+    def import_variables(self) -> dict[str, str]:
+        """What packages read at import beyond that."""
+        return {name: value for name, value in self.environ.items() if name.startswith(IMPORT_PREFIXES)}
 
 
 def parse_spec(data: bytes) -> JobSpec:

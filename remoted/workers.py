@@ -16,7 +16,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -32,6 +31,8 @@ from remoted.pipes import Pipes
 from remoted.progress import Progress
 from remoted.replies import Hello, close_payload, parse_end, parse_hello, payload_of, size_of
 from remoted.spawn import launch, reaper
+from remoted.spawn.births import Births, Born, Start
+from remoted.spawn.door import parent_of
 from remoted.spawn.memory import MemoryKills, counter_of
 from remoted.workload import Attempt, Workload
 from remoted_client import wire
@@ -49,6 +50,8 @@ class Worker:
         self.started_at = clock.wall()
         #: Seconds since boot; with pid and boot id it names the process unmistakably.
         self.born = 0.0
+        #: How it began; None until it has.
+        self.born_as: Born | None = None
         self.calls_done = 0
         self._clock = clock
         self._limits = limits
@@ -75,34 +78,34 @@ class Worker:
 
     # -- birth ---------------------------------------------------------------------------------------------
 
-    async def start(self, argv: tuple[str, ...], environ: dict[str, str], limits: dict[str, int | None], progress: Path) -> Hello:
-        """Launch and wait for the greeting. Raises SpawnError with what the process printed."""
-        ours, theirs = channel.pair()
-        self._channel = channel.Channel(ours, self._on_frame, self._on_channel_closed)
+    async def start(self, births: Births, start: Start, limits: dict[str, int | None], progress: Path) -> Hello:
+        """Be born and wait for the greeting. Raises SpawnError with what the process printed."""
         try:
-            await self._launch(argv, environ, theirs)
+            self._channel = await self._be_born(births, start)
             self._progress = Progress(progress)
             self._channel.send({"op": "limits", **limits}, fds=(os.dup(self._progress.fd),))
-            return await asyncio.wait_for(self._greeted, self._limits.start_deadline_seconds)
+            hello = await asyncio.wait_for(self._greeted, self._limits.start_deadline_seconds)
+            if parent_of(self.pid) != os.getpid():
+                raise SpawnError("it is no child of the daemon, so nobody could say how it ends")
+            return hello
         except (TimeoutError, SpawnError, ConnectionError) as error:
             await self.end("it did not start", grace_seconds=0)
             detail = bytes(self._early_output[-4000:]).decode("utf-8", "replace").strip()
             text = str(error) or f"it did not answer within {self._limits.start_deadline_seconds:g} s"
-            raise SpawnError(f"cannot start a worker with {argv[0]}: {text}" + (f"\n{detail}" if detail else "")) from error
-        finally:
-            theirs.close()
+            raise SpawnError(f"cannot start a worker with {start.python}: {text}" + (f"\n{detail}" if detail else "")) from error
 
-    async def _launch(self, argv: tuple[str, ...], environ: dict[str, str], theirs: socket.socket) -> None:
+    async def _be_born(self, births: Births, start: Start) -> channel.Channel:
         ends = self._pipes.open()
         try:
-            spec = launch.LaunchSpec((*argv, str(theirs.fileno())), environ, *ends, (theirs.fileno(),))
-            self._process = await launch.launch(spec, self._limits.launch_deadline_seconds)
+            born = self.born_as = await births.bear(start, *ends)
         finally:
             wire.close_all(ends)
+        self._process = born.process
         self.pid = self._process.pid
         self.born = reaper.started_at(self.pid)
         self._loop.add_reader(self._process.pidfd, self._on_exit)
         self._pipes.watch()
+        return channel.Channel(born.sock, self._on_frame, self._on_channel_closed)
 
     # -- attempts ------------------------------------------------------------------------------------------
 

@@ -224,8 +224,6 @@ def _tell_idle(settings: Settings) -> None:
         warn(f"system_dependencies= has no effect yet: {names} must be on this host (ask its administrator, or install it yourself)")
     if settings.max_retries > 1 and config.is_load_balanced:
         warn(f"max_retries= has no effect on {type(config).__name__}: a direct call is never run twice; catch the exception and call again, or use a queue class")
-    if config.preload:
-        warn("preload= has no effect yet: the first call of a worker imports what it needs")
     if config.preemptible:
         warn("preemptible= has no effect yet")
     if config.gpu_memory_gb is not None:

@@ -100,11 +100,11 @@ class Settings:
     def runs_here(self) -> bool:
         return self.local or os.environ.get("REMOTED_LOCAL", "").strip().lower() not in ("", "0", "false", "no", "off")
 
-    def spec(self, identity: tuple[str, str, str], stream: bool, cwd: str, sys_path: list[str]) -> dict[str, Any]:
+    def spec(self, identity: tuple[str, str, str], imports: tuple[str, ...], stream: bool, cwd: str, sys_path: list[str]) -> dict[str, Any]:
         """The document that all calls of one function share."""
         module, qualname, digest = identity
         return {
-            "function": {"module": module, "qualname": qualname, "digest": digest},
+            "function": {"module": module, "qualname": qualname, "digest": digest, "imports": imports},
             "pool": self.config.to_wire(),
             "dependencies": self.dependencies,
             "system_dependencies": self.system_dependencies,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoted_client import context, plain
 from remoted_client.call_state import CallState
-from remoted_client.codec import UnpicklableError, function_identity
+from remoted_client.codec import UnpicklableError, expected_imports, function_identity
 from remoted_client.connection import Connection, Outgoing, Upload, current
 from remoted_client.errors import SerializationError
 from remoted_client.handle import Handle, StreamHandle
@@ -186,7 +186,7 @@ def _describe(line: Connection, target: Callable[..., Any], settings: Settings, 
     known = _described.get(key)
     if known is None or known[0] is not target or known[1].code.payload is not code.payload:
         cwd = current_directory()
-        document = settings.spec(function_identity(target), stream, cwd, own_entries(sys.path, cwd))
+        document = settings.spec(function_identity(target), expected_imports(target), stream, cwd, own_entries(sys.path, cwd))
         known = _described[key] = (target, _Described(code, document))
         if len(_described) > _DESCRIBED_MOST:
             _described.popitem(last=False)

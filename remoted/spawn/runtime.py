@@ -1,4 +1,4 @@
-"""``worker.pyz``: the program inside every worker, zipped once per version of its parts.
+"""``worker.pyz``: the program inside every worker and fork server, zipped once per version of its parts.
 
 It holds ``remoted/worker`` (as ``remoted_worker``), the client package and cloudpickle. Python puts the zip
 first on ``sys.path``; its first lines move it last, so that the user's own packages win and these copies
@@ -17,8 +17,11 @@ from pathlib import Path
 _MAIN = """\
 import sys
 sys.path.append(sys.path.pop(0))
-from remoted_worker.runtime import main
-main(int(sys.argv[1]))
+if len(sys.argv) == 2:
+    from remoted_worker.runtime import main
+else:
+    from remoted_worker.forkserver import main
+main(*map(int, sys.argv[1:]))
 """
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 

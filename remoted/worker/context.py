@@ -70,7 +70,7 @@ class CallContext:
             self._wanted = {**self.environ, **own}
             self._encoded = {os.fsencode(name): os.fsencode(value) for name, value in self._wanted.items()}
         if getattr(os.environ, "_data", None) != self._encoded:
-            _replace_environ(self._wanted)
+            replace_environ(self._wanted)
 
 
 class _Logging:
@@ -132,7 +132,8 @@ def _directory() -> str:
         return ""
 
 
-def _replace_environ(wanted: dict[str, str]) -> None:
+def replace_environ(wanted: dict[str, str]) -> None:
+    """``os.environ`` becomes this; what is equal is not touched."""
     for name in set(os.environ) - set(wanted):
         del os.environ[name]
     for name, value in wanted.items():

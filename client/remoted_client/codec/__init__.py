@@ -36,6 +36,7 @@ from .decoder import Decoder, decode_result
 from .encoder import Encoder
 from .errors import BadPayload, StaleModules, UnpicklableError
 from .identity import function_identity
+from .imports import expected_imports
 from .modules import ModuleSet, collect_modules, install_modules
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "UnpicklableError",
     "collect_modules",
     "decode_result",
+    "expected_imports",
     "function_identity",
     "install_modules",
 ]

@@ -61,7 +61,7 @@ def reachable(root: object) -> list[Name]:
 
 def _names_below(value: object) -> Iterator[Name]:
     visited: set[int] = set()
-    pending = list(_functions(value))
+    pending = list(functions_of(value))
     while pending:
         function = pending.pop()
         if id(function) in visited or by_reference(function):
@@ -72,10 +72,11 @@ def _names_below(value: object) -> Iterator[Name]:
             if name in scope:
                 yield scope, name
         for cell in function.__closure__ or ():
-            pending.extend(_functions(contents(cell)))
+            pending.extend(functions_of(contents(cell)))
 
 
-def _functions(value: Any) -> Iterator[types.FunctionType]:
+def functions_of(value: Any) -> Iterator[types.FunctionType]:
+    """The functions that a value is, wraps or has as methods, as far as they travel by value."""
     if isinstance(value, type):
         for cls in value.__mro__:
             if not by_reference(cls):

@@ -1,0 +1,68 @@
+"""Which large packages calling a function will import: a guess, for a fork server that imports them beforehand.
+
+Only packages that are known to stand a fork, and whose variables the daemon knows (``remoted/spec.py``): what they read
+at import must be what they would read in the worker. Never a module of the project, whose text may change.
+"""
+
+from __future__ import annotations
+
+import dis
+import sys
+import types
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+from .modules import is_installed
+from .walk import functions_of, reachable
+
+#: Tried: one thread after a fork for trial, no process, no device, the same results as in a new interpreter.
+PACKAGES = frozenset(("numpy", "scipy", "pandas", "sklearn", "torch"))
+_MOST = 16
+
+
+def expected_imports(root: object) -> tuple[str, ...]:
+    """Names of modules, sorted. What stands at the top of the function's file counts, and what its code imports."""
+    found: set[str] = set()
+    for value in (root, *(scope[name] for scope, name in reachable(root))):
+        found.update(_modules_of(value))
+        for function in functions_of(value):
+            found.update(_imported(function.__code__))
+    names = {_public(name) for name in found if name.partition(".")[0] in PACKAGES}
+    return tuple(sorted(name for name in names if not _is_shadowed(name.partition(".")[0])))[:_MOST]
+
+
+def _modules_of(value: object) -> Iterator[str]:
+    """Where a global comes from; of a module of the project also what that imports."""
+    if isinstance(value, types.ModuleType):
+        yield value.__name__
+        return
+    name = getattr(value, "__module__", None) or type(value).__module__
+    yield str(name)
+    module = sys.modules.get(str(name))
+    file = getattr(module, "__file__", None)
+    if module is not None and file and name != "__main__" and not is_installed(file):
+        for other in list(vars(module).values()):
+            yield other.__name__ if isinstance(other, types.ModuleType) else str(getattr(other, "__module__", None) or type(other).__module__)
+
+
+def _imported(code: types.CodeType) -> Iterator[str]:
+    yield from (str(each.argval) for each in dis.get_instructions(code) if each.opname == "IMPORT_NAME")
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _imported(constant)
+
+
+def _public(name: str) -> str:
+    """``sklearn.linear_model._logistic`` is imported by way of ``sklearn.linear_model``."""
+    parts = name.split(".")
+    private = next((at for at, part in enumerate(parts) if part.startswith("_")), len(parts))
+    return ".".join(parts[:private])
+
+
+def _is_shadowed(package: str) -> bool:
+    """Does the script have a file of its own under this name? What is not there at all may be in the worker's environment."""
+    try:
+        spec = find_spec(package)
+    except (ImportError, ValueError):
+        return True
+    return spec is not None and spec.origin is not None and not is_installed(spec.origin)

@@ -1,0 +1,239 @@
+"""One fork server as the daemon sees it: a process of its user's, started like a worker and trusted as little.
+
+It is told once what to import and says whether it can be forked after that. Then each ``bear`` gives a process that is the
+daemon's own child, with a channel of its own; what becomes of the server later does not concern it. The server ends with
+its channel, hence with the daemon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import signal
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from remoted import channel
+from remoted.clock import Clock
+from remoted.errors import SpawnError
+from remoted.limits import Limits
+from remoted.spawn import launch, reaper
+from remoted.spawn.door import Door, NotBelieved
+from remoted_client import wire
+
+#: Room for the name of any worker: each writes its own over the server's (``worker/mark.py``).
+_MARK_BYTES = 64
+_KEPT_OUTPUT = 4000
+_PROBLEM_LETTERS = 500
+
+
+class ForkRefused(Exception):
+    """No worker comes from this server; the message says why. ``is_stale``: another server of the same recipe would do."""
+
+    def __init__(self, problem: str, is_stale: bool = False) -> None:
+        super().__init__(problem)
+        self.is_stale = is_stale
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What makes a fork server: workers that agree in all of this may come from the same one."""
+
+    uid: int
+    python: str
+    environ: tuple[tuple[str, str], ...]
+    preload: tuple[str, ...] = ()
+    #: Guesses at what the workers will import, from their code.
+    hints: tuple[str, ...] = ()
+
+
+class ForkServer:
+    """From its launch to its burial."""
+
+    def __init__(self, server_id: str, recipe: Recipe, clock: Clock, limits: Limits, on_gone: Callable[[ForkServer], None]) -> None:
+        self.id = server_id
+        self.recipe = recipe
+        self.pid = 0
+        self.births = 0
+        self.started_at = clock.wall()
+        self.began = self.used = clock.monotonic()
+        #: Why it cannot be used; "" while it can, or while that is not known yet.
+        self.problem = ""
+        self.was_ready = self.was_dismissed = False
+        self._clock = clock
+        self._limits = limits
+        self._on_gone = on_gone
+        self._loop = asyncio.get_running_loop()
+        self._mark = f"fork-server-{server_id}-{secrets.token_hex(8)}".ljust(_MARK_BYTES, ".")
+        self._process: launch.Process | None = None
+        self._link: channel.Channel | None = None
+        self._door: Door | None = None
+        self._pipe = -1
+        self._output = bytearray()
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._gone: asyncio.Future[None] = self._loop.create_future()
+
+    # -- birth ---------------------------------------------------------------------------------------------
+
+    async def start(self, runtime: Path, folder: Path) -> None:
+        """Launch it; ``ready`` says when it can be used. Whatever fails becomes its problem."""
+        ours, theirs = channel.pair()
+        self._link = channel.Channel(ours, self._on_frame, self._on_closed)
+        try:
+            self._door = Door(folder, self.recipe.uid)
+            await self._launch(runtime, theirs, self._door)
+            self._link.send({"op": "preload", "modules": self.recipe.preload, "hints": self.recipe.hints})
+        except (SpawnError, OSError) as error:
+            self._fail(f"the fork server did not start: {error}")
+            self._close()
+            self._gone.set_result(None)
+            self._on_gone(self)
+        finally:
+            theirs.close()
+
+    async def _launch(self, runtime: Path, theirs: socket.socket, door: Door) -> None:
+        self._pipe, writing = os.pipe2(os.O_CLOEXEC)
+        argv = (self.recipe.python, os.fspath(runtime), str(theirs.fileno()), str(door.key))
+        # The mark comes last: what follows it in memory is cut off by a shorter one.
+        environ = {**dict(self.recipe.environ), "PYTORCH_NVML_BASED_CUDA_CHECK": "1", reaper.WORKER_VARIABLE: self._mark}
+        try:
+            spec = launch.LaunchSpec(argv, environ, writing, writing, (theirs.fileno(), door.key))
+            self._process = await launch.launch(spec, self._limits.launch_deadline_seconds)
+        finally:
+            os.close(writing)
+        self.pid = self._process.pid
+        door.belongs_to(self._process)
+        os.set_blocking(self._pipe, False)
+        self._loop.add_reader(self._pipe, self._read_pipe)
+        self._loop.add_reader(self._process.pidfd, self._on_exit)
+
+    async def ready(self, deadline_seconds: float) -> None:
+        """Until it may be asked for workers. Raises ForkRefused when it may not, or not yet."""
+        left = self.began + deadline_seconds - self._clock.monotonic()
+        try:
+            await asyncio.wait_for(asyncio.shield(self._ready), max(0.0, left))
+        except TimeoutError:
+            raise ForkRefused(f"the fork server has been importing for more than {deadline_seconds:g} s") from None
+        if self.problem:
+            raise ForkRefused(self.problem)
+
+    async def bear(self, environ: Mapping[str, str], stdout: int, stderr: int) -> tuple[launch.Process, socket.socket]:
+        """A worker: its process, a child of ours as soon as it greets, and its channel. Raises ForkRefused."""
+        body = json.dumps(dict(environ)).encode()
+        if len(body) > wire.INLINE_BYTES:
+            raise ForkRefused(f"its environment has {len(body)} bytes, more than go in one message")
+        if self._link is None or self._door is None or self.problem or not self._link.is_open:
+            raise ForkRefused(self.problem or "the fork server has ended", is_stale=True)
+        token = secrets.token_hex(16)
+        born = self._door.expect(token)
+        self.used = self._clock.monotonic()
+        self._link.send({"op": "bear", "token": token}, body, (os.dup(stdout), os.dup(stderr)))
+        try:
+            found = await asyncio.wait_for(born, self._limits.launch_deadline_seconds)
+        except TimeoutError:
+            self._give_up(f"the fork server bore no worker within {self._limits.launch_deadline_seconds:g} s")
+            raise ForkRefused(self.problem) from None
+        except NotBelieved as error:
+            self._give_up(f"the fork server is not believed any more: {error}")
+            raise ForkRefused(self.problem) from None
+        finally:
+            self._door.forget(token)  # who comes later is sent away, and ends
+        self.births += 1
+        return found
+
+    # -- what it says --------------------------------------------------------------------------------------
+
+    def _on_frame(self, frame: wire.Frame) -> None:
+        header = frame.header
+        frame.close()
+        if frame.op == "ready" and not self._ready.done():
+            if problem := str(header.get("problem", ""))[:_PROBLEM_LETTERS]:
+                self._give_up(problem)
+            else:
+                self.was_ready = True
+                self._ready.set_result(None)
+        elif frame.op == "refused" and self._door is not None:
+            problem, is_stale = str(header.get("problem", ""))[:_PROBLEM_LETTERS], header.get("stale") is True
+            if is_stale:
+                self._give_up(problem)
+            self._door.fail(str(header.get("token", "")), ForkRefused(problem, is_stale))
+
+    def _on_closed(self, why: str) -> None:
+        """Without its channel it is of no use; usually it is dead, and its burial says how it died."""
+        self._signal()
+
+    def _read_pipe(self) -> None:
+        """What is printed while modules are imported: the end of it explains a failure."""
+        try:
+            data = os.read(self._pipe, 65536)
+        except BlockingIOError:
+            return
+        if not data:
+            self._close_pipe()
+        self._output = (self._output + data)[-_KEPT_OUTPUT:]
+
+    # -- the end -------------------------------------------------------------------------------------------
+
+    def _fail(self, problem: str) -> None:
+        self.problem = self.problem or problem
+        if not self._ready.done():
+            self._ready.set_result(None)
+
+    def _give_up(self, problem: str) -> None:
+        """It bears nobody any more."""
+        self._fail(problem)
+        self._signal()
+
+    def _signal(self) -> None:
+        if self._process is not None and not self._gone.done():
+            reaper.send(self._process.pidfd, signal.SIGKILL)
+
+    def _on_exit(self) -> None:
+        assert self._process is not None
+        self._loop.remove_reader(self._process.pidfd)
+        self._loop.create_task(self._bury(self._process))
+
+    async def _bury(self, process: launch.Process) -> None:
+        """A worker that was only half born goes with it."""
+        if self._link is not None:
+            self._link._read()
+        status = reaper.reap(process.pidfd)
+        self._process = None
+        os.close(process.pidfd)
+        was_importing = not self._ready.done()
+        if self._pipe >= 0:
+            self._read_pipe()
+        said = bytes(self._output).decode("utf-8", "replace").strip().splitlines()
+        self._fail(f"the fork server {status.describe()}" + (" while it imported" if was_importing else "") + (f": {said[-1]}" if was_importing and said else ""))
+        self._close()
+        await asyncio.to_thread(reaper.kill_orphans, self._mark, process.pid)
+        self._gone.set_result(None)
+        self._on_gone(self)
+
+    def _close(self) -> None:
+        if self._link is not None:
+            self._link.close()
+        if self._door is not None:
+            self._door.close(ForkRefused(self.problem, is_stale=True))
+        self._close_pipe()
+
+    def _close_pipe(self) -> None:
+        if self._pipe >= 0:
+            self._loop.remove_reader(self._pipe)
+            os.close(self._pipe)
+            self._pipe = -1
+
+    def dismiss(self, why: str) -> None:
+        """It ends soon, through no fault of its own; nothing is lost with it."""
+        self.was_dismissed = True
+        self._give_up(f"the fork server was ended: {why}")
+
+    async def end(self) -> None:
+        """Returns when it is buried."""
+        self.dismiss("the daemon stops")
+        await asyncio.shield(self._gone)
+
