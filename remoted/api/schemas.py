@@ -178,8 +178,20 @@ class Gpus(_Shape):
     seen_at: float | None
 
 
+class Memory(_Shape):
+    """Bytes. ``shared``: copy-on-write with a fork server and its other workers; ``private``: freed if it ended."""
+
+    resident: int
+    shared: int
+    private: int
+
+
 class Worker(_Shape):
-    """``idle_until``: when it ends if nobody needs it; None while it works."""
+    """``idle_until``: when it ends if nobody needs it; None while it works.
+
+    ``start``: forked (by ``fork_server``), plain (for ``start_reason``), or "" before it has started. ``memory`` is None for
+    one that shares nothing, or that is too large to be measured in passing.
+    """
 
     id: str
     pool: str
@@ -193,10 +205,32 @@ class Worker(_Shape):
     idle_until: float | None
     calls_done: int
     running: list[str]
+    start: str
+    start_reason: str
+    fork_server: str
+    memory: Memory | None
+
+
+class ForkServer(_Shape):
+    """A process of yours that imports once and forks workers. ``state``: importing, ready or ending.
+
+    ``preload``: what configs say; ``inferred``: what the code of functions lets expect.
+    """
+
+    id: str
+    state: str
+    pid: int
+    preload: list[str]
+    inferred: list[str]
+    started_at: float
+    used_at: float
+    births: int
+    memory: Memory | None
 
 
 class Workers(_Shape):
     workers: list[Worker]
+    fork_servers: list[ForkServer]
 
 
 class Pool(_Shape):
@@ -245,6 +279,7 @@ class Status(_Shape):
     gpus_seen_at: float | None
     pools: list[Pool]
     workers: list[Worker]
+    fork_servers: list[ForkServer]
     running: list[Job]
     queue: list[Job]
     counts: Counts

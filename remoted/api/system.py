@@ -32,6 +32,7 @@ async def status(services: Services, ask: Ask) -> web.StreamResponse:
     await devices.refresh(services)
     calls = {call.id: call for call in views.live(services, ask.peer)}
     gpus = await devices.views(services, ask.peer)
+    found, servers = await workers.views(services, ask.peer)
     return reply(
         schemas.Status(
             daemon=_daemon(services),
@@ -39,7 +40,8 @@ async def status(services: Services, ask: Ask) -> web.StreamResponse:
             gpu_problem=services.engine.devices.problem,
             gpus_seen_at=devices.seen_at(services),
             pools=workers.pools(services, ask.peer),
-            workers=workers.views(services, ask.peer),
+            workers=found,
+            fork_servers=servers,
             running=[views.of_call(services, call) for call in calls.values() if call.status is Status.IN_PROGRESS],
             queue=views.queue(services, ask.peer, calls),
             counts=_counts(services, [call.status for call in calls.values()]),

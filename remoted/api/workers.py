@@ -1,7 +1,8 @@
-"""Workers and pools as their owner sees them."""
+"""Workers, fork servers and pools as their owner sees them."""
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from math import inf
 
@@ -12,21 +13,47 @@ from remoted.api import schemas
 from remoted.api.exchange import Ask, reply
 from remoted.api.services import Services
 from remoted.scheduler.state import PoolKey, PoolPolicy, WorkerState, WorkerView
+from remoted.spawn.footprint import Footprint, measure
+from remoted.spawn.forkserver import ForkServer
 
 
 async def workers(services: Services, ask: Ask) -> web.StreamResponse:
     """Every worker of yours: what it does, and until when it stays idle."""
-    return reply(schemas.Workers(workers=views(services, ask.peer)))
+    found, servers = await views(services, ask.peer)
+    return reply(schemas.Workers(workers=found, fork_servers=servers))
 
 
-def views(services: Services, peer: Peer) -> list[schemas.Worker]:
-    found = (worker for worker in services.engine.scheduler.workers.values() if worker.need.uid == peer.uid)
-    return [_view(services, worker) for worker in found]
+async def views(services: Services, peer: Peer) -> tuple[list[schemas.Worker], list[schemas.ForkServer]]:
+    found = [worker for worker in services.engine.scheduler.workers.values() if worker.need.uid == peer.uid]
+    servers = [server for server in services.engine.births.servers.values() if server.recipe.uid == peer.uid]
+    forked = [process.pid for worker in found if (process := services.engine.workers.get(worker.id)) and process.born_as and process.born_as.server]
+    pids = [*(server.pid for server in servers if server.pid), *forked]
+    memory = await asyncio.to_thread(measure, pids) if pids else {}
+    return [_view(services, worker, memory) for worker in found], [_server_view(services, server, memory) for server in servers]
 
 
-def _view(services: Services, view: WorkerView) -> schemas.Worker:
+def _server_view(services: Services, server: ForkServer, memory: dict[int, Footprint]) -> schemas.ForkServer:
+    return schemas.ForkServer(
+        id=server.id,
+        state="ending" if server.problem else "ready" if server.was_ready else "importing",
+        pid=server.pid,
+        preload=list(server.recipe.preload),
+        inferred=list(server.recipe.hints),
+        started_at=server.started_at,
+        used_at=to_wall(services, server.used),
+        births=server.births,
+        memory=_memory(memory.get(server.pid)),
+    )
+
+
+def _memory(found: Footprint | None) -> schemas.Memory | None:
+    return schemas.Memory(resident=found.resident, shared=found.shared, private=found.private) if found else None
+
+
+def _view(services: Services, view: WorkerView, memory: dict[int, Footprint]) -> schemas.Worker:
     process = services.engine.workers.get(view.id)
     hello = process.hello if process else None
+    born = process.born_as if process else None
     return schemas.Worker(
         id=view.id,
         pool=view.need.pool[2],
@@ -40,6 +67,10 @@ def _view(services: Services, view: WorkerView) -> schemas.Worker:
         idle_until=_idle_until(services, view),
         calls_done=process.calls_done if process else 0,
         running=list(view.running),
+        start="" if born is None else "forked" if born.server else "plain",
+        start_reason=born.reason if born else "",
+        fork_server=born.server if born else "",
+        memory=_memory(memory.get(process.pid)) if process else None,
     )
 
 

@@ -35,10 +35,15 @@ def gpus(as_json: bool) -> int:
 @click.command()
 @_json
 def workers(as_json: bool) -> int:
-    """Your workers: state, process, until when they stay."""
+    """Your workers: state, process, until when they stay; and the fork servers that bear them."""
     document = transport.get("/v1/workers")
-    found = document["workers"]
-    return _print(document, as_json, lambda: overview.worker_lines(found, time.time()) if found else ["no worker is alive"])
+    return _print(document, as_json, lambda: _worker_lines(document))
+
+
+def _worker_lines(document: Any) -> list[str]:
+    now = time.time()
+    lines = overview.worker_lines(document["workers"], now) if document["workers"] else ["no worker is alive"]
+    return [*lines, "", *overview.server_lines(document["fork_servers"], now)] if document["fork_servers"] else lines
 
 
 def _print(document: Any, as_json: bool, lines: Callable[[], list[str]]) -> int:

@@ -41,6 +41,8 @@ def lines(document: Document) -> list[str]:
         blocks.append(_pool_lines(document["pools"], now))
     if document["workers"]:
         blocks.append(worker_lines(document["workers"], now))
+    if document["fork_servers"]:
+        blocks.append(server_lines(document["fork_servers"], now))
     if document["running"]:
         blocks.append(_running_lines(document["running"], now))
     if document["queue"]:
@@ -126,11 +128,35 @@ def worker_lines(workers: list[Document], now: float) -> list[str]:
             worker["python"],
             str(worker["calls_done"]),
             _gpus(worker["gpus"]),
+            worker["start"],
             _doing(worker, now),
         ]
         for worker in workers
     ]
-    return table(["WORKER", "POOL", "STATE", "PID", "PYTHON", "CALLS", "GPUS", "DOING"], rows)
+    lines = table(["WORKER", "POOL", "STATE", "PID", "PYTHON", "CALLS", "GPUS", "START", "DOING"], rows)
+    reasons = dict.fromkeys(worker["start_reason"] for worker in workers if worker["start_reason"])
+    return lines + [f"plain start: {cell(reason, 200)}" for reason in reasons]
+
+
+def server_lines(servers: list[Document], now: float) -> list[str]:
+    """Copy-on-write: what is shared is there once, however many workers have it."""
+    rows = [
+        [
+            server["id"],
+            server["state"],
+            str(server["pid"] or ""),
+            str(server["births"]),
+            _memory(server["memory"]),
+            duration(now - server["used_at"]),
+            cell(" ".join([*server["preload"], *(f"({name})" for name in server["inferred"])]), 80),
+        ]
+        for server in servers
+    ]
+    return table(["FORK SERVER", "STATE", "PID", "WORKERS", "MEMORY", "UNUSED FOR", "PRELOAD (INFERRED)"], rows)
+
+
+def _memory(memory: Document | None) -> str:
+    return f"{size(memory['resident'])}, {size(memory['shared'])} shared copy-on-write" if memory else ""
 
 
 def _doing(worker: Document, now: float) -> str:

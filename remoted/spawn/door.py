@@ -49,7 +49,7 @@ class Door:
         self._server = server
 
     def expect(self, token: str) -> asyncio.Future[tuple[Process, socket.socket]]:
-        """A worker that is to be born: its process and its channel, or NotBelieved."""
+        """A worker that is to be born: its process and its channel, on which it waits for a word, or NotBelieved."""
         self._expected[token] = self._loop.create_future()
         return self._expected[token]
 
@@ -112,7 +112,6 @@ class Door:
         try:
             process = self._attest(sock)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
-            wire.send(sock, wire.encode({"op": "welcome"}))
         except (OSError, ValueError, struct.error, NotBelieved) as error:
             sock.close()
             future.set_exception(error if isinstance(error, NotBelieved) else NotBelieved(f"the worker is gone: {error}"))

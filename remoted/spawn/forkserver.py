@@ -25,6 +25,7 @@ from remoted.spawn import launch, reaper
 from remoted.spawn.door import Door, NotBelieved
 from remoted_client import wire
 
+_Newborn = tuple[launch.Process, socket.socket]
 #: Room for the name of any worker: each writes its own over the server's (``worker/mark.py``).
 _MARK_BYTES = 64
 _KEPT_OUTPUT = 4000
@@ -74,6 +75,8 @@ class ForkServer:
         self._door: Door | None = None
         self._pipe = -1
         self._output = bytearray()
+        #: Births of which the server has not said yet that it is up to date, by token.
+        self._fresh: dict[str, asyncio.Future[None]] = {}
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._gone: asyncio.Future[None] = self._loop.create_future()
 
@@ -121,7 +124,7 @@ class ForkServer:
         if self.problem:
             raise ForkRefused(self.problem)
 
-    async def bear(self, environ: Mapping[str, str], stdout: int, stderr: int) -> tuple[launch.Process, socket.socket]:
+    async def bear(self, environ: Mapping[str, str], stdout: int, stderr: int) -> _Newborn:
         """A worker: its process, a child of ours as soon as it greets, and its channel. Raises ForkRefused."""
         body = json.dumps(dict(environ)).encode()
         if len(body) > wire.INLINE_BYTES:
@@ -129,11 +132,12 @@ class ForkServer:
         if self._link is None or self._door is None or self.problem or not self._link.is_open:
             raise ForkRefused(self.problem or "the fork server has ended", is_stale=True)
         token = secrets.token_hex(16)
-        born = self._door.expect(token)
+        born, fresh = self._door.expect(token), self._loop.create_future()
+        self._fresh[token] = fresh
         self.used = self._clock.monotonic()
         self._link.send({"op": "bear", "token": token}, body, (os.dup(stdout), os.dup(stderr)))
         try:
-            found = await asyncio.wait_for(born, self._limits.launch_deadline_seconds)
+            found = await self._taken_in(born, fresh)
         except TimeoutError:
             self._give_up(f"the fork server bore no worker within {self._limits.launch_deadline_seconds:g} s")
             raise ForkRefused(self.problem) from None
@@ -142,8 +146,23 @@ class ForkServer:
             raise ForkRefused(self.problem) from None
         finally:
             self._door.forget(token)  # who comes later is sent away, and ends
+            del self._fresh[token]
         self.births += 1
         return found
+
+    async def _taken_in(self, born: asyncio.Future[_Newborn], fresh: asyncio.Future[None]) -> _Newborn:
+        """Once it is believed, and once the server says that what it has imported is what is installed."""
+        try:
+            async with asyncio.timeout(self._limits.launch_deadline_seconds):
+                process, sock = await born
+                await fresh
+                wire.send(sock, wire.encode({"op": "welcome"}))
+        except BaseException as error:
+            _turn_away(born)
+            if isinstance(error, OSError) and not isinstance(error, TimeoutError):
+                raise ForkRefused(f"the worker ended before it was one: {error}") from error
+            raise
+        return process, sock
 
     # -- what it says --------------------------------------------------------------------------------------
 
@@ -156,11 +175,21 @@ class ForkServer:
             else:
                 self.was_ready = True
                 self._ready.set_result(None)
+        elif frame.op == "fresh" and (fresh := self._fresh.get(str(header.get("token", "")))) and not fresh.done():
+            fresh.set_result(None)
         elif frame.op == "refused" and self._door is not None:
             problem, is_stale = str(header.get("problem", ""))[:_PROBLEM_LETTERS], header.get("stale") is True
             if is_stale:
                 self._give_up(problem)
-            self._door.fail(str(header.get("token", "")), ForkRefused(problem, is_stale))
+            self._refuse_birth(str(header.get("token", "")), ForkRefused(problem, is_stale))
+
+    def _refuse_birth(self, token: str, error: ForkRefused) -> None:
+        if self._door is not None:
+            self._door.fail(token, error)
+        fresh = self._fresh.get(token)
+        if fresh is not None and not fresh.done():
+            fresh.set_exception(error)
+            fresh.exception()  # the other of the two may have been heard first
 
     def _on_closed(self, why: str) -> None:
         """Without its channel it is of no use; usually it is dead, and its burial says how it died."""
@@ -217,6 +246,8 @@ class ForkServer:
     def _close(self) -> None:
         if self._link is not None:
             self._link.close()
+        for token in list(self._fresh):
+            self._refuse_birth(token, ForkRefused(self.problem, is_stale=True))
         if self._door is not None:
             self._door.close(ForkRefused(self.problem, is_stale=True))
         self._close_pipe()
@@ -237,3 +268,11 @@ class ForkServer:
         self.dismiss("the daemon stops")
         await asyncio.shield(self._gone)
 
+
+
+def _turn_away(born: asyncio.Future[_Newborn]) -> None:
+    """It hears the end of its channel, and ends."""
+    if born.done() and not born.cancelled() and born.exception() is None:
+        process, sock = born.result()
+        sock.close()
+        os.close(process.pidfd)

@@ -10,22 +10,23 @@ What is imported here is what every worker imports, so that a fork is all that i
 
 from __future__ import annotations
 
-import asyncio.unix_events  # noqa: F401
 import contextlib
 import json
 import os
 import select
 import socket
 import sys
+from importlib import import_module
 from typing import Any
 
-import cloudpickle  # noqa: F401
 from remoted_client import wire
 
 from . import context, runtime
 from .mark import Mark
 from .preload import Preload, Unfit
 
+#: What a worker imports by and by until its first call has been answered.
+_SOON_IMPORTED = ("asyncio.unix_events", "ctypes", "encodings.ascii", "remoted_client.codec.dump", "remoted_client.codec.installed", "remoted_client.codec.mainfile")
 _MARK = "REMOTED_WORKER_ID"
 _BUFFER_BYTES = 1 << 20
 _KNOWN = b"k"
@@ -33,9 +34,9 @@ _KNOWN = b"k"
 
 def main(channel: int, door: int) -> None:
     """Entry of ``worker.pyz``: the channel to the daemon, and the socket file at which workers present themselves."""
-    own = ForkServer(channel, door).serve()
+    own, middle = ForkServer(channel, door).serve()
     sys.argv[:] = [sys.argv[0], str(own)]
-    runtime.main(own)
+    runtime.main(own, before_greeting=lambda: _await_end(middle))
 
 
 class ForkServer:
@@ -47,9 +48,11 @@ class ForkServer:
         for fd in (channel, door):
             os.set_inheritable(fd, False)
         self._preload = Preload()
+        for name in _SOON_IMPORTED:
+            import_module(name)
 
-    def serve(self) -> int:
-        """Fork until the daemon is gone. Returns in a worker alone: its own channel."""
+    def serve(self) -> tuple[int, int]:
+        """Fork until the daemon is gone. Returns in a worker alone: its own channel, and a pidfd of the process in the middle."""
         while True:
             data, fds = wire.receive(self._sock, wire.MESSAGE_BYTES)
             if not data:
@@ -72,11 +75,8 @@ class ForkServer:
             problem = str(error)
         self._say({"op": "ready", "problem": problem})
 
-    def _bear(self, frame: wire.Frame) -> int | None:
-        """None in this process, once the worker is known to the daemon or dead; in the worker its channel."""
-        if changed := self._preload.changed():
-            self._say({"op": "refused", "token": frame.header["token"], "stale": True, "problem": f"{changed} has changed"})
-            return None
+    def _bear(self, frame: wire.Frame) -> tuple[int, int] | None:
+        """None in this process, once the worker is known to the daemon or dead; in the worker as ``serve``."""
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()  # else what is buffered here would be printed by the worker
@@ -87,12 +87,17 @@ class ForkServer:
             return None
         if not middle:
             return self._in_the_middle(frame)
+        # A thousand files to look at, while the worker gets ready: the daemon takes nobody in before it has heard this.
+        if changed := self._preload.changed():
+            self._refuse(frame, f"{changed} has changed since the fork server imported it", stale=True)
+        else:
+            self._say({"op": "fresh", "token": frame.header["token"]})
         _, status = os.waitpid(middle, 0)
         if status:
             self._refuse(frame, "the worker ended before it was one")
         return None
 
-    def _in_the_middle(self, frame: wire.Frame) -> int:
+    def _in_the_middle(self, frame: wire.Frame) -> tuple[int, int]:
         """Returns in the worker. This process ends when the worker is known, or has ended."""
         reading, writing = os.pipe2(os.O_CLOEXEC)
         try:
@@ -106,7 +111,7 @@ class ForkServer:
                 sys.excepthook(*sys.exc_info())
             os._exit(1)
 
-    def _become_worker(self, frame: wire.Frame, middle: int) -> int:
+    def _become_worker(self, frame: wire.Frame, middle: int) -> tuple[int, int]:
         parent = os.pidfd_open(os.getppid())
         os.setsid()
         for target, fd in zip((1, 2), frame.fds, strict=True):
@@ -120,8 +125,7 @@ class ForkServer:
         own = self._introduce(frame.header["token"])
         os.write(middle, _KNOWN)
         os.close(middle)
-        _await_end(parent)
-        return own.detach()
+        return own.detach(), parent
 
     def _introduce(self, token: str) -> socket.socket:
         """Connect, say which birth this is, and hear that the daemon believes it."""
@@ -134,8 +138,8 @@ class ForkServer:
             os._exit(1)  # the daemon does not want it any more, or is gone
         return own
 
-    def _refuse(self, frame: wire.Frame, problem: str) -> None:
-        self._say({"op": "refused", "token": frame.header["token"], "problem": problem})
+    def _refuse(self, frame: wire.Frame, problem: str, stale: bool = False) -> None:
+        self._say({"op": "refused", "token": frame.header["token"], "problem": problem, "stale": stale})
 
     def _say(self, header: dict[str, Any]) -> None:
         wire.send(self._sock, wire.encode(header))
@@ -150,10 +154,10 @@ def _await_end(pidfd: int) -> None:
 
 
 def reseed() -> None:
-    """Two workers of one server must not draw the same numbers. ``random`` sees to that itself."""
+    """Two workers of one server must not draw the same numbers. ``random`` sees to that itself, and torch on its devices."""
     if numpy_random := sys.modules.get("numpy.random"):
         numpy_random.seed()
-    if torch := sys.modules.get("torch"):
-        torch.seed()
+    if generator := getattr(sys.modules.get("torch"), "default_generator", None):
+        generator.seed()  # as torch.seed(), which also notes down where it was called from, for 3 ms
     if processes := sys.modules.get("multiprocessing.process"):
         processes.current_process().authkey = os.urandom(32)

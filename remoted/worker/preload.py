@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
-from remoted_client.codec.modules import is_installed
+from remoted_client.codec.modules import is_project_file
 
 #: Ours: the same text in the worker, whatever folder it comes from.
 _OWN = frozenset(("remoted", "remoted_client", "remoted_worker", "cloudpickle"))
@@ -74,7 +74,7 @@ def _refuse_projects(names: set[str]) -> None:
     """A module that its user edits must be read by each worker itself (F17)."""
     for name in sorted(names):
         file = getattr(sys.modules.get(name), "__file__", None)
-        if file and name.partition(".")[0] not in _OWN and not is_installed(file):
+        if is_project_file(file) and os.path.isfile(file) and name.partition(".")[0] not in _OWN:
             raise Unfit(f"{name} is a module of your project ({file}): it would be run as it was, not as you edit it; preload takes installed modules")
 
 

@@ -455,9 +455,10 @@ def _keep_orphans() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def main(fd: int) -> None:
+def main(fd: int, before_greeting: Callable[[], None] = lambda: None) -> None:
     """Entry of ``worker.pyz``: ``fd`` is the channel."""
     runtime = Runtime(fd)
+    before_greeting()
     runtime.serve()
     with contextlib.suppress(Exception):
         sys.stdout.flush()

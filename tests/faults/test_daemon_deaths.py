@@ -33,7 +33,9 @@ def lines_of(path: Path) -> list[list[str]]:
 
 
 def workers_of(host: Host) -> list[psutil.Process]:
-    return [child for child in daemon_process(host).children() if "worker-" in " ".join(child.cmdline())]
+    """Without the fork server, whose program is the same."""
+    found = [child for child in daemon_process(host).children() if "worker-" in " ".join(child.cmdline())]
+    return [child for child in found if not child.environ()["REMOTED_WORKER_ID"].startswith("fork-server")]
 
 
 def bury(processes: list[psutil.Process]) -> None:
