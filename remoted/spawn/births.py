@@ -128,14 +128,14 @@ class Births:
         server = self.servers.get(recipe)
         if server is None or (server.was_ready and server.problem):
             server = self._new_server(recipe)
-            await server.start(self._runtime, self._folder)
+            server.start(self._runtime, self._folder)
         await server.ready(self._limits.start_deadline_seconds)
         return server
 
     def _new_server(self, recipe: Recipe) -> ForkServer:
         """With as many already as there may be, the one that has been idle for longest goes."""
         if len(self.servers) >= self._limits.fork_servers_total:
-            oldest = min(self.servers.values(), key=lambda server: server.used)
+            oldest = min(self.servers.values(), key=lambda server: (server.is_busy, server.used))
             del self.servers[oldest.recipe]
             oldest.dismiss("another one is needed more")
         server = self.servers[recipe] = ForkServer(f"{self._prefix}{next(self._numbers)}", recipe, self._clock, self._limits, self._on_gone)
@@ -156,7 +156,7 @@ class Births:
         """Servers that have borne nobody for a while, and none of whose workers lives, end."""
         until = self._clock.monotonic() - self._limits.fork_server_idle_seconds
         for server in list(self.servers.values()):
-            if server.used < until and server.id not in in_use:
+            if not server.is_busy and server.used < until and server.id not in in_use:
                 server.dismiss("no pool has used it for a while")
 
     async def close(self) -> None:

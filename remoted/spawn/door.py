@@ -45,8 +45,9 @@ class Door:
         self._loop.add_reader(self._sock.fileno(), self._accept)
 
     def belongs_to(self, server: Process) -> None:
-        """The server has been started; before that nobody can be its grandchild."""
+        """The server has been started, and has the key; before that nobody can be its grandchild."""
         self._server = server
+        self._forget_key()
 
     def expect(self, token: str) -> asyncio.Future[tuple[Process, socket.socket]]:
         """A worker that is to be born: its process and its channel, on which it waits for a word, or NotBelieved."""
@@ -69,12 +70,17 @@ class Door:
             return
         self._loop.remove_reader(self._sock.fileno())
         self._sock.close()
-        os.close(self.key)
+        self._forget_key()
         for sock in list(self._silent):
             self._hear_no_more(sock)
             sock.close()
         for token in list(self._expected):
             self.fail(token, error)
+
+    def _forget_key(self) -> None:
+        if self.key >= 0:
+            os.close(self.key)
+            self.key = -1
 
     def _accept(self) -> None:
         try:

@@ -8,6 +8,7 @@ its channel, hence with the daemon.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import secrets
@@ -29,6 +30,7 @@ _Newborn = tuple[launch.Process, socket.socket]
 #: Room for the name of any worker: each writes its own over the server's (``worker/mark.py``).
 _MARK_BYTES = 64
 _KEPT_OUTPUT = 4000
+_BURIAL_SECONDS = 5.0
 _PROBLEM_LETTERS = 500
 
 
@@ -82,19 +84,24 @@ class ForkServer:
 
     # -- birth ---------------------------------------------------------------------------------------------
 
-    async def start(self, runtime: Path, folder: Path) -> None:
-        """Launch it; ``ready`` says when it can be used. Whatever fails becomes its problem."""
+    def start(self, runtime: Path, folder: Path) -> None:
+        """Launch it, whoever asked for it first and may have gone since; ``ready`` says what came of it."""
+        self._starting = self._loop.create_task(self._start(runtime, folder))
+
+    async def _start(self, runtime: Path, folder: Path) -> None:
         ours, theirs = channel.pair()
         self._link = channel.Channel(ours, self._on_frame, self._on_closed)
         try:
             self._door = Door(folder, self.recipe.uid)
             await self._launch(runtime, theirs, self._door)
-            self._link.send({"op": "preload", "modules": self.recipe.preload, "hints": self.recipe.hints})
         except (SpawnError, OSError) as error:
             self._fail(f"the fork server did not start: {error}")
             self._close()
-            self._gone.set_result(None)
-            self._on_gone(self)
+            self._end_of_life()
+        else:
+            self._link.send({"op": "preload", "modules": self.recipe.preload, "hints": self.recipe.hints})
+            if self.problem:
+                self._signal()  # it was dismissed meanwhile
         finally:
             theirs.close()
 
@@ -113,6 +120,11 @@ class ForkServer:
         os.set_blocking(self._pipe, False)
         self._loop.add_reader(self._pipe, self._read_pipe)
         self._loop.add_reader(self._process.pidfd, self._on_exit)
+
+    @property
+    def is_busy(self) -> bool:
+        """It imports, or bears somebody."""
+        return not self._ready.done() or bool(self._fresh)
 
     async def ready(self, deadline_seconds: float) -> None:
         """Until it may be asked for workers. Raises ForkRefused when it may not, or not yet."""
@@ -174,6 +186,7 @@ class ForkServer:
                 self._give_up(problem)
             else:
                 self.was_ready = True
+                self.used = self._clock.monotonic()
                 self._ready.set_result(None)
         elif frame.op == "fresh" and (fresh := self._fresh.get(str(header.get("token", "")))) and not fresh.done():
             fresh.set_result(None)
@@ -240,6 +253,9 @@ class ForkServer:
         self._fail(f"the fork server {status.describe()}" + (" while it imported" if was_importing else "") + (f": {said[-1]}" if was_importing and said else ""))
         self._close()
         await asyncio.to_thread(reaper.kill_orphans, self._mark, process.pid)
+        self._end_of_life()
+
+    def _end_of_life(self) -> None:
         self._gone.set_result(None)
         self._on_gone(self)
 
@@ -264,9 +280,10 @@ class ForkServer:
         self._give_up(f"the fork server was ended: {why}")
 
     async def end(self) -> None:
-        """Returns when it is buried."""
+        """Returns when it is buried; one that is stuck on its way into life is left to end with its channel."""
         self.dismiss("the daemon stops")
-        await asyncio.shield(self._gone)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(self._gone), _BURIAL_SECONDS)
 
 
 

@@ -74,7 +74,7 @@ def _refuse_projects(names: set[str]) -> None:
     """A module that its user edits must be read by each worker itself (F17)."""
     for name in sorted(names):
         file = getattr(sys.modules.get(name), "__file__", None)
-        if is_project_file(file) and os.path.isfile(file) and name.partition(".")[0] not in _OWN:
+        if isinstance(file, str) and is_project_file(file) and os.path.isfile(file) and name.partition(".")[0] not in _OWN:
             raise Unfit(f"{name} is a module of your project ({file}): it would be run as it was, not as you edit it; preload takes installed modules")
 
 

@@ -92,6 +92,9 @@ print(f().result(timeout=50).output)
 
 def test_f25_a_closed_connection_of_a_living_caller_cancels_nothing(shared_daemon: Host) -> None:
     call = prepare(pow, 2, 10, detach=False)
+    with raw(shared_daemon) as client:  # a worker is there, and what bears it
+        client.submit(call)
+        client.until("done")
     before = descriptors(shared_daemon)
     for _ in range(10):
         with raw(shared_daemon) as client:

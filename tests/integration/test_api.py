@@ -41,6 +41,7 @@ from remoted.limits import Limits
 from remoted.paths import Paths
 from remoted.scheduler.policy import Scheduler
 from remoted.spawn import helper
+from remoted.spawn.births import Births
 from remoted.spec import parse_options
 from remoted.store import Store
 from remoted_client import wire
@@ -78,7 +79,7 @@ class Daemon:
         environments = Environments(self.paths.environments, Config().environments, helper.run_helper, "uv")
         self.engine = Engine(
             Scheduler(4.0, workers_total=0), self.clock, self.limits, Nvml("/nonexistent/libnvidia-ml.so.1"), DeviceLocks(self.paths.state), 2.0, environments,
-            self.paths.runtime / "worker.pyz", self.paths.sockets, blobs.progress_path,
+            Births(self.paths.runtime / "worker.pyz", self.paths.sockets, self.clock, self.limits, "f"), self.paths.sockets, blobs.progress_path,
         )  # fmt: skip
         key = secrets.token_bytes(32)
         self.jobs = Jobs(self.engine, self.contents, self.clock, self.limits, key, self.store, blobs, self.paths)

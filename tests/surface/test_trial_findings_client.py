@@ -314,7 +314,7 @@ print(rc.__version__, f.map([1, 2]))
     assert "did you mean 'progress'" in word
     assert size[0][0].startswith("two configs CpuLiveServerless(name")
     names = [name for name, _ in idle]
-    assert names == ["system_dependencies", "max_retries", "preload", "preemptible", "gpu_memory_gb"]
+    assert names == ["system_dependencies", "max_retries", "preemptible", "gpu_memory_gb"]
     assert len({line for _, line in idle}) == 1
     assert last == f"{remoted.__version__} <map of 2 calls of len: iterate over it for the results; nothing is called before>"
     assert not bare_host.sockets.exists()
