@@ -106,9 +106,9 @@ class ForkServer:
                 os._exit(0 if os.read(reading, 1) == _KNOWN else 1)
             os.close(reading)
             return self._become_worker(frame, writing)
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(BaseException):
-                sys.excepthook(*sys.exc_info())
+                sys.excepthook(type(error), error, error.__traceback__)
             os._exit(1)
 
     def _become_worker(self, frame: wire.Frame, middle: int) -> tuple[int, int]:

@@ -47,7 +47,8 @@ class Preload:
         _refuse_projects(set(sys.modules) - before)
         check_forkable()
         self._stamps = {file: _stamp(file) for file in {sys.executable, *_files()}}
-        gc.collect()
+        if len(sys.modules) > len(before):
+            gc.collect()
         gc.freeze()  # else a collection in a worker would write to, and so copy, every page that is shared
 
     def changed(self) -> str:

@@ -13,15 +13,16 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 
 from .modules import is_installed
-from .walk import functions_of, reachable
 
 #: Tried: one thread after a fork for trial, no process, no device, the same results as in a new interpreter.
-PACKAGES = frozenset(("numpy", "scipy", "pandas", "sklearn", "torch"))
+PACKAGES = frozenset(("numpy", "scipy", "sklearn", "torch"))
 _MOST = 16
 
 
 def expected_imports(root: object) -> tuple[str, ...]:
     """Names of modules, sorted. What stands at the top of the function's file counts, and what its code imports."""
+    from .walk import functions_of, reachable
+
     found: set[str] = set()
     for value in (root, *(scope[name] for scope, name in reachable(root))):
         found.update(_modules_of(value))
