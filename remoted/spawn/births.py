@@ -48,7 +48,8 @@ class Start:
         is_bare = not self.preload and not self.hints
         visible = self.environ if is_bare else {**self.import_environ, **self.environ}
         environ = {name: value for name, value in visible.items() if name not in _OF_ONE_WORKER and (not is_bare or _is_read_at_start(name))}
-        return Recipe(self.uid, self.python, tuple(sorted(environ.items())), self.preload, self.hints)
+        hints = tuple(name for name in self.hints if name not in self.preload)
+        return Recipe(self.uid, self.python, tuple(sorted(environ.items())), self.preload, hints)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +126,8 @@ class Births:
         problem, until = self._unfit.get(recipe, ("", 0.0))
         if problem and self._clock.monotonic() < until:
             raise ForkRefused(problem)
-        server = self.servers.get(recipe)
-        if server is None or (server.was_ready and server.problem):
+        server = next((server for server in self.servers.values() if server.recipe.serves(recipe) and not server.problem), None)
+        if server is None:
             server = self._new_server(recipe)
             server.start(self._runtime, self._folder)
         await server.ready(self._limits.start_deadline_seconds)

@@ -53,6 +53,14 @@ class Recipe:
     #: Guesses at what the workers will import, from their code.
     hints: tuple[str, ...] = ()
 
+    def serves(self, wanted: Recipe) -> bool:
+        """Is a server made by this one as good? The same is imported, and nothing that was asked for is only a guess here."""
+        return (
+            (self.uid, self.python, self.environ) == (wanted.uid, wanted.python, wanted.environ)
+            and set(self.preload) >= set(wanted.preload)
+            and {*self.preload, *self.hints} == {*wanted.preload, *wanted.hints}
+        )
+
 
 class ForkServer:
     """From its launch to its burial."""

@@ -33,7 +33,7 @@ def own(text: str) -> types.FunctionType:
         ("def f(): return LinearRegression()", ("sklearn.linear_model",)),
         ("def f(): return TABLE.sum()", ("numpy",)),
         ("def g(): return np\ndef f(): return g()", ("numpy",)),
-        ("def f():\n    import numpy.linalg\n    from scipy import stats", ("numpy.linalg", "scipy")),
+        ("def f():\n    import numpy.linalg\n    from scipy import stats", ("numpy", "scipy")),
         ("def f():\n    def inner():\n        import sklearn\n    return inner", ("sklearn",)),
         ("class Model:\n    def fit(self): return np.ones(1)\ndef f(): return Model()", ("numpy",)),
         ("def f():\n    import json, pandas, jax", ()),

@@ -16,6 +16,8 @@ from .modules import is_installed
 
 #: Tried: one thread after a fork for trial, no process, no device, the same results as in a new interpreter.
 PACKAGES = frozenset(("numpy", "scipy", "sklearn", "torch"))
+#: These import their parts only when they are asked for; the others are loaded whole.
+_IN_PARTS = frozenset(("scipy", "sklearn"))
 _MOST = 16
 
 
@@ -28,7 +30,7 @@ def expected_imports(root: object) -> tuple[str, ...]:
         found.update(_modules_of(value))
         for function in functions_of(value):
             found.update(_imported(function.__code__))
-    names = {_public(name) for name in found if name.partition(".")[0] in PACKAGES}
+    names = {_told(name) for name in found if name.partition(".")[0] in PACKAGES}
     return tuple(sorted(name for name in names if not _is_shadowed(name.partition(".")[0])))[:_MOST]
 
 
@@ -53,11 +55,10 @@ def _imported(code: types.CodeType) -> Iterator[str]:
             yield from _imported(constant)
 
 
-def _public(name: str) -> str:
-    """``sklearn.linear_model._logistic`` is imported by way of ``sklearn.linear_model``."""
-    parts = name.split(".")
-    private = next((at for at, part in enumerate(parts) if part.startswith("_")), len(parts))
-    return ".".join(parts[:private])
+def _told(name: str) -> str:
+    """``sklearn.linear_model._logistic`` is the affair of ``sklearn.linear_model``, and any part of torch that of torch."""
+    package, *parts = name.split(".")
+    return f"{package}.{parts[0]}" if package in _IN_PARTS and parts and not parts[0].startswith("_") else package
 
 
 def _is_shadowed(package: str) -> bool:
