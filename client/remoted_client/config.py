@@ -89,7 +89,7 @@ class ResourceConfig(Immutable, metaclass=_Named):
     GPUs: `gpus`, `gpuIds`, `gpuCount`, `gpu_memory_gb` (shares a GPU), `cudaVersions`, `allowedCudaVersions`,
     `minCudaVersion`, `preemptible`. CPU: `cpuCount`, `instanceIds` (makes any class a CPU one).
     Around the code: `env`, `networkVolume` or `networkVolumeId`, `podTemplate` (also spelled `template`), `imageName`,
-    `isolation`, `preload` (modules imported before the first call), `isolated`, `executionTimeoutMs`.
+    `isolation`, `preload` (installed modules that are imported once, for all workers), `isolated`, `executionTimeoutMs`.
     Accepted without effect: `flashboot`, `locations`, `datacenter`.
     """
 

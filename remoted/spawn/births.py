@@ -81,7 +81,7 @@ class Births:
         """A process with a channel; the descriptors stay the caller's. Raises SpawnError."""
         try:
             return await self._fork(start, stdout, stderr)
-        except ForkRefused as error:
+        except (ForkRefused, OSError) as error:
             reason = str(error)
         process, sock = await self._launch(start, stdout, stderr)
         return Born(process, sock, reason=reason)

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from remoted_client import context as client_context
 
@@ -106,7 +106,13 @@ def _is_implicit(handler: logging.Handler) -> bool:
     return type(handler) is logging.StreamHandler and handler.formatter is not None and handler.formatter._fmt == logging.BASIC_FORMAT
 
 
-class _Standard(logging.StreamHandler[Any]):
+if TYPE_CHECKING:
+    _StreamHandler = logging.StreamHandler[Any]
+else:
+    _StreamHandler = logging.StreamHandler  # takes no parameter before Python 3.11
+
+
+class _Standard(_StreamHandler):
     """To whatever ``sys.stderr`` is when a record comes: it is put back after bodies that replace it."""
 
     def __init__(self, stream: str) -> None:

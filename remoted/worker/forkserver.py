@@ -26,7 +26,7 @@ from .mark import Mark
 from .preload import Preload, Unfit
 
 #: What a worker imports by and by until its first call has been answered.
-_SOON_IMPORTED = ("asyncio.unix_events", "ctypes", "encodings.ascii", "remoted_client.codec.dump", "remoted_client.codec.installed", "remoted_client.codec.mainfile")
+_SOON_IMPORTED = ("asyncio.unix_events", "ctypes", "encodings.ascii", *(f"remoted_client.codec.{name}" for name in ("diagnose", "dump", "installed", "load", "mainfile")))
 _MARK = "REMOTED_WORKER_ID"
 _BUFFER_BYTES = 1 << 20
 _KNOWN = b"k"
