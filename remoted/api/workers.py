@@ -35,7 +35,7 @@ async def views(services: Services, peer: Peer) -> tuple[list[schemas.Worker], l
 def _server_view(services: Services, server: ForkServer, memory: dict[int, Footprint]) -> schemas.ForkServer:
     return schemas.ForkServer(
         id=server.id,
-        state="ending" if server.problem else "ready" if server.was_ready else "importing",
+        state=server.state,
         pid=server.pid,
         preload=list(server.recipe.preload),
         inferred=list(server.recipe.hints),

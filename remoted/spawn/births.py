@@ -147,7 +147,7 @@ class Births:
         self._living.discard(server)
         if self.servers.get(server.recipe) is server:
             del self.servers[server.recipe]
-        if not server.was_ready and not server.was_dismissed:
+        if server.is_unfit:
             log.warning("workers start without a fork server: %s", server.problem)
             now = self._clock.monotonic()
             self._unfit = {recipe: found for recipe, found in self._unfit.items() if found[1] > now}

@@ -74,7 +74,8 @@ class ForkServer:
         self.began = self.used = clock.monotonic()
         #: Why it cannot be used; "" while it can, or while that is not known yet.
         self.problem = ""
-        self.was_ready = self.was_dismissed = False
+        #: Another one of this recipe would be no better.
+        self.is_unfit = False
         self._clock = clock
         self._limits = limits
         self._on_gone = on_gone
@@ -103,7 +104,7 @@ class ForkServer:
             self._door = Door(folder, self.recipe.uid)
             await self._launch(runtime, theirs, self._door)
         except (SpawnError, OSError) as error:
-            self._fail(f"the fork server did not start: {error}")
+            self._fail(f"the fork server did not start: {error}", is_unfit=True)
             self._close()
             self._end_of_life()
         else:
@@ -128,6 +129,10 @@ class ForkServer:
         os.set_blocking(self._pipe, False)
         self._loop.add_reader(self._pipe, self._read_pipe)
         self._loop.add_reader(self._process.pidfd, self._on_exit)
+
+    @property
+    def state(self) -> str:
+        return "ending" if self.problem else "ready" if self._ready.done() else "importing"
 
     @property
     def is_busy(self) -> bool:
@@ -159,10 +164,10 @@ class ForkServer:
         try:
             found = await self._taken_in(born, fresh)
         except TimeoutError:
-            self._give_up(f"the fork server bore no worker within {self._limits.launch_deadline_seconds:g} s")
+            self._give_up(f"the fork server bore no worker within {self._limits.launch_deadline_seconds:g} s", is_unfit=True)
             raise ForkRefused(self.problem) from None
         except NotBelieved as error:
-            self._give_up(f"the fork server is not believed any more: {error}")
+            self._give_up(f"the fork server is not believed any more: {error}", is_unfit=True)
             raise ForkRefused(self.problem) from None
         finally:
             self._door.forget(token)  # who comes later is sent away, and ends
@@ -191,9 +196,8 @@ class ForkServer:
         frame.close()
         if frame.op == "ready" and not self._ready.done():
             if problem := str(header.get("problem", ""))[:_PROBLEM_LETTERS]:
-                self._give_up(problem)
+                self._give_up(problem, is_unfit=True)
             else:
-                self.was_ready = True
                 self.used = self._clock.monotonic()
                 self._ready.set_result(None)
         elif frame.op == "fresh" and (fresh := self._fresh.get(str(header.get("token", "")))) and not fresh.done():
@@ -228,14 +232,16 @@ class ForkServer:
 
     # -- the end -------------------------------------------------------------------------------------------
 
-    def _fail(self, problem: str) -> None:
-        self.problem = self.problem or problem
+    def _fail(self, problem: str, is_unfit: bool = False) -> None:
+        """The first reason is the one that counts."""
+        if not self.problem:
+            self.problem, self.is_unfit = problem, is_unfit
         if not self._ready.done():
             self._ready.set_result(None)
 
-    def _give_up(self, problem: str) -> None:
+    def _give_up(self, problem: str, is_unfit: bool = False) -> None:
         """It bears nobody any more."""
-        self._fail(problem)
+        self._fail(problem, is_unfit)
         self._signal()
 
     def _signal(self) -> None:
@@ -258,7 +264,9 @@ class ForkServer:
         if self._pipe >= 0:
             self._read_pipe()
         said = bytes(self._output).decode("utf-8", "replace").strip().splitlines()
-        self._fail(f"the fork server {status.describe()}" + (" while it imported" if was_importing else "") + (f": {said[-1]}" if was_importing and said else ""))
+        if was_importing:
+            self._fail(f"the fork server {status.describe()} while it imported" + (f": {said[-1]}" if said else ""), is_unfit=True)
+        self._fail(f"the fork server {status.describe()}")
         self._close()
         await asyncio.to_thread(reaper.kill_orphans, self._mark, process.pid)
         self._end_of_life()
@@ -284,7 +292,6 @@ class ForkServer:
 
     def dismiss(self, why: str) -> None:
         """It ends soon, through no fault of its own; nothing is lost with it."""
-        self.was_dismissed = True
         self._give_up(f"the fork server was ended: {why}")
 
     async def end(self) -> None:
@@ -292,7 +299,6 @@ class ForkServer:
         self.dismiss("the daemon stops")
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(self._gone), _BURIAL_SECONDS)
-
 
 
 def _turn_away(born: asyncio.Future[_Newborn]) -> None:

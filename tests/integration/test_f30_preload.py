@@ -139,6 +139,19 @@ def test_f30_preload_that_cannot_be_forked_is_a_plain_start_with_its_reason(shar
     assert not [child for child in psutil.Process(shared_daemon.process.pid).children() if child.name() == "sleep"]
 
 
+@pytest.mark.skipif(not os.access("/dev", os.W_OK), reason="needs root: a file that looks like a device of CUDA's")
+def test_f30_preload_that_touches_cuda_is_a_plain_start(shared_daemon: Host) -> None:
+    device = f"/dev/nvidia-remoted-test-{os.getpid()}"
+    path = installed(shared_daemon, "touches_cuda", f"kept = open({device!r}, 'a')")
+    try:
+        result = shared_daemon.run(HEAD + "print(json.dumps(remote(pool('cuda', preload='touches_cuda'))(lambda: 'served')().result().unwrap()))", PYTHONPATH=path)
+    finally:
+        os.unlink(device)
+    assert result.json == "served"
+    worker = worker_of(shared_daemon, "cuda")
+    assert (worker["start"], worker["start_reason"]) == ("plain", f"the imports opened {device}: CUDA does not survive a fork")
+
+
 def test_f30_preload_of_a_project_module_is_left_to_the_worker(shared_daemon: Host) -> None:
     """It is edited between runs (F17), so no server keeps it."""
     folder = shared_daemon.project
@@ -264,6 +277,27 @@ def test_t55_the_end_of_a_forked_worker_has_its_name(shared_daemon: Host, how: s
     status, reason, error = result.json
     assert (status, reason) == ("FAILED", "WORKER_DIED")
     assert said in error
+
+
+def test_t45_what_a_forked_worker_forked_is_found_by_its_mark(shared_daemon: Host) -> None:
+    """Without exec its environment in /proc is that of the fork server, but for the name in it."""
+    marks = shared_daemon.project / "left"
+    result = shared_daemon.run(
+        HEAD
+        + f"""
+def leave():
+    if not os.fork():
+        os.setsid()
+        if os.fork(): os._exit(0)
+        open({str(marks)!r}, "w").write(str(os.getpid()))
+        time.sleep(600)
+    while not (os.path.exists({str(marks)!r}) and open({str(marks)!r}).read()): time.sleep(0.01)
+    os.kill(os.getpid(), 9)
+print(json.dumps(remote(pool("leaves"), max_retries=0)(leave)().result().state_reason))
+"""
+    )
+    assert result.json == "WORKER_DIED"
+    wait_until(lambda: not psutil.pid_exists(int(marks.read_text())), 10)
 
 
 def test_c05_an_idle_fork_server_ends_and_the_next_start_makes_another() -> None:
