@@ -77,7 +77,7 @@ print(json.dumps([remote(pool(f"draw-{n}", **fields))(draw)().result().unwrap() 
 FACTS = """
 def facts():
     import asyncio
-    fds = sorted(os.readlink(path).partition(":")[0] for path in glob.glob("/proc/self/fd/*") if os.path.exists(path))
+    fds = sorted(os.readlink(path).partition(":")[0].replace(os.environ["REMOTED_WORKER_ID"], "worker") for path in glob.glob("/proc/self/fd/*") if os.path.exists(path))
     return {
         "environ": {k: v for k, v in os.environ.items() if k not in ("REMOTED_WORKER_ID", "REMOTED_SOCKET")},
         "seen": [os.environ["REMOTED_WORKER_ID"] in open("/proc/self/environ").read()],
@@ -303,13 +303,13 @@ print(json.dumps(remote(pool("leaves"), max_retries=0)(leave)().result().state_r
 def test_c05_an_idle_fork_server_ends_and_the_next_start_makes_another() -> None:
     with host("[limits]\nfork_server_idle_seconds = 0.1\nhousekeeping_seconds = 0.1\n") as made:
         made.start()
-        script = made.write("idle.py", HEAD + "print(json.dumps(remote(pool(sys.argv[1], idleTimeout=1))(os.getpid)().result().unwrap()))")
-        made.run(script, "first")
-        first = server_of(made, "first")
+        script = made.write("idle.py", HEAD + "print(json.dumps(remote(pool(sys.argv[1], idleTimeout=int(sys.argv[2])))(os.getpid)().result().unwrap()))")
+        made.run(script, "first", "1")
         wait_until(lambda: not ctl(made, "workers")["fork_servers"], 20, made.log)
-        assert not psutil.pid_exists(first["pid"])
-        made.run(script, "second")
-        assert worker_of(made, "second")["start"] == "forked"
+        made.run(script, "second", "600")
+        worker = worker_of(made, "second")
+        assert worker["start"] == "forked"
+        assert worker["fork_server"].endswith("-2")
 
 
 def test_c05_with_as_many_fork_servers_as_may_be_the_idlest_makes_room() -> None:
