@@ -35,7 +35,7 @@ class Preload:
 
     def load(self, modules: Iterable[str], hints: Iterable[str]) -> None:
         """Import, check, get ready. Raises Unfit. Hints are guesses: one that cannot be imported is left out."""
-        before = set(sys.modules)
+        before, files = set(sys.modules), _open_files()
         for name in hints:
             with contextlib.suppress(BaseException):
                 importlib.import_module(name)
@@ -45,7 +45,8 @@ class Preload:
             except BaseException as error:
                 raise Unfit(f"cannot import {name}: {type(error).__name__}: {error}") from error
         _refuse_projects(set(sys.modules) - before)
-        check_forkable()
+        _refuse_opened(_open_files() - files)
+        _check_forkable()
         self._stamps = {file: _stamp(file) for file in {sys.executable, *_files()}}
         if len(sys.modules) > len(before):
             gc.collect()
@@ -56,16 +57,20 @@ class Preload:
         return next((file for file, stamp in self._stamps.items() if _stamp(file) != stamp), "")
 
 
-def check_forkable() -> None:
-    """Raises Unfit."""
+def _refuse_opened(files: set[str]) -> None:
+    for path in sorted(files):
+        if path.startswith(_CUDA_DEVICES):
+            raise Unfit(f"the imports opened {path}: CUDA does not survive a fork")
+        if path.startswith("socket:"):
+            raise Unfit("the imports opened a connection, which the workers would share")
+
+
+def _check_forkable() -> None:
     if len(sys._current_frames()) > 1:
         names = ", ".join(thread.name for thread in threading.enumerate() if thread is not threading.main_thread())
         raise Unfit(f"the imports started a thread ({names or 'unnamed'}), which a fork would lose")
     if _has_children():
         raise Unfit("the imports started a process, which the workers would share")
-    for path in _open_files():
-        if path.startswith(_CUDA_DEVICES):
-            raise Unfit(f"the imports opened {path}: CUDA does not survive a fork")
     _fork_for_trial()
     if len(left := _tasks()) > 1:
         raise Unfit(f"the imports started threads that do not end before a fork ({', '.join(sorted(set(left)))})")
@@ -87,11 +92,11 @@ def _has_children() -> bool:
     return True
 
 
-def _open_files() -> list[str]:
-    found = []
+def _open_files() -> set[str]:
+    found = set()
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # the folder's own descriptor
-            found.append(os.readlink(f"/proc/self/fd/{name}"))
+            found.add(os.readlink(f"/proc/self/fd/{name}"))
     return found
 
 

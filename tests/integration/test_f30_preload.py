@@ -117,6 +117,7 @@ UNFIT = {
     "dies": ("import os; os.kill(os.getpid(), 11)", "the fork server was killed by signal 11 (SIGSEGV) while it imported"),
     "thread": ("import threading; threading.Thread(target=threading.Event().wait, daemon=True, name='pump').start()", "the imports started a thread (pump)"),
     "bare-thread": ("import _thread, time; _thread.start_new_thread(time.sleep, (60,))", "the imports started"),
+    "connection": ("import socket; pair = socket.socketpair()", "the imports opened a connection"),
     "process": ("import subprocess; child = subprocess.Popen(['sleep', '60'])", "the imports started a process"),
 }
 
