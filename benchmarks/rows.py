@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import secrets
 import subprocess
 import sys
 import time
@@ -110,10 +111,11 @@ def _throughput(setting: Setting) -> list[Contender]:
     return found
 
 
-def _cold(setting: Setting, body: Callable[[], Any], imports: str, **options: Any) -> list[Contender]:
+def _cold(setting: Setting, body: Callable[[], Any], imports: str, call: Callable[..., Any] | None = None, **options: Any) -> list[Contender]:
     functions = setting.functions
-    _call(functions.on("direct", bodies.noop))  # the client's connection is not what is measured
-    found = [Contender(kind, one(functools.partial(_call_cold, functions, kind, body, options))) for kind in ("direct", "queue")]
+    call = call or _call_cold
+    call(functions, "direct", body, options)  # neither the client's connection nor what a fork server imports is measured
+    found = [Contender(kind, one(functools.partial(call, functions, kind, body, options))) for kind in ("direct", "queue")]
     found.append(Contender("floor", one(functools.partial(_python, f"import {imports}"))))
     for name in setting.peers:
         peers.prepare(name)
@@ -123,6 +125,11 @@ def _cold(setting: Setting, body: Callable[[], Any], imports: str, **options: An
 
 def _call_cold(functions: Functions, kind: str, body: Callable[[], Any], options: dict[str, Any]) -> Any:
     return _call(functions.cold(kind, body, **options))
+
+
+def _call_fresh(functions: Functions, kind: str, body: Callable[[], Any], options: dict[str, Any]) -> Any:
+    """With a variable that interpreters read when they start: no fork server has it yet."""
+    return _call(functions.cold(kind, body, env={"PYTHONBENCH": secrets.token_hex(8)}, **options))
 
 
 def _first_call(name: str, body: Callable[[], Any]) -> Callable[[], list[float]]:
@@ -265,6 +272,10 @@ BENCHES: tuple[Bench, ...] = (
     Bench(
         "cold", "first call, cold pool", "s", "ms", lambda setting: _cold(setting, bodies.noop, "cloudpickle"), lambda scale: scale.cold_rounds,
         (Line("first call, cold, load-balanced", "direct", budget=Budget(1.5, "floor")), Line("first call, cold, queue", "queue", budget=Budget(1.5, "floor"))),
+    ),
+    Bench(
+        "fresh", "first call, cold pool, no fork server yet", "s", "ms", lambda setting: _cold(setting, bodies.noop, "cloudpickle", _call_fresh), lambda scale: min(3, scale.cold_rounds),
+        (Line("first call, cold, no fork server yet", "direct"),),
     ),
     Bench(
         "preload", "first call, cold pool, preload=numpy", "s", "ms",
