@@ -8,11 +8,15 @@ import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from remoted.spawn.door import Door, NotBelieved
+from remoted.spawn.launch import Process
+from remoted_client import wire
 from tests.harness import Host
 
 #: A module to preload that turns the server into another one: what follows says how it bears.
@@ -169,6 +173,23 @@ def test_t34_another_users_process_with_the_key_and_the_token_is_kept_out(shared
 
     assert heard == ["PermissionError"]
     assert (worker["start"], worker["start_reason"]) == ("plain", "nobody came")
+
+
+async def test_t34_the_uid_of_who_comes_is_what_the_kernel_says(tmp_path: Path) -> None:
+    """A door of somebody else's fork server: this process holds key and token, and has the wrong uid."""
+    door, itself = Door(tmp_path, os.geteuid() + 1), os.pidfd_open(os.getpid())
+    try:
+        born = door.expect("token")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+            sock.connect(f"/proc/self/fd/{door.key}")
+            door.belongs_to(Process(os.getpid(), itself))
+            wire.send(sock, wire.encode({"op": "born", "token": "token", "uid": os.geteuid() + 1}))
+            with pytest.raises(NotBelieved, match="another user's process"):
+                await born
+        assert not list(tmp_path.iterdir()), "the socket has no name"
+    finally:
+        door.close(NotBelieved("the test is over"))
+        os.close(itself)
 
 
 HOSTILE = {

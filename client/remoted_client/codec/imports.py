@@ -49,7 +49,8 @@ def _modules_of(value: object) -> Iterator[str]:
 
 
 def _imported(code: types.CodeType) -> Iterator[str]:
-    yield from (str(each.argval) for each in dis.get_instructions(code) if each.opname == "IMPORT_NAME")
+    if any(name.partition(".")[0] in PACKAGES for name in code.co_names):  # else it need not be taken apart
+        yield from (str(each.argval) for each in dis.get_instructions(code) if each.opname == "IMPORT_NAME")
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _imported(constant)
