@@ -43,6 +43,16 @@ def test_f30_what_a_function_imports_is_found_in_its_code(text: str, names: tupl
     assert expected_imports(own(text)) == names
 
 
+def test_f30_a_global_that_cannot_be_looked_at_is_no_obstacle() -> None:
+    class Proxy:
+        def __getattribute__(self, name: str) -> object:
+            raise RuntimeError("outside of a request")
+
+    function = own("def f(): return proxy, np")
+    function.__globals__["proxy"] = Proxy()
+    assert expected_imports(function) in ((), ("numpy",))
+
+
 def test_f30_a_file_of_the_project_under_such_a_name_is_not_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "torch.py").write_text("mine = True", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
@@ -60,5 +70,8 @@ def test_f30_a_module_of_the_project_brings_what_stands_at_its_top(tmp_path: Pat
     try:
         spec.loader.exec_module(module)
         assert expected_imports(module.predict) == ("numpy",)
+        function = own("def f(): return model.predict()")
+        function.__globals__["model"] = module
+        assert expected_imports(function) == ("numpy",)
     finally:
         del sys.modules["model"]

@@ -23,29 +23,38 @@ _MOST = 16
 
 def expected_imports(root: object) -> tuple[str, ...]:
     """Names of modules, sorted. What stands at the top of the function's file counts, and what its code imports."""
+    try:
+        names = {_told(name) for name in _names_below(root) if name.partition(".")[0] in PACKAGES}
+    except Exception:  # a global of the script's that fails when it is looked at: a guess may not fail the call
+        return ()
+    return tuple(sorted(name for name in names if not _is_shadowed(name.partition(".")[0])))[:_MOST]
+
+
+def _names_below(root: object) -> Iterator[str]:
     from .walk import functions_of, reachable
 
-    found: set[str] = set()
     for value in (root, *(scope[name] for scope, name in reachable(root))):
-        found.update(_modules_of(value))
+        yield from _modules_of(value)
         for function in functions_of(value):
-            found.update(_imported(function.__code__))
-    names = {_told(name) for name in found if name.partition(".")[0] in PACKAGES}
-    return tuple(sorted(name for name in names if not _is_shadowed(name.partition(".")[0])))[:_MOST]
+            yield from _imported(function.__code__)
 
 
 def _modules_of(value: object) -> Iterator[str]:
     """Where a global comes from; of a module of the project also what that imports."""
-    if isinstance(value, types.ModuleType):
-        yield value.__name__
-        return
-    name = getattr(value, "__module__", None) or type(value).__module__
-    yield str(name)
-    module = sys.modules.get(str(name))
+    home = _home(value)
+    yield home
+    module = sys.modules.get(home)
     file = getattr(module, "__file__", None)
-    if module is not None and file and name != "__main__" and not is_installed(file):
-        for other in list(vars(module).values()):
-            yield other.__name__ if isinstance(other, types.ModuleType) else str(getattr(other, "__module__", None) or type(other).__module__)
+    if module is not None and file and home != "__main__" and not is_installed(file):
+        yield from map(_home, list(vars(module).values()))
+
+
+def _home(value: object) -> str:
+    if isinstance(value, types.ModuleType):
+        return value.__name__
+    # Of anything else only the type is asked: an attribute of an instance may be anything.
+    named = value if isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)) else type(value)
+    return str(named.__module__)
 
 
 def _imported(code: types.CodeType) -> Iterator[str]:
