@@ -40,6 +40,8 @@ class Run:
     instance: dict[str, Any] | None = None
     #: Large parts of the arguments, out of band (PEP 574).
     buffers: list[memoryview] | None = None
+    #: Why these cannot be had.
+    problem: Exception | None = None
     #: The arguments are a pickle of built-in values alone.
     is_plain: bool = False
     #: The arguments are one bytes for the function, which gives bytes: an HTTP request and its answer.

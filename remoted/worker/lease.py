@@ -68,7 +68,10 @@ class Lease:
         """Blocks until there is one. None: no more calls, because of the client or because it was revoked."""
         while not self._revoked:
             while self._frames:
-                run = self._take(self._frames.popleft())
+                try:
+                    run = self._take(self._frames.popleft())
+                except (LookupError, TypeError, ValueError):  # a client that breaks the protocol loses its lease, and no other its worker
+                    return None
                 if run is not None:
                     return run
             try:
@@ -96,6 +99,7 @@ class Lease:
         number = self._accepted = header["n"]
         self._began, self._timeout = time.clock_gettime_ns(time.CLOCK_BOOTTIME), use["timeout_ms"]
         self._note()
+        buffers, problem = self._buffers(header, frame)
         return Run(
             attempt=f"{self.token}/{number}",
             job=self._id,
@@ -106,7 +110,8 @@ class Lease:
             inline=False,
             outcome_path="",
             arguments=self._arguments(header, frame),
-            buffers=self._buffers(header, frame),
+            buffers=buffers,
+            problem=problem,
             is_plain="plain" in header,
             copies="copies" in header,
             lease=self,
@@ -117,14 +122,17 @@ class Lease:
         fds = frame.fds[1:] if "segment" in header else frame.fds
         return fds[0] if fds else frame.body
 
-    def _buffers(self, header: dict[str, Any], frame: wire.Frame) -> list[memoryview] | None:
-        """Arrays that lie in the client's segment; it gets it back when the last of them is gone."""
+    def _buffers(self, header: dict[str, Any], frame: wire.Frame) -> tuple[list[memoryview] | None, segments.BadSegment | None]:
+        """Arrays that lie in the client's segment; it gets it back when the last of them is gone. Or why they cannot be read."""
         for number in header.get("freed", ()):
             self.lent.discard(number)
             self._segments.take_back(number)
         if "segment" not in header:
-            return None
-        return segments.unpack(frame.fds[0], header["segment"], header["buffers"], self._releases)
+            return None, None
+        try:
+            return segments.unpack(frame.fds[0], header["segment"], header["buffers"], self._releases), None
+        except segments.BadSegment as error:
+            return None, error
 
     def answer(self, number: int, header: dict[str, Any], payload: bytes | int, segment: segments.Segment | None = None) -> None:
         """The outcome of one call; the descriptor is closed here. Nobody may be there to hear it."""

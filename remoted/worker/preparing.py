@@ -100,6 +100,8 @@ class Preparer:
         return kind(*args, **kwargs)
 
     def _load_arguments(self, run: Run) -> Any:
+        if run.problem is not None:
+            raise run.problem
         source, buffers = run.arguments, run.buffers
         run.buffers = None  # gigabytes of arguments must not outlive the body's own use
         if run.is_raw:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.harness import Host
+from tests.harness import Host, host
 
 HEAD = """
 import gc, json, os, signal, sys, time
@@ -188,3 +188,99 @@ print(json.dumps([bool((r == 2 * n).all()) for n, r in enumerate(asyncio.run(mai
 """
     )
     assert result.json == [True] * 40
+
+
+def test_more_arrays_than_a_message_can_carry_descriptors(shared_daemon: Host) -> None:
+    """They share one segment (SCM_MAX_FD is 253)."""
+    result = shared_daemon.run(
+        HEAD
+        + """
+many = [np.full(5000, n) for n in range(600)]
+back = echo(many).result()
+print(all(np.array_equal(a, b) for a, b in zip(many, back)) and len(back) == 600)
+"""
+    )
+    assert result.out.strip() == "True"
+
+
+def test_clients_that_are_killed_with_arrays_in_hand_cost_the_worker_nothing(shared_daemon: Host) -> None:
+    script = shared_daemon.write(
+        "killed.py",
+        HEAD
+        + """
+@remote(one)
+def memory(): return os.getpid(), sum("memfd" in os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}"))
+if sys.argv[1:]:
+    kept = [echo(np.full(1 << 20, n)).result() for n in range(5)]
+    os.kill(os.getpid(), signal.SIGKILL)
+import subprocess
+def killed(times):
+    for _ in range(times):
+        assert subprocess.run([sys.executable, __file__, "die"]).returncode == -signal.SIGKILL
+killed(3)
+before = memory().result()
+killed(8)
+after = memory().result()
+print(json.dumps([before[0] == after[0], after[1] <= before[1] + 1]))
+""",
+    )
+    assert shared_daemon.run(script, timeout=100).json == [True, True]
+
+
+def test_t21_a_client_whose_memory_could_shrink_is_refused_and_the_next_one_works(shared_daemon: Host) -> None:
+    """It has left the seals out, so that it could cut the memory off under the worker's hands."""
+    hostile = shared_daemon.run(
+        HEAD
+        + """
+from remoted_client import segments
+segments._SEALS = 0
+try: echo(np.ones(1 << 16)).result()
+except Exception as error: print(type(error).__name__, error)
+"""
+    )
+    assert "their memory could change its size" in hostile.out
+    assert shared_daemon.run(HEAD + "print(echo(np.ones(1 << 16)).result().sum())").out.strip() == "65536.0"
+
+
+def test_turns_end_between_large_transfers_without_harm() -> None:
+    """Two processes share one worker in turns far shorter than what they send takes."""
+    with host("[limits]\nlease_turn_seconds = 0.01\n") as crowded:
+        crowded.start()
+        script = crowded.write(
+            "turns.py",
+            HEAD
+            + """
+@remote(one)
+def total(x): return x.sum()
+print(all(total(np.full(1 << 21, n)).result() == n << 21 for n in range(25)))
+""",
+        )
+        runs = [crowded.popen(script) for _ in range(2)]
+        ends = [run.communicate(timeout=100) for run in runs]
+        assert [out.strip() for out, _ in ends] == ["True", "True"], ends
+
+
+def test_f25_tasks_that_are_cancelled_at_any_moment_harm_no_other_call(shared_daemon: Host) -> None:
+    result = shared_daemon.run(
+        HEAD
+        + """
+import asyncio, random
+@remote(CpuLiveLoadBalancer(name="any", workersMax=2))
+async def later(x):
+    await asyncio.sleep(0.005)
+    return x
+async def call(n): return (await later(np.full(1 << 14, n)))[0]
+async def main():
+    chance = random.Random(1)
+    for n in range(120):
+        task = asyncio.create_task(call(n))
+        await asyncio.sleep(chance.random() * 0.02)
+        task.cancel()
+        try: assert await task == n
+        except asyncio.CancelledError: pass
+    return [int(value) for value in await asyncio.gather(*map(call, range(20)))]
+print(json.dumps(asyncio.run(main())))
+""",
+        timeout=100,
+    )
+    assert result.json == list(range(20))

@@ -458,3 +458,24 @@ def _is_alive(pid: int) -> bool:
             return file.read().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_t34_a_client_that_breaks_the_protocol_loses_its_lease_and_nobody_else_anything(shared_daemon: Host) -> None:
+    head = """
+import os, time
+from remoted_client import remote, wire, CpuLiveLoadBalancer
+from remoted_client.connection import current
+@remote(CpuLiveLoadBalancer(name="garbage", workersMax=1))
+def pid(): return os.getpid()
+print(pid().result())
+"""
+    hostile = """
+(pool,) = current().pools.values()
+(lease,) = pool._leases
+lease._sock.sendall(wire.encode({garbage}))
+while lease._sock is not None: time.sleep(0.01)
+"""
+    first = shared_daemon.run(head).out
+    for garbage in ({"op": "use"}, {"op": "put"}, {"n": 1, "use": 7}, {"n": [], "use": {}}, {"op": "use", "use": 0, "code": 5}):
+        shared_daemon.run(head + hostile.replace("{garbage}", repr(garbage)))
+    assert shared_daemon.run(head).out == first, "the same worker"
