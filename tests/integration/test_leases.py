@@ -115,12 +115,12 @@ print(json.dumps([[h.result() for h in handles], seen]))
 
 
 def test_an_idle_lease_makes_room_for_another_process(shared_daemon: Host) -> None:
-    holder = shared_daemon.popen(HEAD + "@remote(one)\ndef f(x): return x\nf(1).result()\nprint('held', flush=True)\nsys.stdin.readline()\nprint(f(2).result())")
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "held\n"
+    holder = shared_daemon.popen(HEAD + "@remote(one)\ndef f(x): return x\nf(1).result()\nopen('held', 'w').close()\nwhile not os.path.exists('go'): time.sleep(0.01)\nprint(f(2).result())")
+    wait_until(lambda: (shared_daemon.project / "held").exists(), 30)
     result = shared_daemon.run(HEAD + "@remote(one)\ndef f(x): return x\nbegan = time.monotonic()\nf(1).result()\nprint(json.dumps(time.monotonic() - began))")
     assert result.json < 5
-    out, _ = holder.communicate("\n", timeout=30)
+    (shared_daemon.project / "go").touch()
+    out, _ = holder.communicate(timeout=30)
     assert out == "2\n"
 
 
