@@ -280,15 +280,44 @@ class Printed:
             self._kept[stream] -= first
             self._dropped[stream] += first
         if self._echo and text:
-            target = sys.stdout if stream == 1 else sys.stderr
-            with contextlib.suppress(Exception):  # a closed or replaced stream of the caller's is not our failure
-                target.write(text)
-                target.flush()
+            echo.show(stream, text)
 
     def text(self, stream: int, call_id: str) -> str:
         missing = self._dropped[stream]
         head = f"[remoted: the first {missing:,} characters are not here; `remotectl logs {call_id}` has them]\n" if missing else ""
         return head + "".join(self._texts[stream])
+
+
+class _Echo:
+    """Shows what calls print. The interpreter aborts when a thread of ours is in a stream as it ends, so that is waited for."""
+
+    _LAST_WORD_SECONDS = 1.0
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._is_over = False
+
+    def show(self, stream: int, text: str) -> None:
+        target = sys.stdout if stream == 1 else sys.stderr
+        with self._lock, contextlib.suppress(Exception):  # a closed or replaced stream of the caller's is not our failure
+            if not self._is_over:
+                target.write(text)
+                target.flush()
+
+    def end(self) -> None:
+        """The script ends: nothing more is shown. A stream that takes nothing is not waited for."""
+        acquired = self._lock.acquire(timeout=self._LAST_WORD_SECONDS)
+        self._is_over = True
+        if acquired:
+            self._lock.release()
+
+    def forget(self) -> None:
+        """In a forked child: the parent's thread may have been at it."""
+        self._lock = threading.Lock()
+
+
+echo = _Echo()
+os.register_at_fork(after_in_child=echo.forget)
 
 
 def _is_watched() -> bool:

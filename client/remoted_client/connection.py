@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoted_client import context, wire
 from remoted_client.attendant import Attendant
+from remoted_client.call_state import echo
 from remoted_client.daemon import connect, connect_or_start
 from remoted_client.errors import DaemonUnreachable, RemotedError, VersionMismatch, WorkerLost, for_code
 from remoted_client.greeting import hello
@@ -433,6 +434,10 @@ class Connection:
         """Detached calls are handed over; others that nobody awaited are cancelled, and that is said (MECHANISMS 13)."""
         if self.pid != os.getpid():
             return
+        self._hand_over()
+        echo.end()
+
+    def _hand_over(self) -> None:
         with self._lock:
             states = [*dict.fromkeys(self._states.values()), *(call for pool in self.pools.values() for call in pool.calls())]
         deadline = time.monotonic() + _EXIT_SECONDS
