@@ -100,6 +100,8 @@ class Channel:
             frame = wire.decode_message(data, fds)
         except (BlockingIOError, InterruptedError):
             return False
+        except ConnectionResetError:
+            return True  # told once when it died with messages of ours unread, before what it had said itself (net/unix/af_unix.c)
         except (OSError, wire.WireError) as error:
             self._fail(str(error))
             return False
