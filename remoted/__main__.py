@@ -1,4 +1,4 @@
-"""``remoted --user`` or ``python -m remoted --user``: arguments, configuration, run."""
+"""``remoted --user`` or ``remoted --system``: arguments, configuration, run."""
 
 from __future__ import annotations
 
@@ -10,32 +10,47 @@ import sys
 from pathlib import Path
 
 import remoted
-from remoted.errors import StartupError, StoreBroken
 
 
 def main() -> None:
     """Start a daemon in the foreground. Exit codes: 0 stopped or idle, 1 cannot start or go on, 2 usage."""
-    arguments = _parser().parse_args()
-    if not arguments.user:
-        _parser().error("say --user: this version has user mode only")
-    from remoted import app, config, paths
+    parser = _parser()
+    arguments = parser.parse_args()
+    if arguments.user == arguments.system:
+        parser.error("say --user for a daemon of your own, or --system for one that serves everybody on this host")
+    if arguments.system and not sys.flags.isolated:
+        # Neither the current folder nor a variable says what root imports (T31).
+        os.execv(sys.executable, [sys.executable, "-I", "-m", "remoted", *sys.argv[1:]])
+    from remoted.errors import StartupError, StoreBroken
 
-    found = paths.user_paths(dict(os.environ))
     try:
-        settings = config.load(arguments.config or found.config)
-        _set_up_logging(arguments.log_file)
-        idle = settings.build_limits().user_mode_idle_seconds if arguments.idle_exit else None
-        asyncio.run(app.Daemon(found, settings, idle).run())
+        _run(arguments)
     except (StartupError, StoreBroken) as error:
         print(f"remoted: {error}", file=sys.stderr)
         sys.exit(1)
 
 
+def _run(arguments: argparse.Namespace) -> None:
+    from remoted import app, config, house, paths
+
+    found = paths.system_paths(arguments.prefix) if arguments.system else paths.user_paths(dict(os.environ))
+    file = arguments.config or found.config
+    if arguments.system:
+        house.prepare(file)
+    settings = config.load(file)
+    _set_up_logging(arguments.log_file)
+    rules = house.system(settings) if arguments.system else house.own()
+    idle = settings.build_limits().user_mode_idle_seconds if arguments.idle_exit else None
+    asyncio.run(app.Daemon(found, settings, idle, rules).run())
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="remoted", description=remoted.__doc__)
     parser.add_argument("--user", action="store_true", help="serve the calling user, on sockets of their own")
+    parser.add_argument("--system", action="store_true", help="serve every user of this host, as root, on /run/remoted")
+    parser.add_argument("--prefix", type=Path, default=Path("/"), help="of --system: the folder in which its /run, /var/lib and /etc lie")
     parser.add_argument("--config", type=Path, help="configuration file (TOML)")
-    parser.add_argument("--idle-exit", action="store_true", help="end after 15 idle minutes (as when a first call starts it)")
+    parser.add_argument("--idle-exit", action="store_true", help="of --user: end after 15 idle minutes (as when a first call starts it)")
     parser.add_argument("--log-file", type=Path, help="append the log to this file instead of standard error")
     parser.add_argument("--version", action="version", version=f"remoted {remoted.__version__}")
     return parser

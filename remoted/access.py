@@ -15,16 +15,33 @@ _NO_UID = 0xFFFF_FFFF
 
 
 @dataclass(frozen=True, slots=True)
+class Identity:
+    """As whom a worker runs: uid, gid, groups and limits of the process that called, as the kernel attests them."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+    #: (number, soft, hard) of setrlimit(2).
+    limits: tuple[tuple[int, int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Peer:
     """The process at the other end of a connection, at the moment it connected."""
 
     uid: int
     gid: int
     pid: int
+    groups: tuple[int, ...] = ()
+    limits: tuple[tuple[int, int, int], ...] = ()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.uid < _NO_UID or not 0 <= self.gid < _NO_UID:
+        if not all(0 <= number < _NO_UID for number in (self.uid, self.gid, *self.groups)):
             raise ValueError(f"cannot trust credentials uid={self.uid} gid={self.gid}")
+
+    @property
+    def identity(self) -> Identity:
+        return Identity(self.uid, self.gid, tuple(sorted({*self.groups})), self.limits)
 
 
 class Rule(str, Enum):
@@ -36,13 +53,27 @@ class Rule(str, Enum):
     ADMIN = "admin"
 
 
-def admits(peer: Peer, daemon_uid: int) -> bool:
-    """A user-mode daemon serves its own user (and root, who could become that user) and nobody else (T03)."""
-    return peer.uid == daemon_uid or (peer.uid == 0 and daemon_uid != OVERFLOW_UID)
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Whom a daemon serves. A user's own: that user, and root, who could become that user. The system's: everybody."""
 
+    daemon_uid: int
+    serves_everybody: bool = False
+    #: May root's own calls run, as root? Only where the configuration says so (T04).
+    runs_root: bool = True
 
-def allows(rule: Rule, peer: Peer, daemon_uid: int) -> bool:
-    """Does the route's rule let this peer in?"""
-    if rule is Rule.ADMIN:
-        return peer.uid in (0, daemon_uid)
-    return admits(peer, daemon_uid)
+    def admits(self, peer: Peer) -> bool:
+        """May this peer connect at all? Nobody in particular, as a user namespace shows unmapped users, may not (T03)."""
+        if self.serves_everybody:
+            return peer.uid != OVERFLOW_UID
+        return peer.uid == self.daemon_uid or (peer.uid == 0 and self.daemon_uid != OVERFLOW_UID)
+
+    def allows(self, rule: Rule, peer: Peer) -> bool:
+        """Does the route's rule let this peer in?"""
+        if rule is Rule.ADMIN:
+            return peer.uid in (0, self.daemon_uid)
+        return self.admits(peer)
+
+    def may_run(self, peer: Peer) -> bool:
+        """May the functions of this peer, who was admitted, run here?"""
+        return peer.uid != 0 or self.runs_root or not self.serves_everybody

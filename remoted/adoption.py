@@ -4,9 +4,9 @@ What a dead daemon left behind is a database, outcome files, and perhaps workers
 its daemon finishes the body it runs, leaves the outcome in a file and ends (``worker/runtime.py``). So for every
 attempt that had begun there are three cases, tried in this order:
 
-1. the outcome file is there: the attempt is over, with that outcome;
+1. its outcome is in the spool: the attempt is over, with that outcome;
 2. the worker still runs (same pid, same start time, same boot): it is watched through a pidfd, its devices stay
-   lent to it, and when it ends its outcome file is read;
+   lent to it, and when it ends its outcome is read from the spool;
 3. neither: if the worker's page says that it had not begun, the job waits again; else the attempt is LOST. It
    counts, because its body may have begun (MECHANISMS 8).
 
@@ -20,25 +20,22 @@ import json
 import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
 
-from remoted import logs
+from remoted.access import Identity
 from remoted.attempts import AttemptEnd
-from remoted.blobs import Blobs
 from remoted.calls import Call, Request
 from remoted.clock import Clock
 from remoted.contents import Contents
 from remoted.engine import Engine
 from remoted.errors import RemotedError
+from remoted.family import adopted
 from remoted.jobs import Jobs
 from remoted.model import AttemptToken, DeviceUuid, Reason, Status, WorkerId
 from remoted.progress import Begun, read_page
-from remoted.replies import end_of
 from remoted.scheduler import events
 from remoted.spawn import reaper
 from remoted.spec import parse_options
 from remoted.store import Row, Store
-from remoted_client import wire
 
 log = logging.getLogger(__name__)
 _START_TOLERANCE_SECONDS = 0.011
@@ -48,11 +45,11 @@ _LOOK_SECONDS = 0.5
 class Adoption:
     """One use: ``run`` before the sockets are opened."""
 
-    def __init__(self, store: Store, blobs: Blobs, contents: Contents, engine: Engine, jobs: Jobs, clock: Clock) -> None:
+    def __init__(self, store: Store, contents: Contents, engine: Engine, jobs: Jobs, clock: Clock) -> None:
         self._store = store
-        self._blobs = blobs
         self._contents = contents
         self._engine = engine
+        self._spool = engine.spool
         self._jobs = jobs
         self._clock = clock
 
@@ -68,10 +65,13 @@ class Adoption:
                 continue
             on_caller(call)
             (begun if row["id"] in attempts else queued).append(call)
-        tokens, workers = ({attempt[name] for attempt in attempts.values()} for name in ("token", "worker"))
-        await asyncio.to_thread(self._blobs.sweep_outcomes, tokens, workers)
+        for attempt in attempts.values():
+            self._spool.claim(attempt["worker"], attempt["token"])
+        await asyncio.to_thread(self._spool.sweep, {attempt["worker"] for attempt in attempts.values()})
         await self._contents.sweep_secrets()
         # Only now: a call that ends takes the secrets with it that nobody else holds, and all hold theirs by now.
+        if self._engine.cradle.cgroups is not None:
+            await asyncio.to_thread(self._engine.cradle.cgroups.sweep, {attempts[call.id]["worker"] for call in begun})
         for worker in dict.fromkeys(attempts[call.id]["worker"] for call in begun):
             self._resume([(call, attempts[call.id]) for call in begun if attempts[call.id]["worker"] == worker])
         for call in queued:
@@ -108,7 +108,7 @@ class Adoption:
             os.close(pidfd)
 
     def _is_over(self, attempt: Row) -> bool:
-        return attempt["boot_id"] != self._clock.boot_id() or self._blobs.outcome_path(attempt["token"]).exists()
+        return attempt["boot_id"] != self._clock.boot_id() or self._spool.holds(attempt["worker"], attempt["token"])
 
     def _find_process(self, attempt: Row) -> int:
         """A pidfd of the attempt's worker if it is that very process; else -1."""
@@ -137,6 +137,7 @@ class Adoption:
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[None] = loop.create_future()
         loop.add_reader(pidfd, _set, ended)
+        family = adopted(running[0][1]["worker"], running[0][1]["worker_pid"], self._engine.cradle.cgroups)
         stopped: dict[str, Reason] = {}
         try:
             while not ended.done():
@@ -146,12 +147,13 @@ class Adoption:
                     if why := call.stop_requested or self._is_late(call):
                         stopped[call.id] = why
                 if stopped and not ended.done():
-                    await asyncio.to_thread(reaper.kill_descendants, running[0][1]["worker_pid"])
+                    await family.end()
                     reaper.send(pidfd, 9)
                     await ended
         finally:
             loop.remove_reader(pidfd)
             os.close(pidfd)
+        await family.bury()
         self._engine.handle(events.WorkerEnded(worker_id))
         for call, attempt in running:
             await self._conclude(call, attempt, stopped.get(call.id))
@@ -172,10 +174,11 @@ class Adoption:
         return Reason.TIMEOUT if limit is not None and self._clock.wall() >= call.attempt_started + limit else None
 
     async def _conclude(self, call: Call, attempt: Row, stopped_by: Reason | None = None) -> None:
-        """The attempt is over: as its outcome file says, else as lost unless it never began. The files go when that is committed."""
-        for stream, data in logs.iterate(self._blobs.output_path(call.token)):
-            self._jobs.add_output(call, stream, data)
-        end = await asyncio.to_thread(read_outcome, self._blobs.outcome_path(call.token), stopped_by)
+        """The attempt is over: as its worker left it, else as lost unless it never began. The files go when that is committed."""
+        if self._ran_last(attempt):
+            for stream, data in self._spool.output(attempt["worker"]):
+                self._jobs.add_output(call, stream, data)
+        end = await asyncio.to_thread(self._spool.outcome, attempt["worker"], call.token, stopped_by)
         if end is None and self._never_began(attempt):
             end = _unbegun(stopped_by)
         if end is None:
@@ -192,10 +195,15 @@ class Adoption:
         begun = self._page(attempt)
         return begun is not None and begun.is_last and attempt["position"] > begun.position
 
+    def _ran_last(self, attempt: Row) -> bool:
+        """What was printed without a daemon is of the call that was begun last."""
+        begun = self._page(attempt)
+        return begun is None or attempt["position"] >= begun.position
+
     def _page(self, attempt: Row) -> Begun | None:
         if attempt["boot_id"] != self._clock.boot_id():
             return None
-        return read_page(self._blobs.progress_path(attempt["worker"]))
+        return read_page(self._spool.progress_path(attempt["worker"]))
 
 
 def _unbegun(stopped_by: Reason | None) -> AttemptEnd:
@@ -207,9 +215,14 @@ def _set(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
+def _identity(uid: int, gid: int, groups: list[int], limits: list[list[int]]) -> Identity:
+    return Identity(uid, gid, tuple(groups), tuple((number, soft, hard) for number, soft, hard in limits))
+
+
 def _request(row: Row) -> Request:
     document = json.loads(row["options"])
     instance = document.pop("instance", None)
+    identity = document.pop("identity", None)
     return Request(
         key=row["submission_key"],
         spec=row["spec"],
@@ -221,31 +234,5 @@ def _request(row: Row) -> Request:
         options=parse_options(document),
         parent=row["parent"],
         instance=tuple(instance) if instance else None,
+        identity=_identity(*identity) if identity else None,
     )
-
-
-def read_outcome(path: Path, stopped_by: Reason | None) -> AttemptEnd | None:
-    """What a worker left behind; None if there is nothing, or nothing whole. The worker is not trusted."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return None
-    with open(fd, "rb") as file:
-        try:
-            header = json.loads(file.read(int.from_bytes(file.read(4), "big")))
-            size = os.fstat(fd).st_size - file.tell()
-            payload = file.read() if size <= wire.INLINE_BYTES else _copied(fd, file.tell(), size)
-            return end_of(header, payload, size, stopped_by)
-        except (OSError, ValueError, KeyError, TypeError, MemoryError):
-            return None
-
-
-def _copied(source: int, offset: int, size: int) -> int:
-    """A descriptor of the payload alone, as a worker would have sent it."""
-    target = wire.memfd("remoted-outcome")
-    end = offset + size
-    while offset < end and (count := os.sendfile(target, source, offset, min(1 << 30, end - offset))):
-        offset += count
-    return target
-
-

@@ -17,14 +17,15 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import remoted
-from remoted import api
+from remoted import api, cgroup, scopes
 from remoted.adoption import Adoption
 from remoted.blobs import Blobs
 from remoted.calls import Call
+from remoted.cgroup import Bounds, Groups
 from remoted.clock import Clock
 from remoted.config import Config
 from remoted.contents import Contents
@@ -32,10 +33,11 @@ from remoted.data import DataServer, Runners, watch_caller
 from remoted.direct import DirectCalls
 from remoted.endpoints import Endpoints
 from remoted.engine import Engine
-from remoted.environments import Environments
+from remoted.environments import Environments, EnvironmentSource
 from remoted.errors import StartupError, StoreBroken
 from remoted.gpu.locks import DeviceLocks
 from remoted.gpu.nvml import Nvml
+from remoted.house import House
 from remoted.jobs import Jobs
 from remoted.lag import Lag
 from remoted.limits import Limits
@@ -44,7 +46,10 @@ from remoted.paths import Paths
 from remoted.scheduler.policy import Scheduler
 from remoted.spawn import helper, reaper, runtime
 from remoted.spawn.births import Births
+from remoted.spool import Spool
+from remoted.steward import Stewards
 from remoted.store import Store
+from remoted.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 #: In the lock of a daemon that ends, and for how long the next one waits for it.
@@ -52,15 +57,17 @@ _ENDING = "ending\n"
 _ENDING_SECONDS = 20.0
 #: How long bodies have to listen when the daemon ends their jobs; then they are killed.
 _LAST_SECONDS = 3.0
+_HOST_MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 class Daemon:
-    """One user-mode daemon, from lock to exit."""
+    """One daemon, from lock to exit."""
 
-    def __init__(self, paths: Paths, config: Config, idle_exit_seconds: float | None) -> None:
+    def __init__(self, paths: Paths, config: Config, idle_exit_seconds: float | None, house: House) -> None:
         self._paths = paths
         self._config = config
-        self._limits: Limits = config.build_limits()
+        self._house = house
+        self._limits: Limits = config.build_limits(house.is_shared)
         self._clock = Clock()
         self._idle_exit_seconds = idle_exit_seconds
         self._lag = Lag()
@@ -68,6 +75,9 @@ class Daemon:
         self._ends_jobs = False
         self._problem = ""
         self._locks: list[int] = []
+        self._own_sockets: list[Path] = []
+        self._cgroups: Groups | None = None
+        self._supervisor = Supervisor(os.environ)
 
     async def run(self) -> None:
         """Serve until told to stop, or idle for long enough. Raises StartupError, and StoreBroken once all is put down."""
@@ -75,10 +85,23 @@ class Daemon:
         await self._take_locks()
         reaper.become_subreaper()
         _raise_descriptor_limit()
+        if self._house.is_shared:
+            self._cgroups = self._find_groups()
         async with self._store() as store:
             await self._serve(store)
+        if self._cgroups is not None:
+            self._cgroups.close()
         if self._problem:
             raise StoreBroken(self._problem)
+
+    def _find_groups(self) -> Groups | None:
+        """systemd's where it started us, and else our own."""
+        if self._supervisor.is_systemd and scopes.is_running():
+            return scopes.Scopes()
+        found = cgroup.find(self._paths.group_name, Bounds(memory_bytes=_HOST_MEMORY * 19 // 20))
+        if found is None or found.missing:
+            log.warning("workers are not limited by cgroups: missing %s", ", ".join(found.missing if found else ("a place for groups",)))
+        return found
 
     def stop(self, ends_jobs: bool = False) -> None:
         """End soon. Running jobs go on without a daemon and the next one takes them over, unless they shall end too."""
@@ -106,7 +129,7 @@ class Daemon:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if not os.pread(lock, 64, 0).endswith(_ENDING.encode()) or self._clock.monotonic() > until:
-                    raise StartupError(f"cannot start: another daemon of yours holds {path}") from None
+                    raise StartupError(f"cannot start: another daemon{'' if self._paths.is_shared else ' of yours'} holds {path}") from None
                 await asyncio.sleep(0.05)
             else:
                 return
@@ -130,10 +153,10 @@ class Daemon:
         callers: list[Call] = []
         revived = await adoption.run(callers.append)
         log.info("remoted %s: %d jobs from before, %d devices", remoted.__version__, revived, len(engine.devices.known))
-        with _listen(self._paths.data_socket) as data_socket, _listen(self._paths.api_socket) as api_socket:
+        with self._listen(self._paths.data_socket) as data_socket, self._listen(self._paths.api_socket) as api_socket:
             endpoints = Endpoints(direct, self._limits)
             runners = Runners(jobs, direct, endpoints)
-            data = DataServer(data_socket, runners, self._limits, os.geteuid())
+            data = DataServer(data_socket, runners, self._limits, self._house.access, self._house.accounts)
             services = api.Services(
                 jobs=jobs,
                 direct=direct,
@@ -147,19 +170,23 @@ class Daemon:
                 started_at=self._clock.monotonic(),
                 stop=self.stop,
                 lag=self._lag,
-                mode="user",
+                mode=self._house.mode,
+                accounts=self._house.accounts,
             )
-            server = await api.serve(services, api_socket)
+            server = await api.serve(services, api_socket, self._house.access)
             data.start()
             self._await_callers(runners, callers)
             self._handle_signals()
+            self._supervisor.say("READY=1", f"STATUS=serving, {revived} jobs from before")
             try:
                 await self._until_stopped(engine, runners)
             finally:
                 await self._put_down(engine, runners, data, server)
+                await environments.close()
 
     async def _put_down(self, engine: Engine, runners: Runners, data: DataServer, server: api.ApiServer) -> None:
         """Nothing is begun any more; what has begun is stored and sent; then everybody is let go."""
+        self._supervisor.say("STOPPING=1")
         engine.freeze()
         for lock in self._locks:
             self._sign(lock, _ENDING)
@@ -172,22 +199,29 @@ class Daemon:
         await asyncio.gather(server.close(), engine.close())
         await runners.jobs.close()
 
-    def _build(self, store: Store) -> tuple[Engine, Jobs, DirectCalls, Adoption, Environments]:
+    def _build(self, store: Store) -> tuple[Engine, Jobs, DirectCalls, Adoption, EnvironmentSource]:
         blobs = Blobs(self._paths, self._limits.free_disk_reserve_bytes)
         contents = Contents(store, blobs, self._limits)
-        environments = Environments(self._paths.environments, self._config.environments, helper.run_helper, _find_uv())
+        environments = self._environments()
         nvml = Nvml(self._config.gpu.nvml_library, self._config.gpu.nvml_deadline_seconds)
         cpus = float(self._config.cpus or len(os.sched_getaffinity(0)))
         crash_loop = (self._limits.crash_loop_count, self._limits.crash_loop_seconds)
-        scheduler = Scheduler(cpus, self._limits.workers_total, worker_prefix=f"w{secrets.token_hex(2)}-", crash_loop=crash_loop)
+        scheduler = Scheduler(cpus, self._limits.workers_total, worker_prefix=f"w{secrets.token_hex(4)}-", crash_loop=crash_loop)
         births = Births(runtime.build(self._paths.runtime), self._paths.sockets, self._clock, self._limits, prefix=f"f{secrets.token_hex(2)}-")
-        engine = Engine(scheduler, self._clock, self._limits, nvml, DeviceLocks(Path(self._config.gpu.lock_folder)), self._config.gpu.poll_seconds, environments, births, self._paths.sockets, blobs.progress_path)
+        engine = Engine(scheduler, self._clock, self._limits, nvml, DeviceLocks(Path(self._config.gpu.lock_folder)), self._config.gpu.poll_seconds, environments, births, self._paths.sockets, Spool(self._paths.outcomes))
+        engine.cradle.become, engine.cradle.cgroups, engine.cradle.is_shared = self._house.become, self._cgroups, self._house.is_shared
         kind_key = secrets.token_bytes(32)
         jobs = Jobs(engine, contents, self._clock, self._limits, kind_key, store, blobs, self._paths)
         direct = DirectCalls(engine, contents, self._clock, self._limits, kind_key, self._paths)
         for runner in (jobs, direct):
             runner.others = (jobs, direct)
-        return engine, jobs, direct, Adoption(store, blobs, contents, engine, jobs, self._clock), environments
+            runner.access = self._house.access
+        return engine, jobs, direct, Adoption(store, contents, engine, jobs, self._clock), environments
+
+    def _environments(self) -> EnvironmentSource:
+        if self._house.is_shared:
+            return Stewards(self._config.environments, _find_uv(), self._house.become, self._cgroups)
+        return Environments(self._paths.environments, self._config.environments, helper.run_helper, _find_uv())
 
     def _await_callers(self, runners: Runners, calls: list[Call]) -> None:
         """Callers of the last daemon's blocking calls have a minute to come back; dead ones are gone now."""
@@ -204,7 +238,8 @@ class Daemon:
         loop.add_signal_handler(signal.SIGQUIT, self.stop, True)
 
     async def _until_stopped(self, engine: Engine, runners: Runners) -> None:
-        watches = (engine.watch_devices(), engine.watch_memory(), self._lag.watch(), self._housekeeping(engine, runners))
+        signs = self._supervisor.feed(runners.jobs.settle_begun)
+        watches = (engine.watch_devices(), engine.watch_memory(), self._lag.watch(), self._housekeeping(engine, runners), signs)
         tasks = [asyncio.create_task(watch) for watch in watches]
         try:
             await self._stop.wait()
@@ -231,8 +266,25 @@ class Daemon:
                 log.info("nothing to do: ending (%s)", "the socket vanished" if lost else "idle")
                 self.stop()
 
+    @contextlib.contextmanager
+    def _listen(self, path: Path) -> Iterator[socket.socket]:
+        """The supervisor's, or one of our own in a folder where nobody else may make one; the lock says that an old one is dead."""
+        given = self._supervisor.take_socket(path)
+        if given is not None:
+            with given:
+                yield given
+            return
+        self._own_sockets.append(path)
+        path.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
+            sock.bind(os.fspath(path))
+            path.chmod(self._paths.socket_mode)
+            sock.listen(1024)
+            yield sock
+
     def _remove_sockets(self) -> None:
-        for path in (self._paths.data_socket, self._paths.api_socket):
+        """Who connects to the supervisor's waits for the next daemon."""
+        for path in self._own_sockets:
             path.unlink(missing_ok=True)
 
 
@@ -254,17 +306,6 @@ def _raise_descriptor_limit() -> None:
     """Connections, pipes and payloads are descriptors; the soft limit of a shell (1,024) is for programs that use select."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-@contextlib.contextmanager
-def _listen(path: Path):  # type: ignore[no-untyped-def]
-    """A listening socket, mode 0600, in the daemon's private folder; the lock says that an old one is dead."""
-    path.unlink(missing_ok=True)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
-        sock.bind(os.fspath(path))
-        path.chmod(0o600)
-        sock.listen(1024)
-        yield sock
 
 
 def _same_process(pid: int, started: int) -> int | None:

@@ -37,7 +37,8 @@ class AttemptSpec:
     context: Content
     arguments: Content
     stream: bool
-    outcome_path: str
+    #: Without a daemon the worker keeps its outcome for the next one.
+    is_kept: bool
     timeout_seconds: float | None
     #: Other calls may run in the same worker at the same time.
     concurrent: bool = False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import hashlib
 import os
 import re
@@ -19,7 +20,6 @@ from remoted.errors import BadRequest, OverLimit, StoreError
 from remoted.paths import Paths
 
 _NAME = re.compile(r"[0-9a-f]{16,64}(\.[0-9]{1,9})?")
-_WORKER = re.compile(r"w[0-9a-f]{4}-[0-9]{1,9}")
 _CHUNK_BYTES = 1 << 20
 
 
@@ -42,20 +42,6 @@ class Blobs:
     def item_path(self, job: str, number: int) -> Path:
         return self._paths.outcomes / f"{_checked(job)}.{number}.item"
 
-    def outcome_path(self, token: str) -> Path:
-        """Where a worker leaves its outcome when no daemon is there to hear it."""
-        return self._paths.outcomes / f"{_checked(token)}.outcome"
-
-    def output_path(self, token: str) -> Path:
-        """What the attempt printed while no daemon was there."""
-        return self._paths.outcomes / f"{_checked(token)}.output"
-
-    def progress_path(self, worker: str) -> Path:
-        """How far a worker has come (``progress``)."""
-        if not _WORKER.fullmatch(worker):
-            raise BadRequest("BAD_NAME", f"cannot use {worker[:80]!r} as a name: it is no worker's")
-        return self._paths.outcomes / f"{worker}.begun"
-
     def check_space(self, size: int) -> None:
         """Raises OverLimit when storing ``size`` bytes would leave too little of the disk."""
         try:
@@ -75,6 +61,7 @@ class Blobs:
             found = os.fstat(fd)
             if not stat.S_ISREG(found.st_mode):
                 raise BadRequest("BAD_CONTENT", f"cannot store {target.name}: its descriptor is not that of a file")
+            _require_memory(fd, target.name)
             self.check_space(found.st_size)
             return self._write(target, lambda out: _copy(fd, out, found.st_size, expected_digest))
         finally:
@@ -114,19 +101,6 @@ class Blobs:
         for path in paths:
             path.unlink(missing_ok=True)
 
-    def remove_outcome(self, token: str) -> None:
-        """What a worker left behind of one attempt, whole or not."""
-        outcome = self.outcome_path(token)
-        self.remove(outcome, outcome.with_name(f"{outcome.name}.part"), self.output_path(token))
-
-    def sweep_outcomes(self, live: set[str], workers: set[str]) -> None:
-        """What workers left behind of attempts whose end was committed before they could know."""
-        for path in self._paths.outcomes.iterdir():
-            name, _, kind = path.name.partition(".")
-            kind = kind.split(".")[0]
-            if (kind in ("outcome", "output") and name not in live) or (kind == "begun" and name not in workers):
-                path.unlink(missing_ok=True)
-
     def secrets(self) -> list[tuple[int, str]]:
         """Every secret that lies here, whole or not."""
         return [(int(folder.name), path.name) for folder in self._paths.secrets.iterdir() if folder.name.isdecimal() for path in folder.iterdir()]
@@ -138,6 +112,14 @@ class Blobs:
         """Result, items and leftovers of one job."""
         for path in self._paths.outcomes.glob(f"{_checked(job)}.*"):
             path.unlink(missing_ok=True)
+
+
+def _require_memory(fd: int, name: str) -> None:
+    """Only memory can be sealed. A file may lie on a file system that hangs, and keep the thread that reads it."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        raise BadRequest("BAD_CONTENT", f"cannot store {name}: its descriptor is not that of a memfd") from None
 
 
 def _checked(name: str) -> str:

@@ -10,17 +10,18 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from remoted.access import Peer
+from remoted.access import Access, Identity, Peer
 from remoted.attempts import AttemptEnd, AttemptSpec, Content
 from remoted.clock import Clock
 from remoted.contents import Contents
-from remoted.engine import Engine, WorkerPlan
+from remoted.cradle import WorkerPlan
+from remoted.engine import Engine
 from remoted.environments import EnvironmentFailed, EnvironmentRequest, normalise
-from remoted.errors import BadRequest, Conflict, NotFound
+from remoted.errors import BadRequest, Conflict, Forbidden, NotFound
 from remoted.limits import Limits
 from remoted.logs import STDERR, JobLog
 from remoted.model import AttemptToken, DeviceUuid, Reason, Status, Uid, WorkerId
@@ -55,6 +56,8 @@ class Request:
     """(instance id, method, digest of the constructor's arguments)"""
     #: Arguments, result and items are bytes for the function itself, not pickles.
     is_raw: bool = False
+    #: As whom its attempts run, where the daemon can become somebody else.
+    identity: Identity | None = None
 
     @property
     def digests(self) -> tuple[str, ...]:
@@ -158,6 +161,9 @@ class Listener:
 class CallRunner:
     """The common half; also the engine's ``TicketOwner``."""
 
+    #: Will anybody ask for an outcome after a restart?
+    keeps_outcomes = False
+
     def __init__(self, engine: Engine, contents: Contents, clock: Clock, limits: Limits, kind_key: bytes) -> None:
         self.engine = engine
         self.contents = contents
@@ -166,9 +172,12 @@ class CallRunner:
         self.calls: dict[str, Call] = {}
         #: Every runner of this daemon: a nested call's parent may be of the other kind. Set by the composition root.
         self.others: tuple[CallRunner, ...] = (self,)
+        #: Whom the daemon serves. Set by the composition root where that is not its own user.
+        self.access = Access(os.geteuid())
         self._kind_key = kind_key
+        #: By (user, instance): ids are made by clients.
         self._homes: dict[str, WorkerId] = {}
-        self._kinds: dict[tuple[int, str, str], tuple[str, str | None]] = {}
+        self._kinds: dict[tuple[int, str, str, Identity | None], tuple[str, str | None]] = {}
         self._constructed: set[str] = set()
 
     # -- in and out ----------------------------------------------------------------------------------------
@@ -177,6 +186,7 @@ class CallRunner:
         """A call of one's own, not known to anybody yet. Raises Refused."""
         if self.engine.draining:
             raise Conflict("DRAINING", "cannot take new work: the daemon is being stopped; try again when it is back")
+        request = self.identified(peer, request)
         spec = self.contents.spec(peer.uid, request.spec)
         ancestors = self.ancestors_of(peer, request.parent) if request.parent else ()
         ticket, policy = self.make_ticket(peer, call_id, request, spec, ancestors)
@@ -193,13 +203,19 @@ class CallRunner:
         )
         return call, policy
 
+    def identified(self, peer: Peer, request: Request) -> Request:
+        """With the identity of who asks, where it decides as whom the body runs. Raises Forbidden (T04)."""
+        if not self.access.may_run(peer):
+            raise Forbidden("ROOT_REFUSED", "cannot run functions as root: call as a user (sudo -u USER ...), or let the administrator set allow_root = true in [users] of config.toml")
+        return replace(request, identity=peer.identity) if self.access.serves_everybody else request
+
     def enter(self, call: Call) -> None:
         """It is live: what it refers to is kept, and its parent knows it."""
         self.calls[call.id] = call
         for digest in call.request.digests:
             self.contents.hold(call.uid, digest)
         parent = self.lookup(call.request.parent)
-        if parent is not None:
+        if parent is not None and parent.uid == call.uid:
             parent.children.add(call.id)
 
     def leave(self, call: Call) -> None:
@@ -239,10 +255,10 @@ class CallRunner:
 
     def _kind(self, uid: int, request: Request, spec: JobSpec, context: Context) -> tuple[str, str | None]:
         """(kind, environment); the engine knows from here on how such workers are started. Worked out once per spec and context."""
-        key = (uid, request.spec, request.context)
+        key = (uid, request.spec, request.context, request.identity)
         if key not in self._kinds:
-            kind = kind_id(self._kind_key, spec, context, spec.pool.gpus)
-            plan = self._plan(uid, spec, context)
+            kind = kind_id(self._kind_key, spec, context, spec.pool.gpus, request.identity)
+            plan = self._plan(uid, spec, context, request.identity)
             self.engine.plan(kind, plan)
             if len(self._kinds) >= _KINDS_MOST:
                 self._kinds.clear()
@@ -266,7 +282,7 @@ class CallRunner:
         if spec.pool.volume is not None:
             raise BadRequest("NOT_SUPPORTED", f"cannot mount the network volume {spec.pool.volume.id}: this version has no volumes; pass the path of a folder instead")
 
-    def _plan(self, uid: int, spec: JobSpec, context: Context) -> WorkerPlan:
+    def _plan(self, uid: int, spec: JobSpec, context: Context, identity: Identity | None) -> WorkerPlan:
         keep = ("HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "XDG_CACHE_HOME")
         environ = {name: context.environ[name] for name in keep if name in context.environ} | context.worker_variables()
         request = None
@@ -281,16 +297,19 @@ class CallRunner:
                 requirements=spec.dependencies,
                 isolated=spec.pool.isolated,
                 accelerate_downloads=spec.accelerate_downloads,
+                identity=identity,
             )
         visible = {name: value for name, value in context.environ.items() if name in _INSTALLER_VARIABLES or name.startswith(_INSTALLER_PREFIXES)}
         return WorkerPlan(
             executable=spec.executable,
             environ=environ,
-            data_bytes=spec.pool.memory_bytes,
+            memory_bytes=spec.pool.memory_bytes,
+            cpus=min(spec.pool.cpus, self.engine.scheduler.cpus) if spec.pool.cpus else None,
             environment=request,
             descriptors=context.descriptors,
             version=spec.python,
             build_environ=visible,
+            identity=identity,
             preload=spec.pool.preload,
             hints=frozenset(spec.function.imports),
             import_environ=context.import_variables(),
@@ -308,7 +327,7 @@ class CallRunner:
         call.attempt_started = self.clock.wall()
         call.started_at = call.started_at or call.attempt_started
         if call.request.instance is not None:
-            self._homes[call.request.instance[0]] = worker.id
+            self._homes[_instance_key(call.uid, call.request.instance[0])] = worker.id
         self.begin(call, how.inline)
 
     def begin(self, call: Call, inline: bool) -> None:
@@ -350,7 +369,7 @@ class CallRunner:
             if request.arguments_inline is not None
             else self.contents.content(call.uid, request.arguments),
             stream=call.spec.stream,
-            outcome_path=os.fspath(self.outcome_path(call)),
+            is_kept=self.keeps_outcomes,
             timeout_seconds=call.timeout_seconds,
             concurrent=call.spec.pool.max_concurrency > 1,
             instance={"id": instance[0], "method": instance[1]} if instance else None,
@@ -359,9 +378,6 @@ class CallRunner:
             position=call.position,
             is_raw=request.is_raw,
         )
-
-    def outcome_path(self, call: Call) -> os.PathLike[str]:
-        raise NotImplementedError
 
     def on_unplaceable(self, ticket_id: str, reason: Reason, message: str, detail: str) -> None:
         raise NotImplementedError
@@ -422,21 +438,21 @@ class CallRunner:
         """Constructed for this call although it had been before: its state was lost, and the caller is told."""
         if call.request.instance is None or not (end.constructed or end.kind == "died"):
             return
-        instance = call.request.instance[0]
+        instance = _instance_key(call.uid, call.request.instance[0])
         if end.kind == "died":  # it does not say any more whether it constructed; whatever was there is gone
             self._constructed.add(instance)
             return
         call.reconstructed = call.reconstructed or instance in self._constructed
         self._constructed.add(instance)
 
-    def drop_instance(self, instance: str) -> None:
+    def drop_instance(self, peer: Peer, instance: str) -> None:
         """Its handle is gone: the worker that holds it forgets it."""
-        self._constructed.discard(instance)
-        home = self.engine.workers.get(self._homes.pop(instance, WorkerId("")))
-        view = self.engine.view(home.id) if home is not None else None
-        if home is not None and view is not None:
+        key = _instance_key(peer.uid, instance)
+        self._constructed.discard(key)
+        home = self.engine.workers.get(self._homes.pop(key, WorkerId("")))
+        if home is not None and self.engine.view(home.id) is not None:
             home.drop_instance(instance)
-            self.engine.drop_instance(_instance_key(view.need.uid, instance))
+            self.engine.drop_instance(key)
 
     def ancestors_of(self, peer: Peer, parent: str) -> tuple[str, ...]:
         """The chain above a nested call, outermost first. Raises BadRequest when it is too deep."""

@@ -41,6 +41,28 @@ class EnvironmentSettings(BaseModel):
     build_deadline_seconds: float = Field(default=3600.0, gt=0)
 
 
+class UserSettings(BaseModel):
+    """``[users]``, of the system's daemon: whom it serves."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    #: May root's functions run, as root?
+    allow_root: bool = False
+    #: Serve uids without an account too?
+    allow_unknown_uids: bool = False
+
+
+class WorkerSettings(BaseModel):
+    """``[workers]``, of the system's daemon: what they may do."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    #: sudo and other setuid programs gain nothing inside of a worker.
+    no_new_privileges: bool = True
+
+
+#: What is different where many users share a daemon: nobody may take half of it.
+_SHARED_LIMITS = {"connections_per_uid": 256, "connections_total": 4096}
+
+
 class Config(BaseModel):
     """The whole file."""
 
@@ -48,17 +70,20 @@ class Config(BaseModel):
     cpus: int | None = Field(default=None, ge=1)
     gpu: GpuSettings = GpuSettings()
     environments: EnvironmentSettings = EnvironmentSettings()
+    users: UserSettings = UserSettings()
+    workers: WorkerSettings = WorkerSettings()
     limits: dict[str, float] = Field(default_factory=dict)
 
-    def build_limits(self) -> Limits:
-        """The defaults with ``[limits]`` over them. Raises StartupError naming an unknown limit."""
+    def build_limits(self, shared: bool = False) -> Limits:
+        """The defaults (``shared``: of a daemon for many users) with ``[limits]`` over them. Raises StartupError naming an unknown limit."""
         known = {field.name: field.type for field in fields(Limits)}
         for name, value in self.limits.items():
             if name not in known:
                 raise StartupError(f"cannot use limit {name!r}: it does not exist; known are {', '.join(sorted(known))}")
             if value < 0:
                 raise StartupError(f"cannot use limit {name} = {value}: it must not be negative")
-        return Limits(**{name: int(value) if known[name] == "int" else value for name, value in self.limits.items()})  # type: ignore[arg-type]
+        chosen = {**(_SHARED_LIMITS if shared else {}), **self.limits}
+        return Limits(**{name: int(value) if known[name] == "int" else value for name, value in chosen.items()})  # type: ignore[arg-type]
 
 
 def load(path: Path) -> Config:

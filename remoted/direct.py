@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from pathlib import Path
 from typing import Any
 
 from remoted.access import Peer
@@ -48,7 +47,7 @@ class DirectCalls(CallRunner):
         spec = self.contents.spec(peer.uid, request.spec)
         if not spec.pool.load_balanced:
             raise BadRequest("BAD_REQUEST", f"cannot call {spec.function.qualname} directly: {spec.pool.class_} is a queue class")
-        self.make_ticket(peer, "", request, spec, ())
+        self.make_ticket(peer, "", self.identified(peer, request), spec, ())
         return spec
 
     def lease(self, peer: Peer, request: Request, lease_id: str, door: Door, caller: str) -> Call:
@@ -83,10 +82,6 @@ class DirectCalls(CallRunner):
         self.engine.withdraw(call.id)
         call.error, call.error_type = f"cannot run {call.name}: no worker became free within {self.limits.pool_busy_seconds:g} s ({why})", "POOL_BUSY"
         self._finish(call, Status.FAILED, Reason.WAITING_WORKER)
-
-    def outcome_path(self, call: Call) -> os.PathLike[str]:
-        """Nobody asks for the outcome of a direct call after a restart: the worker leaves none."""
-        return Path()
 
     def begin(self, call: Call, inline: bool) -> None:
         if isinstance(call, Lease):

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from remoted.clock import Clock
-from remoted.environments import EnvironmentFailed, EnvironmentRequest, Environments
+from remoted.cradle import Cradle, WorkerPlan
+from remoted.environments import EnvironmentFailed, EnvironmentRequest, EnvironmentSource
 from remoted.errors import SpawnError
 from remoted.gpu.locks import DeviceLocks
 from remoted.gpu.nvml import Nvml, NvmlError
@@ -32,6 +33,7 @@ from remoted.scheduler.state import Need, PoolKey, PoolPolicy, Ticket, TicketId,
 from remoted.spawn import reaper
 from remoted.spawn.births import Births, Start
 from remoted.spawn.memory import SAMPLE_SECONDS, MemoryKills
+from remoted.spool import Spool
 from remoted.workers import Worker
 
 log = logging.getLogger(__name__)
@@ -39,27 +41,6 @@ _ROUNDS_WITHOUT_DEVICES = 10
 _TOLD_PER_LANE = 16
 #: Who waits for these is not helped by others' leases coming to an end.
 _NOBODY_IN_THE_WAY = frozenset({Reason.STARTING, Reason.WAITING_ENV, Reason.FOREIGN_GPU_USE})
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerPlan:
-    """How to start a worker of one kind."""
-
-    executable: str
-    environ: Mapping[str, str]
-    data_bytes: int | None = None
-    environment: EnvironmentRequest | None = None
-    #: The caller's soft limit of descriptors; the daemon's own is higher.
-    descriptors: int = 1024
-    #: The caller's version: code does not travel between minor versions of Python.
-    version: tuple[int, ...] = ()
-    #: What of the caller's variables an installer may see: indexes, proxies, certificates.
-    build_environ: Mapping[str, str] = field(default_factory=dict)
-    #: What a fork server imports for it: as its config says, and as the code of its functions lets expect.
-    preload: tuple[str, ...] = ()
-    hints: frozenset[str] = frozenset()
-    #: Variables of the caller that such an import may read.
-    import_environ: Mapping[str, str] = field(default_factory=dict)
 
 
 class TicketOwner(Protocol):
@@ -106,8 +87,10 @@ def _dotted(version: tuple[int, ...]) -> str:
 class Engine:
     """One host's scheduler, its workers and devices."""
 
-    def __init__(self, scheduler: Scheduler, clock: Clock, limits: Limits, nvml: Nvml, locks: DeviceLocks, poll_seconds: float, environments: Environments, births: Births, sockets: Path, progress_path: Callable[[str], Path]) -> None:
+    def __init__(self, scheduler: Scheduler, clock: Clock, limits: Limits, nvml: Nvml, locks: DeviceLocks, poll_seconds: float, environments: EnvironmentSource, births: Births, sockets: Path, spool: Spool) -> None:
         self.scheduler = scheduler
+        self.spool = spool
+        self.cradle = Cradle(limits)
         self.devices = Devices()
         self.workers: dict[WorkerId, Worker] = {}
         self.births = births
@@ -122,7 +105,6 @@ class Engine:
         self._poll_seconds = poll_seconds
         self._environments = environments
         self._sockets = sockets
-        self._progress_path = progress_path
         self._plans: dict[str, WorkerPlan] = {}
         self._requests: dict[str, tuple[EnvironmentRequest, Mapping[str, str]]] = {}
         #: Which ticket of each caller hears what a build prints, by environment and caller.
@@ -327,9 +309,9 @@ class Engine:
             python, extra = await self._interpreter(plan)
             environ = {**plan.environ, **extra, "REMOTED_PYTHON": plan.executable, **self._worker_variables(worker_id, devices)}
             start = Start(need.uid, python, environ, plan.preload, tuple(sorted(plan.hints)), plan.import_environ)
-            hello = await worker.start(self.births, start, {"data_bytes": plan.data_bytes, "descriptors": plan.descriptors}, self._progress_path(worker_id))
+            hello = await worker.start(self.births, self.cradle.prepare(worker_id, plan, start), self.spool)
             await _check_versions(worker, hello, plan)
-        except (SpawnError, EnvironmentFailed) as error:
+        except (SpawnError, EnvironmentFailed, OSError) as error:
             log.warning("%s", error)
             self._fail_one_waiting(need, str(error))
             self._forget_worker(worker)
@@ -371,6 +353,7 @@ class Engine:
     def _forget_worker(self, worker: Worker) -> None:
         if self.workers.pop(worker.id, None) is None:
             return
+        self.spool.remove(worker.id)
         view = self.scheduler.workers.get(worker.id)
         if view is not None and view.devices:
             self.spawn(self._free_devices(worker.id))
@@ -468,9 +451,7 @@ class Engine:
 
     def _processes_of_holder(self, uuid: DeviceUuid) -> set[int]:
         worker = self.workers.get(self.scheduler.ledger.holders.get(uuid, WorkerId("")))
-        if worker is None or not worker.pid:
-            return set()
-        return {worker.pid, *(process.pid for process in reaper.descendants(worker.pid))}
+        return worker.family.pids() if worker is not None else set()
 
     # -- life ----------------------------------------------------------------------------------------------
 

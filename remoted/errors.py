@@ -3,6 +3,7 @@
     RemotedError
     ├── Refused             the caller asked for something that is not done (code, HTTP status, hint)
     │   ├── BadRequest      400  malformed or impossible
+    │   ├── Forbidden       403  not for this caller
     │   ├── NotFound        404  unknown, or somebody else's (the answer is the same, T10)
     │   ├── Conflict        409  not in this state
     │   └── OverLimit       429  a limit, named
@@ -31,6 +32,10 @@ class Refused(RemotedError):
 
 class BadRequest(Refused):
     http_status = 400
+
+
+class Forbidden(Refused):
+    http_status = 403
 
 
 class NotFound(Refused):

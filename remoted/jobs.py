@@ -18,6 +18,7 @@ import random
 import secrets
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import astuple
 from itertools import islice
 from typing import Any
 
@@ -47,6 +48,8 @@ log = logging.getLogger(__name__)
 
 class Jobs(CallRunner):
     """The use case of queue classes: submit, wait, cancel, retry, result."""
+
+    keeps_outcomes = True
 
     def __init__(self, engine: Engine, contents: Contents, clock: Clock, limits: Limits, kind_key: bytes, store: Store, blobs: Blobs, paths: Paths) -> None:
         super().__init__(engine, contents, clock, limits, kind_key)
@@ -98,7 +101,7 @@ class Jobs(CallRunner):
             "context": request.context,
             "arguments": request.arguments,
             "arguments_inline": request.arguments_inline,
-            "options": json.dumps({**request.options.model_dump(), "instance": request.instance}),
+            "options": json.dumps({**request.options.model_dump(), "instance": request.instance, "identity": request.identity and astuple(request.identity)}),
             "parent": request.parent,
             "caller": call.caller,
             "submitted_at": call.submitted_at,
@@ -140,9 +143,6 @@ class Jobs(CallRunner):
         call.log.close()
 
     # -- attempts ------------------------------------------------------------------------------------------
-
-    def outcome_path(self, call: Call) -> os.PathLike[str]:
-        return self._blobs.outcome_path(call.token)
 
     def begin(self, call: Call, inline: bool) -> None:
         worker = call.worker
@@ -232,7 +232,7 @@ class Jobs(CallRunner):
             db.run("drop_attempt", token=token)
             db.run("return_job", job=call.id, attempts=call.attempts)
 
-        self._store_now(take_back)
+        self._store_now(take_back, lambda: self.engine.spool.settle(token))
         if call.stop_requested is not None:
             self.engine.ended(call.id)
             self._end_unbegun(call, call.stop_requested)
@@ -254,7 +254,7 @@ class Jobs(CallRunner):
         else:
             await self._finish(call, token, end, status, reason)
         if worker is None:  # found after a restart: what it left behind is committed now
-            self._blobs.remove_outcome(token)
+            self.engine.spool.settle(token)
         elif worker.is_alive:
             worker.acknowledge(token)
 
@@ -339,10 +339,12 @@ class Jobs(CallRunner):
             watcher.on_done(call)
         call.watchers.clear()
 
-    def _store_now(self, operation: Callable[[Statements], None]) -> None:
-        """In the store's line before whatever the job does next; again later if it is not taken."""
+    def _store_now(self, operation: Callable[[Statements], None], then: Callable[[], None] = lambda: None) -> None:
+        """In the store's line before whatever the job does next; again later if it is not taken. ``then``: once it is."""
 
         def stored(done: asyncio.Future[None]) -> None:
+            if done.exception() is None:
+                then()
             if isinstance(done.exception(), StoreError) and not isinstance(done.exception(), StoreBroken):
                 self._spawn(self._persist(operation))
 
@@ -437,6 +439,7 @@ class Jobs(CallRunner):
         digests = {digest for digest in (row["spec"], row["code"], row["modules"], row["arguments"]) if digest}
         options = json.loads(row["options"])
         instance = options.pop("instance", None)
+        options.pop("identity", None)  # whoever asks now has groups of their own
         await self.contents.recover(peer.uid, digests | ({instance[2]} if instance else set()), row["context"])
         spec = self.contents.spec(peer.uid, row["spec"])
         context = await self._fresh_context(peer, spec, environ)

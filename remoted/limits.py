@@ -33,8 +33,10 @@ class Limits:
     # Unread items of a generator (SURFACE F21).
     stream_items: int = 64
     stream_bytes: int = 16 << 20
-    # Workers.
+    # Workers. Memory and tasks hold where there are cgroups; 0 is nine tenths of the host's memory.
     workers_total: int = 256
+    worker_memory_bytes: int = 0
+    worker_tasks: int = 8192
     start_deadline_seconds: float = 60.0
     launch_deadline_seconds: float = 30.0
     # Fork servers: so many (0 turns them off), until they were idle for so long; one that failed is tried again after a while.

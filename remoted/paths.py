@@ -1,12 +1,13 @@
 """Every path that the daemon makes, and the check that nobody else could have made it.
 
-User mode keeps state in ``$XDG_STATE_HOME/remoted`` and sockets in ``$XDG_RUNTIME_DIR/remoted``; without a
+The system's daemon keeps state in /var/lib/remoted, sockets in /run/remoted and reads /etc/remoted/config.toml. User mode keeps state in ``$XDG_STATE_HOME/remoted`` and sockets in ``$XDG_RUNTIME_DIR/remoted``; without a
 runtime directory a private folder in the temporary directory serves (MECHANISMS 7). The client repeats
 ``socket_directory`` in its own words (it may not import this package); a test compares the two.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import tempfile
@@ -27,6 +28,8 @@ class Paths:
     state: Path
     sockets: Path
     config: Path
+    #: Do many users come in through the sockets and run what lies in ``runtime``?
+    is_shared: bool = False
 
     @property
     def api_socket(self) -> Path:
@@ -76,24 +79,41 @@ class Paths:
     def daemon_log(self) -> Path:
         return self.state / "daemon.log"
 
+    @property
+    def group_name(self) -> str:
+        """Of the cgroup that holds the workers': a second daemon, with another state, has one of its own."""
+        usual = self.state == Path("/var/lib/remoted")
+        return "remoted" if usual else f"remoted-{hashlib.sha256(os.fsencode(self.state)).hexdigest()[:8]}"
+
+    @property
+    def socket_mode(self) -> int:
+        """Where many users come in, the peer's uid decides everything."""
+        return 0o666 if self.is_shared else 0o600
+
     def create(self) -> None:
-        """Make the folders, mode 0700. Raises StartupError if one is somebody else's or open to others."""
-        for folder in (self.state, self.sockets):
-            private_directory(folder)
-        for folder in (self.contents, self.secrets, self.logs, self.outcomes, self.runtime, self.environments):
-            private_directory(folder)
+        """Make the folders, mode 0700 but for what others must reach. Raises StartupError if one is somebody else's."""
+        own_directory(self.state, 0o711 if self.is_shared else 0o700)
+        own_directory(self.sockets, 0o755 if self.is_shared else 0o700)
+        own_directory(self.runtime, 0o755 if self.is_shared else 0o700)
+        for folder in (self.contents, self.secrets, self.logs, self.outcomes, *(() if self.is_shared else (self.environments,))):
+            own_directory(folder)
         if len(os.fsencode(self.api_socket)) + 1 > SUN_PATH_BYTES:
             raise StartupError(f"cannot listen on {self.api_socket}: the path is longer than {SUN_PATH_BYTES} bytes; set REMOTED_SOCKET to a shorter directory")
 
 
-def private_directory(folder: Path) -> None:
-    """Create ``folder`` 0700, or check that it is ours and closed to others."""
+def own_directory(folder: Path, mode: int = 0o700) -> None:
+    """Create ``folder``, or check that it is ours, and close it to others as far as ``mode`` says."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise StartupError(f"cannot use {folder}: it is not a directory of uid {os.geteuid()}; remove it or choose another")
-    if stat.S_IMODE(found.st_mode) & 0o077:
-        folder.chmod(0o700)
+    if stat.S_IMODE(found.st_mode) & 0o077 != mode & 0o077:
+        folder.chmod(mode)
+
+
+def system_paths(prefix: Path) -> Paths:
+    """The folders of the system's daemon; ``prefix`` is / but in tests."""
+    return Paths(state=prefix / "var/lib/remoted", sockets=prefix / "run/remoted", config=prefix / "etc/remoted/config.toml", is_shared=True)
 
 
 def user_paths(environ: dict[str, str]) -> Paths:

@@ -14,6 +14,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from remoted.access import Identity
 from remoted.errors import BadRequest
 
 _Name = Annotated[str, Field(min_length=1, max_length=200)]
@@ -177,8 +178,8 @@ def _problems(error: ValidationError) -> str:
     return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors(include_input=False)[:5])
 
 
-def kind_id(key: bytes, spec: JobSpec, context: Context, gpus: tuple[str, ...]) -> str:
-    """What a worker must be to run this call; values of variables enter only through an HMAC with ``key``."""
+def kind_id(key: bytes, spec: JobSpec, context: Context, gpus: tuple[str, ...], identity: Identity | None = None) -> str:
+    """What a worker must be to run this call, and whose (T35); values of variables enter only through an HMAC with ``key``."""
     pool = spec.pool
     facts = [
         spec.executable,
@@ -194,5 +195,6 @@ def kind_id(key: bytes, spec: JobSpec, context: Context, gpus: tuple[str, ...]) 
         list(pool.preload),
         pool.max_concurrency,
         pool.volume.model_dump() if pool.volume else None,
+        [identity.uid, identity.gid, identity.groups, identity.limits, pool.cpus] if identity else None,
     ]
     return hmac.new(key, json.dumps(facts, sort_keys=True).encode(), hashlib.sha256).hexdigest()[:16]

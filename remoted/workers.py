@@ -17,14 +17,13 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterable
-from pathlib import Path
-
-import psutil
 
 from remoted import channel
 from remoted.attempts import AttemptEnd, AttemptListener, AttemptSpec, Content, LeaseSpec, clean
 from remoted.clock import Clock
+from remoted.cradle import Birth
 from remoted.errors import SpawnError
+from remoted.family import Family
 from remoted.limits import Limits
 from remoted.model import AttemptToken, Reason, WorkerId
 from remoted.pipes import Pipes
@@ -34,10 +33,12 @@ from remoted.spawn import launch, reaper
 from remoted.spawn.births import Births, Born, Start
 from remoted.spawn.door import parent_of
 from remoted.spawn.memory import MemoryKills, counter_of
+from remoted.spool import Spool
 from remoted.workload import Attempt, Workload
 from remoted_client import wire
 
 _EARLY_BYTES = 64 * 1024
+_PROBABLY = "probably the kernel was out of memory (it killed a process for that at this moment)"
 
 
 class Worker:
@@ -70,29 +71,30 @@ class Worker:
         self._early_output = bytearray()
         self._kill_reason = ""
         self._exited = False
-        #: What hung below it when it was last signalled.
-        self._family: list[psutil.Process] = []
+        self.family = Family(worker_id)
         self._sent: set[int] = set()
         self._memory_kills = memory_kills
-        self._ran_out_of_memory = False
+        #: Why the kernel killed it, if it was for want of memory.
+        self._want_of_memory = ""
 
     # -- birth ---------------------------------------------------------------------------------------------
 
-    async def start(self, births: Births, start: Start, limits: dict[str, int | None], progress: Path) -> Hello:
+    async def start(self, births: Births, birth: Birth, spool: Spool) -> Hello:
         """Be born and wait for the greeting. Raises SpawnError with what the process printed."""
+        self.family = birth.family
         try:
-            self._channel = await self._be_born(births, start)
-            self._progress = Progress(progress)
-            self._channel.send({"op": "limits", **limits}, fds=(os.dup(self._progress.fd),))
+            self._channel = await self._be_born(births, birth.start)
+            self._progress = Progress(spool.progress_path(self.id))
+            self._channel.send({"op": "limits", **birth.first_words()}, fds=(os.dup(self._progress.fd), *spool.open(self.id)))
             hello = await asyncio.wait_for(self._greeted, self._limits.start_deadline_seconds)
             if parent_of(self.pid) != os.getpid():
                 raise SpawnError("it is no child of the daemon, so nobody could say how it ends")
             return hello
-        except (TimeoutError, SpawnError, ConnectionError) as error:
+        except (TimeoutError, SpawnError, OSError) as error:
             await self.end("it did not start", grace_seconds=0)
             detail = bytes(self._early_output[-4000:]).decode("utf-8", "replace").strip()
             text = str(error) or f"it did not answer within {self._limits.start_deadline_seconds:g} s"
-            raise SpawnError(f"cannot start a worker with {start.python}: {text}" + (f"\n{detail}" if detail else "")) from error
+            raise SpawnError(f"cannot start a worker with {birth.start.python}: {text}" + (f"\n{detail}" if detail else "")) from error
 
     async def _be_born(self, births: Births, start: Start) -> channel.Channel:
         ends = self._pipes.open()
@@ -101,7 +103,7 @@ class Worker:
         finally:
             wire.close_all(ends)
         self._process = born.process
-        self.pid = self._process.pid
+        self.pid = self.family.pid = self._process.pid
         self.born = reaper.started_at(self.pid)
         self._loop.add_reader(self._process.pidfd, self._on_exit)
         self._pipes.watch()
@@ -211,7 +213,7 @@ class Worker:
             "window_bytes": self._limits.stream_bytes,
             "inline": inline,
             "concurrent": spec.concurrent,
-            "outcome_path": spec.outcome_path,
+            "kept": spec.is_kept,
             "position": spec.position,
             "raw": spec.is_raw,
         }
@@ -253,12 +255,9 @@ class Worker:
         self._loop.create_task(self._look_and_signal(number, attempt))
 
     async def _look_and_signal(self, number: int, attempt: Attempt | None) -> None:
-        await self._look()
+        await self.family.look()
         if attempt is None or (attempt.timers and attempt.is_running()):  # else its body has listened meanwhile
             self._signal(number)
-
-    async def _look(self) -> None:
-        self._family += await asyncio.to_thread(reaper.descendants, self.pid)
 
     def _signal(self, number: int) -> None:
         if self._process is not None and not self._exited:
@@ -393,9 +392,7 @@ class Worker:
 
     async def _clean_up(self, attempt: Attempt, end: AttemptEnd) -> None:
         """The worker survived a stop: what the attempt started does not."""
-        since = attempt.started - 0.02  # the kernel counts start times in ticks of 10 ms
-        await asyncio.to_thread(reaper.kill_descendants, self.pid, since)
-        await asyncio.to_thread(reaper.kill_orphans, self.id, self.pid, since)
+        await self.family.end_younger(attempt.started - 0.02)  # the kernel counts start times in ticks of 10 ms
         self._end_attempt(attempt.token, end)
 
     def _end_attempt(self, token: str, end: AttemptEnd) -> None:
@@ -442,11 +439,9 @@ class Worker:
         counter = counter_of(self.pid)  # not yet reaped, it still says where it was
         status = reaper.reap(self._process.pidfd)
         if status.signal == signal.SIGKILL and signal.SIGKILL not in self._sent:
-            self._ran_out_of_memory = self._memory_kills.explain(counter)
+            self._want_of_memory = self.family.explain_kill() or (_PROBABLY if self._memory_kills.explain(counter) else "")
         os.close(self._process.pidfd)
-        await asyncio.to_thread(reaper.kill_orphans, self.id, self.pid)
-        if self._family:
-            await asyncio.to_thread(reaper.kill_all, self._family)
+        await self.family.bury()
         if self._channel is not None:
             self._channel.drain()
             self._channel.close()
@@ -472,8 +467,8 @@ class Worker:
 
     def _died(self, status: reaper.ExitStatus, stopped_by: Reason | None = None) -> AttemptEnd:
         message, reason = f"the worker {status.describe()}", Reason.WORKER_DIED
-        if self._ran_out_of_memory:
-            message, reason = f"{message}: probably the kernel was out of memory (it killed a process for that at this moment)", Reason.OOM_RAM
+        if self._want_of_memory:
+            message, reason = f"{message}: {self._want_of_memory}", Reason.OOM_RAM
         return AttemptEnd("died", message=message, exit_code=status.code, reason=reason, stopped_by=stopped_by)
 
     @property
@@ -508,13 +503,14 @@ class Worker:
             if self._channel is not None:
                 self._channel.close()
             self._pipes.close()
+            self.family.forget()
             return
-        await self._look()
+        await self.family.look()
         if self._channel is not None and grace_seconds:
             self._channel.send({"op": "end"})
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(self._gone), grace_seconds)
                 return
-        await asyncio.to_thread(reaper.kill_descendants, self.pid)
+        await self.family.end()
         self._signal(signal.SIGKILL)
         await asyncio.shield(self._gone)

@@ -1,4 +1,4 @@
-"""Finding the daemon, and in user mode starting it (MECHANISMS 7)."""
+"""Finding the daemon: the system's, else one's own, which is started if need be (MECHANISMS 7)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ import time
 from remoted_client import context
 from remoted_client.errors import DaemonUnreachable
 
+#: Where the system's daemon listens; root's folder, so nobody else can put sockets there.
+SYSTEM_DIRECTORY = "/run/remoted"
 _START_SECONDS = 30.0
+#: A system's daemon that restarts is back sooner.
+_RESTART_SECONDS = 10.0
 #: In the sentence of a daemon that found the lock taken (``remoted/app.py``).
 _OTHER_DAEMON = "another daemon"
 #: The other one may be starting, or about to end; one that is still there after these is there to stay.
@@ -22,9 +26,14 @@ _REFUSALS = 3
 
 
 def socket_directory() -> str:
-    """REMOTED_SOCKET names the directory of the two sockets; else the runtime directory; else a private one."""
+    """REMOTED_SOCKET names the directory of the two sockets; else the system's daemon has them; else one's own.
+
+    One's own are in the runtime directory, or in a private one.
+    """
     if named := os.environ.get("REMOTED_SOCKET"):
         return named
+    if os.path.exists(os.path.join(SYSTEM_DIRECTORY, "data.sock")):
+        return SYSTEM_DIRECTORY
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
         return os.path.join(runtime, "remoted")
     return os.path.join(tempfile.gettempdir(), f"remoted-{os.geteuid()}")
@@ -32,12 +41,14 @@ def socket_directory() -> str:
 
 def connect(name: str = "data.sock") -> socket.socket:
     """A connection to a daemon that is root's or ours. Raises OSError, or DaemonUnreachable for a stranger's (T08)."""
-    path = os.path.join(socket_directory(), name)
+    folder = socket_directory()
+    path = os.path.join(folder, name)
+    trusted = (0,) if folder == SYSTEM_DIRECTORY else (0, os.geteuid())
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.connect(path)
         _, uid = _peer(sock)
-        if uid not in (0, os.geteuid()):
+        if uid not in trusted:
             raise DaemonUnreachable(f"cannot trust the daemon at {path}: it runs as uid {uid}; check REMOTED_SOCKET")
     except BaseException:
         sock.close()
@@ -61,6 +72,8 @@ def connect_or_start() -> socket.socket:
         raise DaemonUnreachable(f"cannot reach the daemon in {socket_directory()}: {error}") from error
     if context.in_worker:
         return _wait_for(None)
+    if socket_directory() == SYSTEM_DIRECTORY:
+        return _wait_for(None, _RESTART_SECONDS)
     return _wait_for(_start())
 
 
@@ -90,8 +103,8 @@ def _state_folder() -> str:
     return os.path.join(base, "remoted")
 
 
-def _wait_for(process: subprocess.Popen[bytes] | None) -> socket.socket:
-    deadline = time.monotonic() + _START_SECONDS
+def _wait_for(process: subprocess.Popen[bytes] | None, seconds: float = _START_SECONDS) -> socket.socket:
+    deadline = time.monotonic() + seconds
     pause, refusals = 0.01, 0
     while time.monotonic() < deadline:
         try:
@@ -108,6 +121,10 @@ def _wait_for(process: subprocess.Popen[bytes] | None) -> socket.socket:
                 sys.stderr.write(f"remoted: started your own daemon (pid {process.pid}); `remotectl status` shows it\n")
             process.returncode = 0  # it is not ours to wait for
         return sock
+    if socket_directory() == SYSTEM_DIRECTORY:
+        raise DaemonUnreachable(
+            f"no daemon answers in {SYSTEM_DIRECTORY}: the system's daemon does not run; ask your administrator for `systemctl start remoted`, or name the folder of your own in REMOTED_SOCKET"
+        )
     raise DaemonUnreachable(f"cannot reach a daemon in {socket_directory()}: it did not start within {_START_SECONDS:g} s; see {_log_path()}")
 
 

@@ -43,6 +43,9 @@ LEASE_PAGE_BYTES = 4096
 PROGRESS_PAGE = struct.Struct("=QQ")
 PROGRESS_PAGE_BYTES = 4096
 
+#: Stands behind every outcome that a worker has left behind whole.
+OUTCOME_MARK = b"done"
+
 _PREFIX = struct.Struct("!2sBBII")
 PREFIX_BYTES = _PREFIX.size
 MESSAGE_BYTES = PREFIX_BYTES + HEADER_BYTES + INLINE_BYTES

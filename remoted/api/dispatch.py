@@ -13,7 +13,7 @@ from typing import Any
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
-from remoted.access import Peer, allows
+from remoted.access import Access, Peer
 from remoted.api import bodies, strict_json
 from remoted.api.exchange import Ask, HttpRefusal, refuse
 from remoted.api.guard import Connection
@@ -28,9 +28,9 @@ log = logging.getLogger(__name__)
 class Dispatcher:
     """Answers every request of every connection."""
 
-    def __init__(self, services: Services, daemon_uid: int) -> None:
+    def __init__(self, services: Services, access: Access) -> None:
         self._services = services
-        self._daemon_uid = daemon_uid
+        self._access = access
         self._busy: set[asyncio.Task[Any]] = set()
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -61,8 +61,9 @@ class Dispatcher:
 
     async def _answer(self, request: web.BaseRequest, peer: Peer) -> web.StreamResponse:
         route, parameters = find_route(request.method, request.rel_url.raw_path)
-        if not allows(route.rule, peer, self._daemon_uid):
+        if not self._access.allows(route.rule, peer):
             raise HttpRefusal(403, "FORBIDDEN", "cannot do this for you: it needs an administrator")
+        await self._services.accounts.require(peer.uid)
         query = body = None
         if not route.is_open:
             query = parse_query(route, request)

@@ -19,7 +19,7 @@ from typing import Any
 
 from aiohttp import web
 
-from remoted.access import Peer, admits
+from remoted.access import Access, Peer
 from remoted.api.exchange import refusal_body, refuse
 from remoted.limits import Limits
 from remoted.peers import peer_of
@@ -32,9 +32,9 @@ _HEADERS = 64
 class Door:
     """Counts who is inside and lets in whom the rule and the caps admit."""
 
-    def __init__(self, limits: Limits, daemon_uid: int) -> None:
+    def __init__(self, limits: Limits, access: Access) -> None:
         self._limits = limits
-        self._daemon_uid = daemon_uid
+        self._access = access
         self._inside: Counter[int] = Counter()
 
     def admit(self, sock: socket.socket) -> Peer | None:
@@ -44,7 +44,7 @@ class Door:
         except (OSError, ValueError, struct.error):
             sock.close()
             return None
-        if not admits(peer, self._daemon_uid):
+        if not self._access.admits(peer):
             _turn_away(sock, 403, "FORBIDDEN", "cannot serve you: this daemon serves another user")
         elif limit := self._reached(peer):
             _turn_away(sock, 429, "OVER_LIMIT", f"cannot take another connection: the limit {limit}; close some, or raise it in [limits] of the configuration")

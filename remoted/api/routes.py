@@ -1,7 +1,7 @@
 """THE table: every path, who may use it, what it takes and gives. What is not here is refused.
 
 Rules are checked before the handler runs; ``own`` handlers look objects up by the peer's uid, so that another's is
-not found. Configuration and doctor name folders of the host, tidying up and stopping touch everybody, hence ``admin``.
+not found. Configuration and doctor name folders of the host, stopping touches everybody, hence ``admin``.
 ``tests/security/access_matrix.txt`` is this table as a checked-in file.
 """
 
@@ -78,7 +78,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET",  "/v1/gpus",               Rule.ANYBODY, devices.gpus,                   schemas.Gpus),
     Route("GET",  "/v1/workers",            Rule.OWN,     workers.workers,                schemas.Workers),
     Route("GET",  "/v1/environments",       Rule.OWN,     environments.list_environments, schemas.EnvironmentList),
-    Route("POST", "/v1/environments/prune", Rule.ADMIN,   environments.prune,             schemas.Pruned,          body=schemas.PruneBody),
+    Route("POST", "/v1/environments/prune", Rule.OWN,     environments.prune,             schemas.Pruned,          body=schemas.PruneBody),
     Route("GET",  "/v1/config",             Rule.ADMIN,   system.config,                  schemas.Configuration),
     Route("GET",  "/v1/doctor",             Rule.ADMIN,   system.doctor,                  schemas.Doctor),
     Route("POST", "/v1/stop",               Rule.ADMIN,   system.stop,                    schemas.Stopping,        body=schemas.StopBody),

@@ -10,6 +10,7 @@ import socket
 
 from aiohttp import web
 
+from remoted.access import Access
 from remoted.api.dispatch import Dispatcher
 from remoted.api.guard import Connection, Door
 from remoted.api.services import Services
@@ -22,9 +23,9 @@ _ACCEPTS_A_TURN = 64
 _STARVED_SECONDS = 0.1
 
 
-async def serve(services: Services, sock: socket.socket, daemon_uid: int | None = None) -> ApiServer:
-    """Serve on a listening Unix socket until ``close``. ``daemon_uid`` is the user to serve, by default our own."""
-    server = ApiServer(services, sock, os.geteuid() if daemon_uid is None else daemon_uid)
+async def serve(services: Services, sock: socket.socket, access: Access | None = None) -> ApiServer:
+    """Serve on a listening Unix socket until ``close``. ``access`` says whom, by default our own user."""
+    server = ApiServer(services, sock, access or Access(os.geteuid()))
     server.start()
     return server
 
@@ -32,12 +33,12 @@ async def serve(services: Services, sock: socket.socket, daemon_uid: int | None 
 class ApiServer:
     """Made by ``serve``."""
 
-    def __init__(self, services: Services, sock: socket.socket, daemon_uid: int) -> None:
+    def __init__(self, services: Services, sock: socket.socket, access: Access) -> None:
         self._sock = sock
         self._limits = services.limits
         self._loop = asyncio.get_running_loop()
-        self._door = Door(services.limits, daemon_uid)
-        self._dispatcher = Dispatcher(services, daemon_uid)
+        self._door = Door(services.limits, access)
+        self._dispatcher = Dispatcher(services, access)
         # handler_cancellation: a follower that hangs up takes its handler, and its watcher, with it.
         self._server = web.Server(self._dispatcher, handler_cancellation=True)
         self._arriving: set[asyncio.Task[None]] = set()

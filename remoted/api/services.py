@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from remoted.accounts import Accounts
 from remoted.clock import Clock
 from remoted.config import Config
 from remoted.direct import DirectCalls
 from remoted.endpoints import Endpoints
 from remoted.engine import Engine
-from remoted.environments import Environments
+from remoted.environments import EnvironmentSource
 from remoted.jobs import Jobs
 from remoted.lag import Lag
 from remoted.limits import Limits
@@ -25,7 +26,7 @@ class Services:
     direct: DirectCalls
     endpoints: Endpoints
     engine: Engine
-    environments: Environments
+    environments: EnvironmentSource
     config: Config
     limits: Limits
     paths: Paths
@@ -36,3 +37,4 @@ class Services:
     started_at: float
     lag: Lag
     mode: str = "user"
+    accounts: Accounts = field(default_factory=Accounts)

@@ -6,6 +6,8 @@ import dataclasses
 import os
 import resource
 import shutil
+import sys
+from pathlib import Path
 
 from aiohttp import web
 
@@ -84,7 +86,7 @@ async def config(services: Services, ask: Ask) -> web.StreamResponse:
 
 async def doctor(services: Services, ask: Ask) -> web.StreamResponse:
     """What only the daemon can check of this host; `remotectl doctor` adds what anybody can."""
-    checks = [_check_state(services), _check_gpus(services), _check_disk(services), _check_descriptors(services), _check_lag(services), await _check_store(services, ask)]
+    checks = [_check_state(services), _check_gpus(services), _check_disk(services), _check_descriptors(services), *_check_house(services), _check_lag(services), await _check_store(services, ask)]
     return reply(schemas.Doctor(checks=checks))
 
 
@@ -99,6 +101,20 @@ async def stop(services: Services, ask: Ask) -> web.StreamResponse:
 def _check_state(services: Services) -> schemas.Check:
     folder = services.paths.state
     return schemas.Check(name="state", ok=True, detail=f"{folder} on {filesystem_type(folder) or 'an unknown file system'}", advice="")
+
+
+def _check_house(services: Services) -> list[schemas.Check]:
+    """Of the system's daemon: are workers limited, and can users' environments be built?"""
+    if services.mode != "system":
+        return []
+    groups = services.engine.cradle.cgroups
+    missing = ("any place for groups",) if groups is None else groups.missing
+    detail = f"missing: {', '.join(missing)}" if missing else "memory, CPU and tasks of each worker are limited"
+    limits = schemas.Check(name="cgroups", ok=not missing, detail=detail, advice="in a container they must be delegated to it" if missing else "")
+    closed = [folder for folder in (Path(sys.executable), *Path(os.path.realpath(sys.executable)).parents) if not folder.stat().st_mode & 0o001]
+    detail = f"{closed[0]} is closed to users" if closed else f"{sys.executable} is everybody's to execute"
+    python = schemas.Check(name="interpreter", ok=not closed, detail=detail, advice="`dependencies=` fails for users: run the daemon from a Python that they may execute" if closed else "")
+    return [limits, python]
 
 
 def _check_gpus(services: Services) -> schemas.Check:

@@ -78,7 +78,7 @@ def _disk() -> Check:
 
 
 def _sockets() -> Check:
-    path = paths.user_paths(dict(os.environ)).api_socket
+    path = Path(transport.socket_directory()) / "api.sock"
     length = len(os.fsencode(path)) + 1
     ok = length <= paths.SUN_PATH_BYTES
     advice = "" if ok else "set REMOTED_SOCKET to a shorter directory"
@@ -86,6 +86,8 @@ def _sockets() -> Check:
 
 
 def _isolation() -> Check:
+    if transport.socket_directory() == transport.SYSTEM_DIRECTORY:
+        return _check("isolation", True, "the system's daemon: everybody's functions run as themselves; cards are kept apart by CUDA_VISIBLE_DEVICES only")
     detail = "user mode: the GPU pool is advisory (other programs may use the GPUs too), limits are rlimits and not cgroups"
     return _check("isolation", True, detail)
 

@@ -28,6 +28,8 @@ _COMMANDS = {
     "stop": "remoted.cli.system",
     "version": "remoted.cli.system",
     "completion": "remoted.cli.system",
+    "install": "remoted.cli.install",
+    "uninstall": "remoted.cli.install",
 }
 
 

@@ -17,6 +17,8 @@ from typing import IO, Any
 from remoted.cli.ending import CliError, NoDaemon, Refusal
 
 _TIMEOUT_SECONDS = 30.0
+#: Where the system's daemon listens.
+SYSTEM_DIRECTORY = "/run/remoted"
 
 
 class CutOff(CliError):
@@ -26,9 +28,11 @@ class CutOff(CliError):
 
 
 def socket_directory() -> str:
-    """As ``remoted.paths.socket_directory``, which imports too much for this path; a test compares the two."""
+    """As ``remoted_client.daemon.socket_directory``, which imports too much for this path; a test compares the two."""
     if named := os.environ.get("REMOTED_SOCKET"):
         return named
+    if os.path.exists(os.path.join(SYSTEM_DIRECTORY, "api.sock")):
+        return SYSTEM_DIRECTORY
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
         return os.path.join(runtime, "remoted")
     import tempfile
@@ -127,7 +131,8 @@ def post(path: str, body: Any = None) -> Any:
 
 def connect() -> socket.socket:
     """A connection to a daemon that is root's or ours. Raises NoDaemon."""
-    path = os.path.join(socket_directory(), "api.sock")
+    folder = socket_directory()
+    path = os.path.join(folder, "api.sock")
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.connect(path)
@@ -138,7 +143,8 @@ def connect() -> socket.socket:
     except OSError as error:
         sock.close()
         if isinstance(error, (FileNotFoundError, ConnectionRefusedError, NotADirectoryError)):
-            raise NoDaemon(f"no daemon answers at {path}: it starts with your first call, or run `remoted --user`") from None
+            advice = "start it with `systemctl start remoted`" if folder == SYSTEM_DIRECTORY else "it starts with your first call, or run `remoted --user`"
+            raise NoDaemon(f"no daemon answers at {path}: {advice}") from None
         raise NoDaemon(f"cannot reach the daemon at {path}: {error}; check REMOTED_SOCKET") from None
     return sock
 
@@ -146,6 +152,7 @@ def connect() -> socket.socket:
 def check_server(sock: Any) -> None:
     """Raises NoDaemon unless it is root's or ours who listens at the other end (T08)."""
     _, uid, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    if uid not in (0, os.geteuid()):
-        path = os.path.join(socket_directory(), "api.sock")
+    folder = socket_directory()
+    if uid not in ((0,) if folder == SYSTEM_DIRECTORY else (0, os.geteuid())):
+        path = os.path.join(folder, "api.sock")
         raise NoDaemon(f"cannot trust the daemon at {path}: it runs as uid {uid}; check REMOTED_SOCKET")

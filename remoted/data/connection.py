@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 
 import remoted
 from remoted.access import Peer
+from remoted.accounts import Accounts
 from remoted.calls import Call, Request
 from remoted.data.callers import Client, Clients, Runners, watch_caller
 from remoted.data.following import Following
@@ -35,12 +36,13 @@ _ID_DIGITS = 32
 class Connection:
     """Says hello first; afterwards each frame goes to its handler in ``_HANDLERS``."""
 
-    def __init__(self, sock: socket.socket, peer: Peer, runners: Runners, clients: Clients, limits: Limits, on_gone: Callable[[Connection], None]) -> None:
+    def __init__(self, sock: socket.socket, peer: Peer, runners: Runners, clients: Clients, limits: Limits, accounts: Accounts, on_gone: Callable[[Connection], None]) -> None:
         self.peer = peer
         self._clients = clients
         self._runners = runners
         self._contents = runners.jobs.contents
         self._limits = limits
+        self._accounts = accounts
         self._on_gone = on_gone
         self._loop = asyncio.get_running_loop()
         self._greeted = False
@@ -90,10 +92,15 @@ class Connection:
 
     # -- what clients ask ----------------------------------------------------------------------------------
 
-    def _on_hello(self, frame: wire.Frame) -> None:
+    async def _on_hello(self, frame: wire.Frame) -> None:
         if frame.header["protocol"] != wire.PROTOCOL:
             message = f"cannot talk: you speak protocol {frame.header['protocol']}, this daemon {wire.PROTOCOL}; install the same remoted on both sides"
             self._transport.refuse_and_close("VERSION_MISMATCH", message)
+            return
+        try:
+            await self._accounts.require(self.peer.uid)
+        except Refused as error:
+            self._transport.refuse_and_close(error.code, str(error))
             return
         self._greeted = True
         self._transport.introduced()
@@ -225,7 +232,7 @@ class Connection:
 
     def _on_drop_instance(self, frame: wire.Frame) -> None:
         for runner in (self._runners.jobs, self._runners.direct):
-            runner.drop_instance(str(frame.header["instance"]))
+            runner.drop_instance(self.peer, str(frame.header["instance"]))
 
     def _find(self, call_id: str) -> Call:
         return self._runners.of(call_id).find(self.peer, call_id)

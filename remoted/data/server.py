@@ -9,11 +9,12 @@ import socket
 import struct
 from collections import Counter
 
-from remoted.access import admits
+from remoted.access import Access
+from remoted.accounts import Accounts
 from remoted.data.callers import Clients, Runners
 from remoted.data.connection import Connection
 from remoted.limits import Limits
-from remoted.peers import peer_of
+from remoted.peers import peer_of, with_limits
 from remoted_client import wire
 
 log = logging.getLogger(__name__)
@@ -24,11 +25,12 @@ _ACCEPTS = 16
 class DataServer:
     """Accepts connections and keeps them within their limits."""
 
-    def __init__(self, sock: socket.socket, runners: Runners, limits: Limits, daemon_uid: int) -> None:
+    def __init__(self, sock: socket.socket, runners: Runners, limits: Limits, access: Access, accounts: Accounts) -> None:
         self._sock = sock
         self._runners = runners
         self._limits = limits
-        self._daemon_uid = daemon_uid
+        self._access = access
+        self._accounts = accounts
         self._connections: set[Connection] = set()
         self._clients: Clients = {}
         self._per_uid: Counter[int] = Counter()
@@ -56,14 +58,16 @@ class DataServer:
             sock.close()
             return
         limit = self._reached(peer.uid)
-        if limit or not admits(peer, self._daemon_uid):
+        if limit or not self._access.admits(peer):
             code, why = ("OVER_LIMIT", f"the limit {limit}; [limits] in config.toml raises it") if limit else ("FORBIDDEN", "this daemon serves another user")
             with contextlib.suppress(OSError):
                 sock.send(wire.encode({"op": "refused", "code": code, "message": f"cannot serve this connection: {why}"}))
             sock.close()
             return
+        if self._access.serves_everybody:
+            peer = with_limits(peer, sock)
         try:
-            connection = Connection(sock, peer, self._runners, self._clients, self._limits, self._gone)
+            connection = Connection(sock, peer, self._runners, self._clients, self._limits, self._accounts, self._gone)
         except OSError as error:
             log.error("cannot serve a connection: %s", error)
             sock.close()

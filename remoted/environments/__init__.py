@@ -10,7 +10,7 @@ Never starts a process itself (the runner is handed in) and never runs a caller'
 
 from __future__ import annotations
 
-from remoted.environments.manager import Environment, Environments
+from remoted.environments.manager import Environment, Environments, EnvironmentSource
 from remoted.environments.request import BadRequirement, EnvironmentFailed, EnvironmentRequest, normalise
 from remoted.environments.running import HelperRunner, HelperStatus
 from remoted.environments.shelf import EnvironmentEntry
@@ -21,6 +21,7 @@ __all__ = [
     "EnvironmentEntry",
     "EnvironmentFailed",
     "EnvironmentRequest",
+    "EnvironmentSource",
     "Environments",
     "HelperRunner",
     "HelperStatus",

@@ -17,8 +17,10 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 from weakref import WeakValueDictionary
 
+from remoted.access import Identity
 from remoted.clock import Clock
 from remoted.config import EnvironmentSettings
 from remoted.environments import callers
@@ -40,6 +42,15 @@ class Environment:
     built_now: bool
     seconds: float
     variables: dict[str, str] = field(default_factory=dict)
+
+
+class EnvironmentSource(Protocol):
+    """Where the engine gets environments: here, or from a process of each user's (``remoted.steward``)."""
+
+    async def ensure(self, request: EnvironmentRequest, on_output: Callable[[bytes], None], environ: Mapping[str, str] | None = None) -> Environment: ...
+    async def list(self, whose: Identity | None = None) -> tuple[EnvironmentEntry, ...]: ...
+    async def prune(self, keep: set[str], unused_seconds: float, whose: Identity | None = None) -> tuple[str, ...]: ...
+    async def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +144,8 @@ class Environments:
 
     # -- for remotectl env ---------------------------------------------------------------------------------
 
-    async def list(self) -> tuple[EnvironmentEntry, ...]:
-        """The complete environments, the one used last first."""
+    async def list(self, whose: Identity | None = None) -> tuple[EnvironmentEntry, ...]:
+        """The complete environments, the one used last first. All are one user's, whoever asks."""
         return await asyncio.to_thread(self._entries)
 
     def _entries(self) -> tuple[EnvironmentEntry, ...]:
@@ -142,7 +153,7 @@ class Environments:
         found = [EnvironmentEntry(built.key, built.requirements, shelf.size_bytes(built), shelf.last_used(built)) for built in shelf.all()]
         return tuple(sorted(found, key=lambda entry: entry.last_used, reverse=True))
 
-    async def prune(self, keep: set[str], unused_seconds: float) -> tuple[str, ...]:
+    async def prune(self, keep: set[str], unused_seconds: float, whose: Identity | None = None) -> tuple[str, ...]:
         """Remove what nobody used for so long, and leftovers of killed builds; returns the removed keys.
 
         ``keep`` holds the keys whose Python runs now.
@@ -157,6 +168,9 @@ class Environments:
             folders += self._shelf.leftovers() + self._shelf.old_scratch()
         await asyncio.to_thread(self._discard, folders)
         return tuple(built.key for built in old)
+
+    async def close(self) -> None:
+        """Nothing is held: a build ends with whoever waits for it."""
 
     def _discard(self, folders: Iterable[Path]) -> None:
         for folder in folders:

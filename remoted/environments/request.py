@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from remoted.access import Identity
 from remoted.errors import RemotedError
 
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
@@ -54,6 +55,8 @@ class EnvironmentRequest:
     requirements: tuple[str, ...]
     isolated: bool
     accelerate_downloads: bool
+    #: As whom it is built, where the daemon can become somebody else.
+    identity: Identity | None = None
 
     @property
     def digest(self) -> str:

@@ -19,6 +19,7 @@ from remoted import channel
 from remoted.clock import Clock
 from remoted.limits import Limits
 from remoted.spawn import launch, reaper
+from remoted.spawn.becoming import Becoming
 from remoted.spawn.forkserver import ForkRefused, ForkServer, Recipe
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,8 @@ class Start:
     hints: tuple[str, ...] = ()
     #: What an import may read beyond ``environ``: the server's, never the worker's, who gets its own with each call.
     import_environ: Mapping[str, str] = field(default_factory=dict)
+    #: As whom, where that is not the daemon's own user.
+    becoming: Becoming | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -80,6 +83,8 @@ class Births:
     async def bear(self, start: Start, stdout: int, stderr: int) -> Born:
         """A process with a channel; the descriptors stay the caller's. Raises SpawnError."""
         try:
+            if start.becoming is not None:
+                raise ForkRefused("the system's daemon starts each worker as an interpreter of its own")
             return await self._fork(start, stdout, stderr)
         except (ForkRefused, OSError) as error:
             reason = str(error)
@@ -90,7 +95,7 @@ class Births:
         ours, theirs = channel.pair()
         try:
             argv = (start.python, os.fspath(self._runtime), str(theirs.fileno()))
-            spec = launch.LaunchSpec(argv, start.environ, stdout, stderr, (theirs.fileno(),))
+            spec = launch.LaunchSpec(argv, start.environ, stdout, stderr, (theirs.fileno(),), start.becoming)
             return await launch.launch(spec, self._limits.launch_deadline_seconds), ours
         except BaseException:
             ours.close()

@@ -2,7 +2,7 @@
 
 ``Popen`` returns only when the child has exec'ed, so an interpreter on a frozen file system would hold the
 event loop for as long as it hangs (MECHANISMS 1). In user mode the worker runs as the daemon's own user; no
-path of anybody else is touched.
+path of anybody else is touched. The system's daemon executes ``entry``, which becomes the user first.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from remoted.errors import SpawnError
+from remoted.spawn.becoming import Becoming, command
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class LaunchSpec:
     stdout: int
     stderr: int
     pass_fds: tuple[int, ...]
+    #: As whom, where that is not the daemon's own user.
+    becoming: Becoming | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +66,26 @@ def _launch_in_thread(spec: LaunchSpec, loop: asyncio.AbstractEventLoop, future:
 
 
 def _start(spec: LaunchSpec) -> Process:
+    if spec.becoming is None:
+        return _popen(spec, spec.argv, spec.environ, spec.pass_fds)
+    for pipe in (spec.stdout, spec.stderr):  # /dev/stderr opens it once more, as the user
+        os.fchown(pipe, spec.becoming.identity.uid, spec.becoming.identity.gid)
+    argv, orders = command(spec.becoming, spec.argv, spec.environ, spec.pass_fds)
+    try:
+        return _popen(spec, argv, {}, (*spec.pass_fds, orders))
+    finally:
+        os.close(orders)
+
+
+def _popen(spec: LaunchSpec, argv: tuple[str, ...], environ: Mapping[str, str], pass_fds: tuple[int, ...]) -> Process:
     child = subprocess.Popen(
-        spec.argv,
-        env=dict(spec.environ),
+        argv,
+        env=dict(environ),
         cwd="/",
         stdin=subprocess.DEVNULL,
         stdout=spec.stdout,
         stderr=spec.stderr,
-        pass_fds=spec.pass_fds,
+        pass_fds=pass_fds,
         start_new_session=True,
     )
     child.returncode = 0  # waited for by pidfd elsewhere: Popen must neither reap it nor warn

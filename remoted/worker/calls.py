@@ -31,7 +31,8 @@ class Run:
     context: str
     stream: bool
     inline: bool
-    outcome_path: str
+    #: Is its outcome kept for the next daemon when none is there?
+    is_kept: bool
     arguments: bytes | int
     #: The how manyth call that the daemon gives to this worker; 0 on a lease.
     position: int = 0

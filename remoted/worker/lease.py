@@ -108,7 +108,7 @@ class Lease:
             context=use["context"],
             stream=False,
             inline=False,
-            outcome_path="",
+            is_kept=False,
             arguments=self._arguments(header, frame),
             buffers=buffers,
             problem=problem,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -48,6 +49,13 @@ class Link:
             return self.send({**header, "size": size}, fds=(payload,))
         finally:
             os.close(payload)
+
+    def read_once(self, on_frame: Callable[[wire.Frame], None]) -> None:
+        """Wait for one message; nothing if the daemon is gone."""
+        with contextlib.suppress(OSError):
+            data, fds = wire.receive(self._sock, wire.MESSAGE_BYTES)
+            if data:
+                on_frame(wire.decode_message(data, fds))
 
     def read_forever(self, on_frame: Callable[[wire.Frame], None], on_closed: Callable[[], None]) -> None:
         """Runs in its own thread until the daemon is gone."""

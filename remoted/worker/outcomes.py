@@ -8,13 +8,14 @@ import os
 import threading
 from typing import Any, BinaryIO, cast
 
-from remoted_client import codec, plain
+from remoted_client import codec, plain, wire
 from remoted_client.payload import PayloadWriter
 from remoted_client.segments import Collector, Segment, SegmentPool
 
-from .calls import Outcome, Run, raised, shorten
+from .calls import Outcome, Run, add_note, raised, shorten
 from .lease import Lease
 from .link import Link
+from .refusals import Refusals
 from .streams import StandardStreams
 
 Payload = bytes | int
@@ -29,7 +30,10 @@ class Reporter:
         self._decoder = decoder
         self._segments = segments
         self._may_go_on = threading.Event()
+        self.refusals = Refusals()
         self._unacknowledged: dict[str, tuple[Run, dict[str, Any], Payload]] = {}
+        #: Where outcomes are left when no daemon is there.
+        self._spool = -1
 
     def report(self, run: Run, outcome: Outcome, why: str) -> None:
         """Flush, encode, tell; what cannot be encoded becomes an error that names it. ``why`` it was stopped, or "".
@@ -59,6 +63,8 @@ class Reporter:
 
     def raised(self, error: BaseException, why: str) -> Outcome:
         """The outcome of a body that ended with an exception."""
+        if note := self.refusals.explain(error):
+            add_note(error, note)
         return raised(error, self._survives, bool(why))
 
     def encode(self, value: Any, buffers: Collector | None = None) -> Payload:
@@ -155,11 +161,15 @@ class Reporter:
         if kept is not None:
             close_payload(kept[2])
 
+    def leave_in(self, spool: int) -> None:
+        """The descriptor of a file that the next daemon will read; this object's from here on."""
+        self._spool = spool
+
     def leave_behind(self) -> None:
-        """No daemon: the next one finds the outcomes as files."""
+        """No daemon: the next one finds the outcomes in the file."""
         for run, header, payload in list(self._unacknowledged.values()):
-            if run.outcome_path.endswith(".outcome"):
-                _write_outcome(run.outcome_path, header, payload)
+            if run.is_kept and self._spool >= 0:
+                _write_outcome(self._spool, header, payload)
 
 
 def close_payload(payload: Payload) -> None:
@@ -167,19 +177,21 @@ def close_payload(payload: Payload) -> None:
         os.close(payload)
 
 
-def _write_outcome(path: str, header: dict[str, Any], payload: Payload) -> None:
-    """Whole or not at all."""
-    part = f"{path}.part"
-    head = json.dumps(header).encode()
+def _write_outcome(spool: int, header: dict[str, Any], payload: Payload) -> None:
+    """The mark at its end comes when everything before it is on the disk: an outcome is there whole or not at all."""
+    size = len(payload) if isinstance(payload, bytes) else os.fstat(payload).st_size
+    head = json.dumps({**header, "payload_size": size}).encode()
     source: BinaryIO = io.BytesIO(payload) if isinstance(payload, bytes) else open(payload, "rb")
-    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as target, source:
+    with open(spool, "ab", closefd=False) as target, source:
         source.seek(0)
         target.write(len(head).to_bytes(4, "big") + head)
         while chunk := source.read(1 << 20):
             target.write(chunk)
         target.flush()
         os.fsync(target.fileno())
-    os.rename(part, path)
+        target.write(wire.OUTCOME_MARK)
+        target.flush()
+        os.fsync(target.fileno())
 
 
 def _described(outcome: Outcome) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from remoted_client import codec, wire
 from remoted_client import context as client_context
 from remoted_client.segments import SegmentPool
 
+from . import preflight
 from .calls import Outcome, Run, as_iterator, returned
 from .given import Given
 from .inbox import Inbox
@@ -59,7 +60,9 @@ class Runtime:
         #: Something may be going on there between two calls.
         self._loop_was_used = False
         self._sync_attempt = ""
-        self._output_path = ""
+        #: Where output goes when no daemon is there, and whether anybody will ask for that of the newest call.
+        self._spool = -1
+        self._is_kept = False
 
     # -- orders from the daemon (channel thread) -----------------------------------------------------------
 
@@ -116,7 +119,7 @@ class Runtime:
             context=header["context"],
             stream=header["stream"],
             inline=header["inline"],
-            outcome_path=header["outcome_path"],
+            is_kept=header["kept"],
             arguments=frame.fds[0] if frame.fds else frame.body,
             position=header["position"],
             is_concurrent=header["concurrent"],
@@ -171,10 +174,15 @@ class Runtime:
 
     def _on_limits(self, frame: wire.Frame) -> None:
         """User mode has rlimits only: private writable memory, not address space, which CUDA reserves by the terabyte."""
+        if "uid" in frame.header:
+            preflight.require(frame.header)
+        page, outcomes, self._spool = frame.fds
+        self._given.open(page)
+        self._reporter.leave_in(outcomes)
+        self._reporter.refusals.watch(str(frame.header["refusals_file"]), int(frame.header["tasks"]))
         limit = frame.header.get("data_bytes")
         if limit:
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-        self._given.open(frame.fds[0])
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(frame.header["descriptors"], most), most))
 
@@ -185,7 +193,7 @@ class Runtime:
         """The daemon is gone: what runs is finished and left in its outcome file, then the worker ends."""
         self._given.close()
         self._reporter.go_on()
-        self._streams.keep_output(self._output_path)
+        self._streams.keep_output(self._spool if self._is_kept else -1)
         for window in list(self._windows.values()):
             window.close()  # nobody will read on
         self._end()
@@ -198,6 +206,7 @@ class Runtime:
         _keep_orphans()
         asyncio.set_event_loop(self._loop)
         client_context.in_worker = True
+        self._link.read_once(self.on_frame)  # its limits, and who it shall be
         self._greet()
         threading.Thread(target=self._link.read_forever, args=(self.on_frame, self.on_closed), name="channel", daemon=True).start()
         while True:
@@ -250,7 +259,7 @@ class Runtime:
             if isinstance(run.arguments, int):
                 os.close(run.arguments)
             return False
-        self._output_path = run.outcome_path.replace(".outcome", ".output")
+        self._is_kept = run.is_kept
         return True
 
     def _dispatch(self, run: Run) -> None:

@@ -97,9 +97,9 @@ class StandardStreams:
                 setattr(sys, "stdout" if fd == 1 else "stderr", _open(fd))
                 self._objects = (sys.stdin, sys.stdout, sys.stderr)
 
-    def keep_output(self, path: str) -> None:
-        """The daemon is gone: what is printed from now on goes to a file, for the next one to find."""
-        thread = threading.Thread(target=self._keep, args=(path,), name="output", daemon=True)
+    def keep_output(self, spool: int) -> None:
+        """The daemon is gone: what is printed from now on goes to a file, for the next one to find; -1: to nobody."""
+        thread = threading.Thread(target=self._keep, args=(spool,), name="output", daemon=True)
         thread.start()
         self._keeping = thread
 
@@ -109,12 +109,12 @@ class StandardStreams:
             self._finished.set()
             self._keeping.join()
 
-    def _keep(self, path: str) -> None:
+    def _keep(self, spool: int) -> None:
         poller = select.poll()
         for fd in self._readers.values():
             poller.register(fd, select.POLLIN)
         kept = 0
-        with open(path if path.endswith(".output") else os.devnull, "ab", buffering=0) as file:
+        with open(spool if spool >= 0 else os.devnull, "ab", buffering=0) as file:
             while poller.poll(0) or not self._finished.is_set():
                 poller.poll(_LOOK_MILLISECONDS)
                 for stream, fd in self._readers.items():

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from remoted import api
-from remoted.access import Peer
+from remoted.access import Access, Peer
 from remoted.api.openapi import describe
 from remoted.api.routes import ROUTES
 from remoted.attempts import AttemptEnd
@@ -43,6 +43,7 @@ from remoted.scheduler.policy import Scheduler
 from remoted.spawn import helper
 from remoted.spawn.births import Births
 from remoted.spec import parse_options
+from remoted.spool import Spool
 from remoted.store import Store
 from remoted_client import wire
 
@@ -70,7 +71,7 @@ class Daemon:
         #: Whether running jobs should end too, each time that somebody asked it to stop.
         self.stops: list[bool] = []
 
-    async def start(self, daemon_uid: int | None = None) -> None:
+    async def start(self, access: Access | None = None) -> None:
         self.paths.create()
         self.store = Store(self.paths.database)
         await self.store.open()
@@ -79,7 +80,7 @@ class Daemon:
         environments = Environments(self.paths.environments, Config().environments, helper.run_helper, "uv")
         self.engine = Engine(
             Scheduler(4.0, workers_total=0), self.clock, self.limits, Nvml("/nonexistent/libnvidia-ml.so.1"), DeviceLocks(self.paths.state), 2.0, environments,
-            Births(self.paths.runtime / "worker.pyz", self.paths.sockets, self.clock, self.limits, "f"), self.paths.sockets, blobs.progress_path,
+            Births(self.paths.runtime / "worker.pyz", self.paths.sockets, self.clock, self.limits, "f"), self.paths.sockets, Spool(self.paths.outcomes),
         )  # fmt: skip
         key = secrets.token_bytes(32)
         self.jobs = Jobs(self.engine, self.contents, self.clock, self.limits, key, self.store, blobs, self.paths)
@@ -92,7 +93,7 @@ class Daemon:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.bind(os.fspath(self.paths.api_socket))
         self.sock.listen(1024)
-        self.server = await api.serve(self.services, self.sock, daemon_uid)
+        self.server = await api.serve(self.services, self.sock, access)
 
     async def stop(self) -> None:
         await self.server.close()
@@ -176,9 +177,9 @@ async def read_answer(reader: asyncio.StreamReader) -> tuple[int, bytes, dict[st
 
 
 @contextlib.asynccontextmanager
-async def running(folder: Path, limits: Limits | None = None, daemon_uid: int | None = None) -> AsyncIterator[Daemon]:
+async def running(folder: Path, limits: Limits | None = None, access: Access | None = None) -> AsyncIterator[Daemon]:
     daemon = Daemon(folder, limits or Limits())
-    await daemon.start(daemon_uid)
+    await daemon.start(access)
     try:
         yield daemon
     finally:

@@ -9,20 +9,23 @@ from pathlib import Path
 
 import pytest
 
-from remoted.access import Peer, admits, allows
+from remoted.access import Access, Peer
 from remoted.api.dispatch import find_route
 from remoted.api.exchange import HttpRefusal
 from remoted.api.routes import ROUTES
 
-DAEMON_UID = 1000
 PEERS = {"owner": Peer(1000, 1000, 1), "root": Peer(0, 0, 1), "other": Peer(1001, 1001, 1), "nobody": Peer(65534, 65534, 1)}
+#: A user's own daemon; and the system's, where ``own`` means that everybody finds his own and nothing else.
+HOUSES = {"user": Access(1000), "system": Access(0, serves_everybody=True, runs_root=False)}
 MATRIX = Path(__file__).with_name("access_matrix.txt")
 
 
 def matrix() -> str:
-    lines = [f"{'method':<7}{'path':<30}{'rule':<9}" + "".join(f"{name:<8}" for name in PEERS)]
+    columns = [(house, peer) for house in HOUSES for peer in PEERS]
+    lines = [f"{'':<46}" + "".join(f"{house:<8}" for house, _ in columns), f"{'method':<7}{'path':<30}{'rule':<9}" + "".join(f"{peer:<8}" for _, peer in columns)]
     for route in ROUTES:
-        verdicts = ["yes" if admits(peer, DAEMON_UID) and allows(route.rule, peer, DAEMON_UID) else "-" for peer in PEERS.values()]
+        asked = [(HOUSES[house], PEERS[peer]) for house, peer in columns]
+        verdicts = ["yes" if house.admits(peer) and house.allows(route.rule, peer) else "-" for house, peer in asked]
         lines.append(f"{route.method:<7}{route.path:<30}{route.rule.value:<9}" + "".join(f"{verdict:<8}" for verdict in verdicts))
     return "".join(line.rstrip() + "\n" for line in lines)
 

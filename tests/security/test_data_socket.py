@@ -285,7 +285,7 @@ def test_t21_a_memfd_truncated_after_sending_harms_nobody(shared_daemon: Host) -
     assert_works(shared_daemon)
 
 
-@pytest.mark.parametrize("how", ["device", "pipe", "socket", "directory", "grown"])
+@pytest.mark.parametrize("how", ["disk", "device", "pipe", "socket", "directory", "grown"])
 def test_t21_only_a_plain_file_is_content(shared_daemon: Host, how: str) -> None:
     """/dev/zero has no end, a pipe no size, and a file that grows while it is read would fill the disk."""
     extra: list[int] = []
@@ -298,6 +298,8 @@ def test_t21_only_a_plain_file_is_content(shared_daemon: Host, how: str) -> None
         left, right = socket.socketpair()
         fd = left.detach()
         extra.append(right.detach())
+    elif how == "disk":
+        fd = os.open("/proc/self/stat", os.O_RDONLY)
     elif how == "directory":
         fd = os.open("/", os.O_RDONLY)
     else:

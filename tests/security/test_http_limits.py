@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from remoted import api
-from remoted.access import Peer
+from remoted.access import Access, Peer
 from remoted.api.guard import Door
 from remoted.limits import Limits
 from remoted.peers import peer_of
@@ -191,7 +191,7 @@ async def _as_user(uid: int, program: str, sock: socket.socket) -> asyncio.subpr
 @needs_root
 async def test_t13_one_users_flood_does_not_lock_another_out(tmp_path: Path, public_socket: socket.socket) -> None:
     async with running(tmp_path) as daemon:
-        server = await api.serve(daemon.services, public_socket, daemon_uid=60001)
+        server = await api.serve(daemon.services, public_socket, Access(60001))
         flooder = await _as_user(60001, FLOOD, public_socket)
         assert flooder.stdin is not None
         assert flooder.stdout is not None
@@ -210,7 +210,7 @@ async def test_t13_one_users_flood_does_not_lock_another_out(tmp_path: Path, pub
 @needs_root
 async def test_t01_another_users_connection_is_refused_whatever_it_says(tmp_path: Path, public_socket: socket.socket) -> None:
     async with running(tmp_path) as daemon:
-        server = await api.serve(daemon.services, public_socket, daemon_uid=60001)
+        server = await api.serve(daemon.services, public_socket, Access(60001))
 
         stranger = await _as_user(60002, ASK, public_socket)
         answer, _ = await stranger.communicate()
@@ -391,7 +391,7 @@ def test_t02_a_socket_without_credentials_is_closed() -> None:
         with pytest.raises(ValueError, match="cannot trust"):
             peer_of(accepted)
 
-        assert Door(Limits(), os.geteuid()).admit(accepted) is None
+        assert Door(Limits(), Access(os.geteuid())).admit(accepted) is None
         assert accepted.fileno() == -1
 
 
@@ -399,7 +399,7 @@ def test_t02_a_closed_socket_is_nobody() -> None:
     here, there = socket.socketpair()
     here.close()
 
-    assert Door(Limits(), os.geteuid()).admit(here) is None
+    assert Door(Limits(), Access(os.geteuid())).admit(here) is None
     there.close()
 
 

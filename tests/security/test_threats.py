@@ -15,10 +15,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from remoted.access import OVERFLOW_UID, Peer, Rule, admits, allows
+from remoted.access import OVERFLOW_UID, Access, Peer, Rule
 from remoted.blobs import Blobs
 from remoted.errors import BadRequest
 from remoted.paths import Paths
+from remoted.spool import Spool
 from remoted_client import wire
 from tests.faults.rawclient import RawClient, raw
 from tests.harness import ROOT, Host, wait_until
@@ -69,9 +70,20 @@ def links(pid: int) -> dict[str, str]:
 def test_t03_the_daemons_own_user_and_root_are_admitted_and_nobody_else(uid: int, daemon_uid: int, admitted: bool) -> None:
     peer = Peer(uid, uid, 1)
 
-    assert admits(peer, daemon_uid) is admitted
-    assert allows(Rule.OWN, peer, daemon_uid) is admitted
-    assert not allows(Rule.ADMIN, peer, daemon_uid) or uid in (0, daemon_uid)
+    access = Access(daemon_uid)
+    assert access.admits(peer) is admitted
+    assert access.allows(Rule.OWN, peer) is admitted
+    assert not access.allows(Rule.ADMIN, peer) or uid in (0, daemon_uid)
+
+
+@pytest.mark.parametrize(("uid", "admitted"), [(0, True), (1000, True), (2**31, True), (2**32 - 2, True), (OVERFLOW_UID, False)])
+def test_t03_the_systems_daemon_admits_everybody_but_nobody(uid: int, admitted: bool) -> None:
+    access = Access(0, serves_everybody=True, runs_root=False)
+    peer = Peer(uid, uid, 1)
+
+    assert access.admits(peer) is admitted
+    assert access.allows(Rule.ADMIN, peer) is (uid == 0)
+    assert access.may_run(peer) is (uid != 0)
 
 
 _STRANGER = """
@@ -205,8 +217,7 @@ print(json.dumps(look().result().unwrap()))
     sockets = {link for link in found if link.startswith("socket:")}
     files = {link for link in found if link.startswith("/") and not link.startswith(("/dev/", "/proc/", "/memfd:"))}
     assert sockets.isdisjoint(theirs), "a socketpair has two inodes: none of the daemon's ends is here"
-    # Its program, and the page in which it says what it has begun.
-    assert not {link for link in files if str(shared_daemon.state) in link and not link.endswith((".pyz", ".begun"))}, files
+    assert not {link for link in files if str(shared_daemon.state) in link and not link.endswith((".pyz", ".outcomes", ".output", ".begun"))}, "its own spool is all that it may write to"
     assert len(sockets) <= 3
 
 
@@ -303,7 +314,8 @@ HOSTILE_NAMES = ["..", "../x", "/etc/passwd", "a/b", "", ".", "a\0b", "a" * 65, 
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
 def test_t38_nothing_but_an_id_becomes_a_path(tmp_path: Path, name: str) -> None:
     blobs = Blobs(Paths(tmp_path, tmp_path, tmp_path / "config.toml"), 0)
-    for make in (blobs.result_path, blobs.outcome_path, blobs.output_path, lambda bad: blobs.content_path(1000, bad), lambda bad: blobs.secret_path(1000, bad)):
+    spool = Spool(tmp_path)
+    for make in (blobs.result_path, spool.outcomes_path, spool.output_path, lambda bad: blobs.content_path(1000, bad), lambda bad: blobs.secret_path(1000, bad)):
         with pytest.raises(BadRequest, match="cannot use"):
             make(name)
 

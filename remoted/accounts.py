@@ -1,0 +1,74 @@
+"""Is there an account behind a uid? Asked of the host's name service, which may hang: in threads, with a deadline.
+
+Only existence is asked for. What a worker runs as (uid, gid, groups) comes from the kernel, and its environment from
+its caller; an answer of the name service gives nobody anything (T29).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import pwd
+import threading
+from collections.abc import Callable
+
+from remoted.clock import Clock
+from remoted.errors import Forbidden, OverLimit
+
+_DEADLINE_SECONDS = 5.0
+_KNOWN_SECONDS = 600.0
+_UNKNOWN_SECONDS = 10.0
+#: Look-ups that hang keep their threads; more of them are not begun.
+_AT_ONCE = 16
+
+
+class Accounts:
+    """Remembers who has an account. One who needs none (``everybody``) is never asked for."""
+
+    def __init__(self, everybody: bool = True, look_up: Callable[[int], object] = pwd.getpwuid, clock: Clock | None = None, deadline_seconds: float = _DEADLINE_SECONDS) -> None:
+        self._everybody = everybody
+        self._look_up = look_up
+        self._clock = clock or Clock()
+        self._deadline_seconds = deadline_seconds
+        #: (has an account, until when this is believed)
+        self._answers: dict[int, tuple[bool, float]] = {}
+        self._asking: dict[int, asyncio.Future[bool]] = {}
+
+    async def require(self, uid: int) -> None:
+        """Raises Forbidden for a uid without account, OverLimit when the name service does not answer."""
+        if self._everybody:
+            return
+        found, until = self._answers.get(uid, (False, 0.0))
+        if self._clock.monotonic() >= until:
+            found = await self._ask(uid)
+        if not found:
+            raise Forbidden("UNKNOWN_USER", f"cannot serve uid {uid}: it has no account on this host; the administrator may allow it: allow_unknown_uids = true in [users] of config.toml")
+
+    async def _ask(self, uid: int) -> bool:
+        asking = self._asking.get(uid) or self._begin(uid)
+        try:
+            return await asyncio.wait_for(asyncio.shield(asking), self._deadline_seconds)
+        except TimeoutError:
+            raise OverLimit("BUSY", f"cannot say whether uid {uid} has an account: the host's name service did not answer within {self._deadline_seconds:g} s; try again") from None
+
+    def _begin(self, uid: int) -> asyncio.Future[bool]:
+        if len(self._asking) >= _AT_ONCE:
+            raise OverLimit("BUSY", f"cannot say whether uid {uid} has an account: the host's name service hangs; try again later")
+        loop = asyncio.get_running_loop()
+        asking = self._asking[uid] = loop.create_future()
+        asking.add_done_callback(lambda done: self._remember(uid, done.result()))
+        threading.Thread(target=self._asked, args=(uid, loop, asking), name="account", daemon=True).start()
+        return asking
+
+    def _asked(self, uid: int, loop: asyncio.AbstractEventLoop, asking: asyncio.Future[bool]) -> None:
+        try:
+            self._look_up(uid)
+            found = True
+        except (KeyError, OSError):
+            found = False
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
+            loop.call_soon_threadsafe(asking.set_result, found)
+
+    def _remember(self, uid: int, found: bool) -> None:
+        del self._asking[uid]
+        self._answers[uid] = (found, self._clock.monotonic() + (_KNOWN_SECONDS if found else _UNKNOWN_SECONDS))

@@ -1,0 +1,102 @@
+"""How a worker comes to be: which program, as whom, in which cgroup, within which limits.
+
+The engine says what is wanted (``WorkerPlan``) and gets all that ``Worker.start`` needs (``Birth``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from remoted.access import Identity
+from remoted.cgroup import Bounds, Groups
+from remoted.environments import EnvironmentRequest
+from remoted.errors import SpawnError
+from remoted.family import Family
+from remoted.limits import Limits
+from remoted.spawn.becoming import Becoming
+from remoted.spawn.births import Start
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPlan:
+    """How to start a worker of one kind."""
+
+    executable: str
+    environ: Mapping[str, str]
+    memory_bytes: int | None = None
+    environment: EnvironmentRequest | None = None
+    #: The caller's soft limit of descriptors; the daemon's own is higher.
+    descriptors: int = 1024
+    #: The caller's version: code does not travel between minor versions of Python.
+    version: tuple[int, ...] = ()
+    #: What of the caller's variables an installer may see: indexes, proxies, certificates.
+    build_environ: Mapping[str, str] = field(default_factory=dict)
+    #: As whom, where the daemon can become somebody else.
+    identity: Identity | None = None
+    #: What a fork server imports for it: as its config says, and as the code of its functions lets expect.
+    preload: tuple[str, ...] = ()
+    hints: frozenset[str] = frozenset()
+    #: Variables of the caller that such an import may read.
+    import_environ: Mapping[str, str] = field(default_factory=dict)
+    cpus: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Birth:
+    """How a worker comes to be: the program, its variables, what it limits itself to, and as whom."""
+
+    start: Start
+    limits: dict[str, object]
+    family: Family
+
+    def first_words(self) -> dict[str, object]:
+        """What it shall keep to, and whom it shall find itself to be before it does anything else."""
+        becoming = self.start.becoming
+        if becoming is None:
+            return {**self.limits}
+        identity = becoming.identity
+        return {**self.limits, "uid": identity.uid, "gid": identity.gid, "groups": list(identity.groups), "no_new_privileges": becoming.no_new_privileges}
+
+
+class Cradle:
+    """What all workers of a daemon have in common. A user's own daemon knows neither other users nor groups."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        #: How a process becomes another user. Set by the composition root.
+        self.become: Callable[[Identity], Becoming] = Becoming
+        #: Does the daemon serve others than its own user? Then each worker must be somebody's.
+        self.is_shared = False
+        #: Where workers get groups of their own.
+        self.cgroups: Groups | None = None
+
+    def prepare(self, worker_id: str, plan: WorkerPlan, start: Start) -> Birth:
+        """Everything is made that the worker finds. Raises OSError when its group cannot be made, SpawnError without an identity."""
+        if self.is_shared and plan.identity is None:
+            raise SpawnError("cannot start a worker: nobody has said as whom")  # root is nobody's default
+        family = self._make_family(worker_id, plan)
+        becoming = replace(self.become(plan.identity), cgroups=family.doors, launcher=family.launcher) if plan.identity is not None else None
+        return Birth(replace(start, becoming=becoming), self._limits_of(plan, family), family)
+
+    def _make_family(self, worker_id: str, plan: WorkerPlan) -> Family:
+        if self.cgroups is None or plan.identity is None:
+            return Family(worker_id)
+        bounds = Bounds(plan.memory_bytes or self._limits.worker_memory_bytes or _most_memory(), plan.cpus, self._limits.worker_tasks)
+        return Family(worker_id, self.cgroups.make(worker_id, bounds), bounds)
+
+    def _limits_of(self, plan: WorkerPlan, family: Family) -> dict[str, object]:
+        """What the worker limits itself to: memory only where no group does."""
+        is_bounded = family.has_group and self.cgroups is not None and "memory" in self.cgroups.controllers
+        return {
+            "data_bytes": None if is_bounded else plan.memory_bytes,
+            "descriptors": plan.descriptors,
+            "tasks": self._limits.worker_tasks,
+            "refusals_file": family.refusals_file,
+        }
+
+
+def _most_memory() -> int:
+    """Nine tenths of the host's: the rest is the daemon's and the kernel's."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 9 // 10

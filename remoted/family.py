@@ -1,0 +1,136 @@
+"""Everything that a worker has started, and the worker: found and ended together (MECHANISMS 5).
+
+In a cgroup nobody gets out of it and one word ends all. Without one daemon and worker are subreapers, and the family is
+found by walking: what cleared its environment and left the session is known only if it was seen before.
+
+Between two calls nothing is ended: pools and engines of warm instances live. After a stop that the worker survives
+whatever is younger than the attempt ends; when the worker ends, everything does, before anybody hears of it (promise 9).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import threading
+
+import psutil
+
+from remoted.cgroup import Bounds, Group, Groups
+from remoted.spawn import reaper
+
+log = logging.getLogger(__name__)
+_ROUNDS = 20
+_PAUSE_SECONDS = 0.01
+#: Nobody can be a child of process 0: what has no marks of a worker's is found by its group alone.
+_NO_SESSION = 0
+
+
+class Family:
+    """``name``: the worker's id. ``group`` is made before the worker is, where there are groups."""
+
+    def __init__(self, name: str, group: Group | None = None, bounds: Bounds | None = None) -> None:
+        self.name = name
+        self.pid = _NO_SESSION
+        self._group = group
+        self._bounds = bounds or Bounds()
+        #: What hung below the worker when it was last signalled.
+        self._seen: list[psutil.Process] = []
+
+    @property
+    def doors(self) -> tuple[str, ...]:
+        """Where its first process enters."""
+        return self._group.doors if self._group else ()
+
+    @property
+    def launcher(self) -> tuple[str, ...]:
+        """By what its first process is started."""
+        return self._group.launcher if self._group else ()
+
+    @property
+    def has_group(self) -> bool:
+        return self._group is not None
+
+    @property
+    def refusals_file(self) -> str:
+        """What counts the processes and threads that were not made for want of permission; "" if nobody counts."""
+        return self._group.refusals_file if self._group and self._bounds.tasks else ""
+
+    def pids(self) -> set[int]:
+        """Everybody of it at this moment."""
+        if self._group is not None:
+            return set(self._group.pids())
+        return {self.pid, *(process.pid for process in reaper.descendants(self.pid))} if self.pid else set()
+
+    async def look(self) -> None:
+        """Before the worker is signalled: its orphans are not found later."""
+        if self._group is None and self.pid:
+            self._seen += await asyncio.to_thread(reaper.descendants, self.pid)
+
+    async def end_younger(self, since: float) -> None:
+        """The worker survived a stop; what was started since then (seconds since boot) does not."""
+        if self._group is not None:
+            await asyncio.to_thread(self._end_younger_in, self._group, since)
+        else:
+            await asyncio.to_thread(reaper.kill_descendants, self.pid, since)
+        await asyncio.to_thread(reaper.kill_orphans, self.name, self.pid, since)
+
+    def _end_younger_in(self, group: Group, since: float) -> None:
+        """The worker itself is older than any of its attempts."""
+        pause = threading.Event()
+        for _ in range(_ROUNDS):
+            young = [pid for pid in group.pids() if pid != self.pid and reaper.started_at(pid) >= since]
+            if not young:
+                return
+            for pid in young:
+                _kill(pid, since)
+            pause.wait(_PAUSE_SECONDS)
+
+    async def end(self) -> None:
+        """The worker is to die at once, and whatever hangs on it first."""
+        if self._group is not None:
+            await asyncio.to_thread(self._group.kill)
+        else:
+            await asyncio.to_thread(reaper.kill_descendants, self.pid)
+
+    async def bury(self) -> None:
+        """The worker is dead and reaped: so is everybody else when this returns."""
+        if self._group is not None and not await asyncio.to_thread(self._group.kill):
+            log.error("processes of worker %s do not die: %s", self.name, self._group.pids())
+        await asyncio.to_thread(reaper.kill_orphans, self.name, self.pid)
+        if self._seen:
+            await asyncio.to_thread(reaper.kill_all, self._seen)
+        self.forget()
+
+    def forget(self) -> None:
+        """Nothing of it lives: its group goes."""
+        if self._group is not None:
+            self._group.remove()
+
+    def explain_kill(self) -> str:
+        """Why the kernel killed its worker, if it was for the memory of its group."""
+        if self._group is None or not self._group.memory_kills():
+            return ""
+        limit = self._bounds.memory_bytes
+        size = f"{limit / (1 << 30):.3g} GiB" if limit else "what all workers may use"
+        return f"its processes needed more memory than {size} (memory_gb of its config, else worker_memory_bytes of [limits])"
+
+
+def adopted(name: str, pid: int, groups: Groups | None) -> Family:
+    """That of a worker of the last daemon's."""
+    family = Family(name, groups.group(name) if groups is not None else None)
+    family.pid = pid
+    return family
+
+
+def _kill(pid: int, since: float) -> None:
+    """By pidfd, after a second look: the number may be somebody else's by now (T07)."""
+    with contextlib.suppress(ProcessLookupError):
+        pidfd = os.pidfd_open(pid)
+        try:
+            if reaper.started_at(pid) >= since:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        finally:
+            os.close(pidfd)

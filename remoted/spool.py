@@ -1,0 +1,159 @@
+"""What workers leave behind while no daemon is there: outcomes and output, in two files for each worker.
+
+The daemon makes the files before the worker starts and hands over descriptors; the worker never learns their names,
+and no folder of the daemon's is open to it. So what is read here is always our own regular file, wherever the worker
+ran and whatever it became; only what stands in it is the worker's, and not trusted.
+
+An outcome is a record: length of the head (u32), head (JSON), payload, mark. Without the mark at its end it was not
+finished, and is none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from remoted import logs
+from remoted.attempts import AttemptEnd
+from remoted.errors import BadRequest
+from remoted.model import Reason
+from remoted.replies import end_of
+from remoted_client import wire
+
+_WORKER = re.compile(r"w[0-9a-f]{1,16}-[0-9]{1,12}")
+_LENGTH_BYTES = 4
+_T = TypeVar("_T")
+
+
+class Spool:
+    """The files in one folder, named by worker."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        #: Attempts whose outcomes are being read, by worker: the last one takes the files with it.
+        self._claims: dict[str, set[str]] = {}
+
+    def open(self, worker: str) -> tuple[int, int]:
+        """Descriptors of new files for outcomes and for output; the caller's to close. Raises OSError."""
+        outcomes = _create(self.outcomes_path(worker))
+        try:
+            return outcomes, _create(self.output_path(worker))
+        except OSError:
+            os.close(outcomes)
+            raise
+
+    def outcomes_path(self, worker: str) -> Path:
+        return self._folder / f"{_checked(worker)}.outcomes"
+
+    def output_path(self, worker: str) -> Path:
+        return self._folder / f"{_checked(worker)}.output"
+
+    def progress_path(self, worker: str) -> Path:
+        """How far it has come with what it was given (``progress``)."""
+        return self._folder / f"{_checked(worker)}.begun"
+
+    def remove(self, worker: str) -> None:
+        """Nobody will ask any more."""
+        for path in (self.outcomes_path(worker), self.output_path(worker), self.progress_path(worker)):
+            path.unlink(missing_ok=True)
+
+    def sweep(self, live: set[str]) -> None:
+        """Drop the files of all other workers."""
+        for path in self._folder.iterdir():
+            if path.suffix in (".outcomes", ".output", ".begun") and path.stem not in live:
+                path.unlink(missing_ok=True)
+
+    # -- for the next daemon -------------------------------------------------------------------------------
+
+    def claim(self, worker: str, token: str) -> None:
+        """This attempt's outcome will be looked for."""
+        self._claims.setdefault(worker, set()).add(token)
+
+    def settle(self, token: str) -> None:
+        """What became of this attempt is committed."""
+        for worker, tokens in list(self._claims.items()):
+            tokens.discard(token)
+            if not tokens:
+                del self._claims[worker]
+                self.remove(worker)
+
+    def output(self, worker: str) -> Iterator[tuple[int, bytes]]:
+        """What was printed while no daemon was there; given once."""
+        path = self.output_path(worker)
+        yield from logs.iterate(path)
+        path.unlink(missing_ok=True)
+
+    def holds(self, worker: str, token: str) -> bool:
+        """Is the attempt's outcome there, whole?"""
+        return self._look(worker, token, lambda record: True) or False
+
+    def outcome(self, worker: str, token: str, stopped_by: Reason | None) -> AttemptEnd | None:
+        """How the attempt ended; None if there is nothing, or nothing whole."""
+        return self._look(worker, token, lambda record: record.end(stopped_by))
+
+    def _look(self, worker: str, token: str, read: Callable[[_Record], _T]) -> _T | None:
+        try:
+            fd = os.open(self.outcomes_path(worker), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return None
+        try:
+            return next((read(record) for record in _records(fd) if record.head.get("attempt") == token), None)
+        except (OSError, ValueError, KeyError, TypeError, MemoryError):
+            return None
+        finally:
+            os.close(fd)
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    fd: int
+    head: dict[str, Any]
+    offset: int
+    size: int
+
+    def end(self, stopped_by: Reason | None) -> AttemptEnd:
+        payload = os.pread(self.fd, self.size, self.offset) if self.size <= wire.INLINE_BYTES else _copied(self.fd, self.offset, self.size)
+        return end_of(self.head, payload, self.size, stopped_by)
+
+
+def _records(fd: int) -> Iterator[_Record]:
+    """Raises ValueError at something that is no record; what comes before it counts."""
+    end, offset = os.fstat(fd).st_size, 0
+    while offset < end:
+        length = int.from_bytes(os.pread(fd, _LENGTH_BYTES, offset), "big")
+        if length > wire.HEADER_BYTES:
+            raise ValueError("the head of an outcome is too long")
+        head = json.loads(os.pread(fd, length, offset + _LENGTH_BYTES))
+        start, size = offset + _LENGTH_BYTES + length, head["payload_size"]
+        if not isinstance(size, int) or not 0 <= size <= end:
+            raise ValueError("the payload of an outcome is not in its file")
+        offset = start + size + len(wire.OUTCOME_MARK)
+        if os.pread(fd, len(wire.OUTCOME_MARK), start + size) == wire.OUTCOME_MARK:
+            yield _Record(fd, head, start, size)
+
+
+def _create(path: Path) -> int:
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()  # of a worker long ago that happened to have the same name
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+
+def _checked(worker: str) -> str:
+    if not _WORKER.fullmatch(worker):
+        raise BadRequest("BAD_NAME", f"cannot use {worker[:80]!r} as a name: it is not a worker's")
+    return worker
+
+
+def _copied(source: int, offset: int, size: int) -> int:
+    """A descriptor of the payload alone, as a worker would have sent it."""
+    target = wire.memfd("remoted-outcome")
+    end = offset + size
+    while offset < end and (count := os.sendfile(target, source, offset, min(1 << 30, end - offset))):
+        offset += count
+    return target

@@ -1,0 +1,204 @@
+"""F10, F11, T42, T43, T45: what a worker may use together with everything that it starts, and the end of all of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from remoted.cgroup import Bounds, find
+from tests.harness import wait_until
+from tests.root.system_host import UNKNOWN, SystemHost, User, system_host
+
+pytestmark = pytest.mark.root
+
+MEMORY = 400 << 20
+TASKS = 60
+CONFIG = f"{UNKNOWN}[limits]\nworker_memory_bytes = {MEMORY}\nworker_tasks = {TASKS}\ncancel_term_seconds = 0.5\ncancel_kill_seconds = 2\n"
+
+HEAD = """
+import json, os, signal, subprocess, sys, time
+from remoted_client import *
+from remoted_client import remote, CpuLiveServerless, CpuLiveLoadBalancer
+queue = CpuLiveServerless(name=os.environ.get("POOL", "queue"), workersMax=1)
+small = CpuLiveServerless(name="small", workersMax=1, template=PodTemplate(memory_gb=0.2))
+@remote(queue)
+def one(): return 1
+def value_of(controller, *names):
+    "A limit of this process's own group, of either version."
+    for line in open("/proc/self/cgroup"):
+        _, controllers, path = line.strip().split(":", 2)
+        for root in ("/sys/fs/cgroup/" + controllers, "/sys/fs/cgroup"):
+            for name in names:
+                try: return open(root + path + "/" + name).read().strip()
+                except OSError: pass
+"""
+
+
+@pytest.fixture(scope="module")
+def house() -> Iterator[SystemHost]:
+    place = find("remoted-probe", Bounds())
+    if place is None or place.missing:
+        pytest.skip(f"NO CGROUPS CAN BE MADE HERE ({place.missing if place else 'no place'}): the limits of workers were not tested")
+    place.close()
+    with system_host(CONFIG) as made:
+        yield made.start()
+
+
+def test_f10_f11_limits_come_from_the_config_else_from_the_host(alice: User) -> None:
+    program = (
+        HEAD
+        + """
+@remote(CpuLiveServerless(name="quota", workersMax=1, instanceIds=[CpuInstanceType.CPU3G_1_4]))
+def quota(): return value_of("cpu", "cpu.cfs_quota_us", "cpu.max"), value_of("memory", "memory.limit_in_bytes", "memory.max")
+@remote(queue)
+def default(): return value_of("pids", "pids.max"), value_of("memory", "memory.limit_in_bytes", "memory.max")
+print(json.dumps([quota().result().unwrap(), default().result().unwrap()]))
+"""
+    )
+    (cpu, memory), (tasks, default_memory) = alice.run(program, PYTHONWARNINGS="default").json
+
+    assert cpu.split()[0] == "100000"
+    assert int(memory) == 4 << 30
+    assert (int(tasks), int(default_memory)) == (TASKS, MEMORY)
+
+
+def test_t43_a_body_that_outgrows_its_memory_is_oom_and_says_which_limit(alice: User, bob: User) -> None:
+    """Untouched memory costs nothing; what is touched beyond the limit ends the worker, and nobody else's."""
+    program = (
+        HEAD
+        + """
+@remote(small, max_retries=0)
+def hog():
+    held = []
+    while len(held) < 2000: held.append(bytearray(os.urandom(1 << 20)))
+@remote(small, max_retries=0)
+def reserve(): return len(memoryview(__import__("mmap").mmap(-1, 8 << 30)))
+out = hog().result()
+print(json.dumps([out.status, out.state_reason, out.error, reserve().result().unwrap()]))
+"""
+    )
+    before = bob.run(HEAD + "@remote(queue)\ndef pid(): return os.getpid()\nprint(json.dumps(pid().result().unwrap()))").json
+    status, reason, error, reserved = alice.run(program).json
+    after = bob.run(HEAD + "@remote(queue)\ndef pid(): return os.getpid()\nprint(json.dumps(pid().result().unwrap()))").json
+
+    assert (status, reason, reserved) == ("FAILED", "OOM_RAM", 8 << 30)
+    assert "0.2 GiB" in error or "0.186 GiB" in error
+    assert "memory_gb" in error
+    assert before == after
+
+
+def test_t42_a_fork_bomb_meets_its_own_limit_which_is_named(alice: User, bob: User) -> None:
+    program = (
+        HEAD
+        + """
+@remote(queue, max_retries=0)
+def bomb():
+    while True:
+        if os.fork() == 0:
+            while True: time.sleep(1)
+out = bomb().result()
+print(json.dumps([out.status, out.error, one().result().unwrap()]))
+"""
+    )
+    status, error, after = alice.run(program, POOL="bomb").json
+
+    assert (status, after) == ("FAILED", 1)
+    assert f"{TASKS} processes and threads" in error
+    assert "worker_tasks" in error
+    assert bob.run(HEAD + "print(json.dumps(one().result().unwrap()))").json == 1
+
+
+_DAEMONISE = """
+def daemonise(folder, count):
+    "Children that leave the session, clear their environment and hang below init."
+    for number in range(count):
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork() == 0:
+                os.execve(sys.executable, [sys.executable, "-S", "-c", f"import os, time; open({folder!r} + '/' + str(os.getpid()), 'w').close(); time.sleep(600)"], {})
+            os._exit(0)
+        os.wait()
+    while len(os.listdir(folder)) < count: time.sleep(0.01)
+"""
+
+
+def _alive(folder: Path) -> list[int]:
+    return [int(path.name) for path in folder.iterdir() if psutil.pid_exists(int(path.name)) and psutil.Process(int(path.name)).status() != psutil.STATUS_ZOMBIE]
+
+
+def _folder(user: User, name: str) -> Path:
+    folder = user.home / name
+    folder.mkdir()
+    os.chown(folder, user.uid, user.gid)
+    return folder
+
+
+@pytest.mark.parametrize("listens", [True, False], ids=["the worker survives", "the worker is killed"])
+def test_t45_nothing_survives_a_cancelled_attempt(alice: User, listens: bool) -> None:
+    folder = _folder(alice, f"pids-{listens}")
+    program = (
+        HEAD
+        + _DAEMONISE
+        + """
+@remote(queue, max_retries=0)
+def escape(folder, listens):
+    daemonise(folder, 20)
+    while True:
+        try: time.sleep(600)
+        except KeyboardInterrupt:
+            if listens: raise
+handle = escape(sys.argv[1], sys.argv[2] == "True")
+while len(os.listdir(sys.argv[1])) < 20: time.sleep(0.01)
+handle.cancel()
+print(json.dumps(handle.result().status))
+"""
+    )
+
+    assert alice.run(program, str(folder), str(listens), POOL=folder.name).json == "CANCELLED"
+    assert len(list(folder.iterdir())) == 20
+    assert _alive(folder) == [], "dead before the caller heard of it"
+
+
+def test_t45_nothing_survives_a_worker_and_its_group_goes_with_it(alice: User) -> None:
+    """Between two calls daemons live (a pool kept warm is one); with the worker they end."""
+    folder = _folder(alice, "pids-end")
+    program = (
+        HEAD
+        + _DAEMONISE
+        + """
+@remote(CpuLiveServerless(name="brief", workersMax=1, idleTimeout=1))
+def leave(folder):
+    daemonise(folder, 5)
+    return [line.strip().split(":", 2)[2] for line in open("/proc/self/cgroup")]
+print(json.dumps(leave(sys.argv[1]).result().unwrap()))
+"""
+    )
+    paths = [path for path in alice.run(program, str(folder)).json if "/remoted-" in path]
+
+    wait_until(lambda: not _alive(folder), 30)
+    assert paths
+    wait_until(lambda: not [found for path in paths for found in Path("/sys/fs/cgroup").glob(f"*{path}")], 30)
+
+
+def test_t45_what_a_dead_daemons_workers_left_is_ended_by_the_next(alice: User, house: SystemHost) -> None:
+    folder = _folder(alice, "pids-crash")
+    alice.run(HEAD + _DAEMONISE + "@remote(queue)\ndef leave(folder): daemonise(folder, 5)\nprint(json.dumps(leave(sys.argv[1]).result().unwrap()))", str(folder), POOL=folder.name)
+    assert len(_alive(folder)) == 5
+    assert house.process is not None
+    house.process.kill()
+    house.process.wait(20)
+    house.start()
+
+    assert _alive(folder) == []
+
+
+def test_f25_the_time_limit_ends_everything_too(alice: User) -> None:
+    folder = _folder(alice, "pids-timeout")
+    program = HEAD + _DAEMONISE + "@remote(queue, max_retries=0, timeout=2)\ndef slow(folder):\n    daemonise(folder, 3)\n    time.sleep(600)\nprint(json.dumps(slow(sys.argv[1]).result().status))"
+
+    assert alice.run(program, str(folder), POOL=folder.name).json == "TIMED_OUT"
+    assert _alive(folder) == []
