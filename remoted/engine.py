@@ -69,19 +69,11 @@ class Devices:
 
 
 async def _check_versions(worker: Worker, hello: Hello, plan: WorkerPlan) -> None:
-    """Raises SpawnError, with the worker ended, when caller and worker would not understand each other."""
-    problem = ""
-    if hello.python[:2] != plan.version[:2]:
-        problem = f"the worker has Python {_dotted(hello.python)} and the caller {_dotted(plan.version)}: code does not travel between them"
-    elif int(hello.cloudpickle.split(".")[0]) < 3:
-        problem = f"the worker has cloudpickle {hello.cloudpickle}: 3 or newer is needed"
+    """Raises SpawnError, with the worker ended."""
+    problem = hello.explain_mismatch(plan.version)
     if problem:
         await worker.end(problem, grace_seconds=0)
         raise SpawnError(f"cannot use the worker: {problem}")
-
-
-def _dotted(version: tuple[int, ...]) -> str:
-    return ".".join(map(str, version))
 
 
 class Engine:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -29,7 +28,7 @@ from remoted.calls import Call, CallRunner, Request
 from remoted.clock import Clock
 from remoted.contents import Contents
 from remoted.engine import Engine
-from remoted.errors import Conflict, OverLimit, RemotedError, StoreBroken, StoreError
+from remoted.errors import OverLimit, RemotedError, StoreBroken, StoreError
 from remoted.limits import Limits
 from remoted.logs import JobLog
 from remoted.model import AttemptToken, Reason, Status, Uid, WorkerId
@@ -37,11 +36,9 @@ from remoted.paces import Paces
 from remoted.paths import Paths
 from remoted.records import Records
 from remoted.scheduler.state import PoolPolicy
-from remoted.spec import JobSpec, parse_options
 from remoted.store import Row, Statements, Store
 from remoted.verdicts import describe, stopped, verdict
 from remoted.workers import Worker
-from remoted_client import wire
 
 log = logging.getLogger(__name__)
 
@@ -429,46 +426,6 @@ class Jobs(CallRunner):
             if child is not None and not child.request.options.detach:
                 self.cancel(child, Reason.CALLER_GONE)
 
-    # -- looking -------------------------------------------------------------------------------------------
-
-    async def retry(self, peer: Peer, job_id: str, environ: dict[str, str]) -> str:
-        """Submit a finished job again as a new one. Raises Conflict while it is live."""
-        row = await self.records.row(peer, job_id)
-        if not Status(row["status"]).is_terminal:
-            raise Conflict("NOT_FINISHED", f"cannot retry {job_id}: it is {row['status']}; cancel it first")
-        digests = {digest for digest in (row["spec"], row["code"], row["modules"], row["arguments"]) if digest}
-        options = json.loads(row["options"])
-        instance = options.pop("instance", None)
-        options.pop("identity", None)  # whoever asks now has groups of their own
-        await self.contents.recover(peer.uid, digests | ({instance[2]} if instance else set()), row["context"])
-        spec = self.contents.spec(peer.uid, row["spec"])
-        context = await self._fresh_context(peer, spec, environ)
-        request = Request(
-            key=secrets.token_hex(16),
-            spec=row["spec"],
-            code=row["code"],
-            modules=row["modules"],
-            context=context,
-            arguments=row["arguments"],
-            arguments_inline=row["arguments_inline"],
-            options=parse_options({**options, "detach": True}),
-            instance=tuple(instance) if instance else None,
-        )
-        try:
-            return await self.submit(peer, request, "")
-        finally:
-            self.contents.release(peer.uid, context)
-
-    async def _fresh_context(self, peer: Peer, spec: JobSpec, environ: dict[str, str]) -> str:
-        """The first call's secrets went with it: whoever retries gives theirs. Held once for the caller."""
-        declared = {name: environ[name] for name in spec.declared if name in environ}
-        document = {"environ": environ, "declared": declared, "cwd": spec.cwd, "umask": 0o077, "sys_path": list(spec.sys_path), "argv": [""]}
-        data = json.dumps(document).encode()
-        digest = hashlib.sha256(data).hexdigest()
-        await self.contents.put(peer.uid, digest, "context", _as_frame(data), self.clock.wall())
-        self.contents.hold(peer.uid, digest)
-        return digest
-
     # -- after a restart -----------------------------------------------------------------------------------
 
     def revive(self, row: Row, request: Request, items: list[Content]) -> Call:
@@ -528,10 +485,3 @@ class Jobs(CallRunner):
         """Outcomes that are being stored are stored."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=5.0)
-
-
-def _as_frame(data: bytes) -> wire.Frame:
-    """Content made here, in the shape in which content arrives."""
-    if len(data) <= wire.INLINE_BYTES:
-        return wire.Frame({}, data)
-    return wire.Frame({}, b"", (wire.memfd("remoted-context", data),))

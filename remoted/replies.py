@@ -20,6 +20,18 @@ class Hello:
     python: tuple[int, ...]
     cloudpickle: str
 
+    def explain_mismatch(self, python: tuple[int, ...]) -> str:
+        """Why a caller with this version of Python and the worker would not understand each other; "" if they would."""
+        if self.python[:2] != python[:2]:
+            return f"the worker has Python {_dotted(self.python)} and the caller {_dotted(python)}: code does not travel between them"
+        if int(self.cloudpickle.split(".")[0]) < 3:
+            return f"the worker has cloudpickle {self.cloudpickle}: 3 or newer is needed"
+        return ""
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
 
 def parse_hello(header: Mapping[str, Any]) -> Hello:
     """Raises KeyError, TypeError, ValueError."""

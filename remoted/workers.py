@@ -19,13 +19,14 @@ import signal
 from collections.abc import Callable, Iterable
 
 from remoted import channel
-from remoted.attempts import AttemptEnd, AttemptListener, AttemptSpec, Content, LeaseSpec, clean
+from remoted.attempts import AttemptEnd, AttemptListener, AttemptSpec, LeaseSpec, clean
 from remoted.clock import Clock
 from remoted.cradle import Birth
 from remoted.errors import SpawnError
 from remoted.family import Family
 from remoted.limits import Limits
 from remoted.model import AttemptToken, Reason, WorkerId
+from remoted.orders import Orders
 from remoted.pipes import Pipes
 from remoted.progress import Progress
 from remoted.replies import Hello, close_payload, parse_end, parse_hello, payload_of, size_of
@@ -65,7 +66,7 @@ class Worker:
         self._positions = 0
         self._progress: Progress | None = None
         self._patience: asyncio.TimerHandle | None = None
-        self._known: set[str] = set()
+        self._orders: Orders | None = None
         self._greeted: asyncio.Future[Hello] = self._loop.create_future()
         self._gone: asyncio.Future[reaper.ExitStatus] = self._loop.create_future()
         self._early_output = bytearray()
@@ -84,6 +85,7 @@ class Worker:
         self.family = birth.family
         try:
             self._channel = await self._be_born(births, birth.start)
+            self._orders = Orders(self._channel, self.id, self._limits)
             self._progress = Progress(spool.progress_path(self.id))
             self._channel.send({"op": "limits", **birth.first_words()}, fds=(os.dup(self._progress.fd), *spool.open(self.id)))
             hello = await asyncio.wait_for(self._greeted, self._limits.start_deadline_seconds)
@@ -122,14 +124,11 @@ class Worker:
 
     def run(self, spec: AttemptSpec, listener: AttemptListener, inline: bool) -> None:
         """Send everything the attempt needs; the listener hears of it from now on."""
-        assert self._channel is not None
+        assert self._orders is not None
         attempt = Attempt(spec.token, listener, self._clock.boottime(), spec.position, spec.timeout_seconds)
         self._workload.add(attempt, spec.ahead)
         try:
-            for content in (spec.code, spec.modules, spec.context, spec.constructor):
-                if content is not None:
-                    self._teach(content)
-            self._send_run(spec, inline)
+            self._orders.run(spec, inline)
         except OSError as error:
             self._cannot_read(spec.token, error)
             return
@@ -148,18 +147,15 @@ class Worker:
 
     def lend(self, spec: LeaseSpec, listener: AttemptListener) -> None:
         """Hand a client's connection over: its calls come straight here until the lease ends."""
-        assert self._channel is not None
+        assert self._orders is not None
         attempt = Attempt(spec.token, listener, self._clock.boottime())
         self._workload.add(attempt, ahead=False)
-        header: dict[str, object] = {"op": "lease", "attempt": spec.token, "lease": spec.lease_id, "context": spec.context.digest, "worker": self.id, "concurrent": spec.concurrent}
         try:
-            self._teach(spec.context)
+            self._orders.lend(spec)
         except OSError as error:
-            wire.close_all((spec.connection, spec.page))
             self._cannot_read(spec.token, error)
-            return
-        self._channel.send(header, fds=(spec.connection, spec.page))
-        self._was_sent(attempt)
+        else:
+            self._was_sent(attempt)
 
     def revoke(self, token: AttemptToken) -> None:
         """The lease ends as soon as the call in hand does."""
@@ -182,44 +178,6 @@ class Worker:
         else:
             return True
         return False
-
-    def _teach(self, content: Content) -> None:
-        """Send content that this worker has not seen yet."""
-        assert self._channel is not None
-        if content.digest in self._known:
-            return
-        self._known.add(content.digest)
-        self._send_content({"op": "content", "digest": content.digest}, content)
-
-    def _send_content(self, header: dict[str, object], content: Content) -> None:
-        assert self._channel is not None
-        if content.inline is not None and len(content.inline) <= wire.INLINE_BYTES:
-            self._channel.send(header, content.inline)
-        elif content.inline is not None:
-            self._channel.send(header, fds=(wire.memfd("remoted-arguments", content.inline),))
-        else:
-            self._channel.send(header, fds=(content.open(),))
-
-    def _send_run(self, spec: AttemptSpec, inline: bool) -> None:
-        header: dict[str, object] = {
-            "op": "run",
-            "attempt": spec.token,
-            "job": spec.call_id,
-            "code": spec.code.digest,
-            "modules": spec.modules.digest if spec.modules else "",
-            "context": spec.context.digest,
-            "stream": spec.stream,
-            "window_items": self._limits.stream_items,
-            "window_bytes": self._limits.stream_bytes,
-            "inline": inline,
-            "concurrent": spec.concurrent,
-            "kept": spec.is_kept,
-            "position": spec.position,
-            "raw": spec.is_raw,
-        }
-        if spec.instance is not None:
-            header["instance"] = {**spec.instance, "constructor": spec.constructor.digest if spec.constructor else ""}
-        self._send_content(header, spec.arguments)
 
     def stop(self, token: AttemptToken, why: Reason) -> None:
         """Begin the ladder: interrupt, TERM, KILL. Asking again changes nothing."""

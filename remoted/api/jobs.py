@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 
 from aiohttp import web
 
+from remoted import retrying
 from remoted.api import schemas, views
 from remoted.api.exchange import Ask, reply
 from remoted.api.services import Services
@@ -110,7 +111,7 @@ async def cancel(services: Services, ask: Ask) -> web.StreamResponse:
 async def retry(services: Services, ask: Ask) -> web.StreamResponse:
     """Submit a finished job again as a new one, in the environment given here."""
     job_id = await resolve(services, ask)
-    new_id = await services.jobs.retry(ask.peer, job_id, ask.body_as(schemas.RetryBody).environ)
+    new_id = await retrying.retry(services.jobs, ask.peer, job_id, ask.body_as(schemas.RetryBody).environ)
     return reply(schemas.Retried(id=new_id, retry_of=job_id))
 
 

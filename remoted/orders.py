@@ -1,0 +1,66 @@
+"""What is sent to a worker so that it can run an attempt or serve a lease; content that it has is not sent again."""
+
+from __future__ import annotations
+
+from remoted.attempts import AttemptSpec, Content, LeaseSpec
+from remoted.channel import Channel
+from remoted.limits import Limits
+from remoted.model import WorkerId
+from remoted_client import wire
+
+
+class Orders:
+    """One worker's. Raises OSError where content cannot be read; nothing of the order itself was sent then."""
+
+    def __init__(self, channel: Channel, worker: WorkerId, limits: Limits) -> None:
+        self._channel = channel
+        self._worker = worker
+        self._limits = limits
+        self._known: set[str] = set()
+
+    def run(self, spec: AttemptSpec, inline: bool) -> None:
+        for content in (spec.code, spec.modules, spec.context, spec.constructor):
+            if content is not None:
+                self._teach(content)
+        header: dict[str, object] = {
+            "op": "run",
+            "attempt": spec.token,
+            "job": spec.call_id,
+            "code": spec.code.digest,
+            "modules": spec.modules.digest if spec.modules else "",
+            "context": spec.context.digest,
+            "stream": spec.stream,
+            "window_items": self._limits.stream_items,
+            "window_bytes": self._limits.stream_bytes,
+            "inline": inline,
+            "concurrent": spec.concurrent,
+            "kept": spec.is_kept,
+            "position": spec.position,
+            "raw": spec.is_raw,
+        }
+        if spec.instance is not None:
+            header["instance"] = {**spec.instance, "constructor": spec.constructor.digest if spec.constructor else ""}
+        self._send(header, spec.arguments)
+
+    def lend(self, spec: LeaseSpec) -> None:
+        """The descriptors are the worker's, or closed."""
+        try:
+            self._teach(spec.context)
+        except OSError:
+            wire.close_all((spec.connection, spec.page))
+            raise
+        header = {"op": "lease", "attempt": spec.token, "lease": spec.lease_id, "context": spec.context.digest, "worker": self._worker, "concurrent": spec.concurrent}
+        self._channel.send(header, fds=(spec.connection, spec.page))
+
+    def _teach(self, content: Content) -> None:
+        if content.digest not in self._known:
+            self._send({"op": "content", "digest": content.digest}, content)
+            self._known.add(content.digest)
+
+    def _send(self, header: dict[str, object], content: Content) -> None:
+        if content.inline is not None and len(content.inline) <= wire.INLINE_BYTES:
+            self._channel.send(header, content.inline)
+        elif content.inline is not None:
+            self._channel.send(header, fds=(wire.memfd("remoted-arguments", content.inline),))
+        else:
+            self._channel.send(header, fds=(content.open(),))
