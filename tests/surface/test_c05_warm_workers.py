@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import psutil
 
-from tests.faults.rawclient import daemon_process
 from tests.harness import Host, wait_until
 
 HEAD = """
@@ -15,8 +18,11 @@ from remoted_client import remote, CpuLiveServerless
 """
 
 
-def workers(host: Host) -> list[psutil.Process]:
-    return [child for child in daemon_process(host).children() if child.status() != psutil.STATUS_ZOMBIE]
+def workers(host: Host) -> list[int]:
+    """The pids of those that live and are not about to end."""
+    command = [Path(sys.executable).with_name("remotectl"), "workers", "--json"]
+    answer = subprocess.run(command, env=host.environ, capture_output=True, text=True, check=True)
+    return [worker["pid"] for worker in json.loads(answer.stdout)["workers"] if worker["state"] in ("IDLE", "BUSY")]
 
 
 def test_c05_workers_are_started_on_demand_and_reaped_after_their_idle_timeout(daemon: Host) -> None:
@@ -48,10 +54,10 @@ while not os.path.exists("go"): time.sleep(0.05)
     assert script.stdout is not None
     assert script.stdout.readline() == "called\n"
     wait_until(lambda: len(workers(daemon)) == 2, 15)
-    before = {worker.pid for worker in workers(daemon)}
+    before = set(workers(daemon))
     deadline = time.monotonic() + 3  # three times the idle timeout, in which nothing may happen
     while time.monotonic() < deadline:
-        assert {worker.pid for worker in workers(daemon)} == before
+        assert set(workers(daemon)) == before
     (daemon.project / "go").touch()
     script.communicate(timeout=30)
     wait_until(lambda: not workers(daemon), 30, lambda: f"left: {workers(daemon)}")
@@ -74,12 +80,12 @@ print(pid().result().unwrap(), flush=True)
     last = int(script.stdout.readline())
     for _ in range(2):
         psutil.Process(last).kill()
-        wait_until(lambda: [worker.pid for worker in workers(bare_host)] not in ([], [last]), 15, bare_host.log)  # noqa: B023
-        (last,) = (worker.pid for worker in workers(bare_host))
+        wait_until(lambda: workers(bare_host) not in ([], [last]), 15, bare_host.log)  # noqa: B023
+        (last,) = workers(bare_host)
     psutil.Process(last).kill()
     deadline = time.monotonic() + 3
     while time.monotonic() < deadline:
-        assert [worker.pid for worker in workers(bare_host) if worker.pid != last] == [], "the third death in a row is a loop"
+        assert [pid for pid in workers(bare_host) if pid != last] == [], "the third death in a row is a loop"
     (bare_host.project / "go").touch()
     out, err = script.communicate(timeout=30)
     assert int(out) != last, "who waits for a worker still gets one"
