@@ -105,11 +105,11 @@ class Jobs(CallRunner):
         }
 
         def insert(db: Statements) -> str:
+            if db.run("add_job", **row):
+                return call.id
             earlier = db.one("job_by_key", uid=call.uid, submission_key=request.key)
-            if earlier is not None:
-                return str(earlier["id"])
-            db.run("add_job", **row)
-            return call.id
+            assert earlier is not None
+            return str(earlier["id"])
 
         return insert
 

@@ -63,9 +63,10 @@ WHERE used_at < :before AND NOT EXISTS (
 DELETE FROM contents WHERE uid = :uid AND digest = :digest;
 
 -- name: add_job
--- A new job, acknowledged only after this is committed.
+-- A new job, acknowledged only after this is committed; nothing if its key is known.
 INSERT INTO jobs (id, uid, submission_key, name, function, pool, status, spec, code, modules, context, arguments, arguments_inline, options, parent, caller, submitted_at)
-VALUES (:id, :uid, :submission_key, :name, :function, :pool, 'IN_QUEUE', :spec, :code, :modules, :context, :arguments, :arguments_inline, :options, :parent, :caller, :submitted_at);
+VALUES (:id, :uid, :submission_key, :name, :function, :pool, 'IN_QUEUE', :spec, :code, :modules, :context, :arguments, :arguments_inline, :options, :parent, :caller, :submitted_at)
+ON CONFLICT (uid, submission_key) DO NOTHING;
 
 -- name: job_by_key
 -- The job that an earlier submission with this key made (T61: a lost acknowledgement).
