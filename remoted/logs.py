@@ -25,7 +25,7 @@ class JobLog:
         self.path = path
         self._cap = cap_bytes
         self._fd: int | None = None
-        self.size = path.stat().st_size if path.exists() else 0
+        self.size = _size_of(path)
         self.dropped = 0
 
     def append(self, stream: int, data: bytes) -> None:
@@ -55,6 +55,13 @@ class JobLog:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0
 
 
 def read_records(path: Path, offset: int, limit_bytes: int) -> tuple[list[tuple[int, bytes]], int]:

@@ -39,6 +39,7 @@ from remoted.workload import Attempt, Workload
 from remoted_client import wire
 
 _EARLY_BYTES = 64 * 1024
+_ACKNOWLEDGED_MOST = 512
 _PROBABLY = "probably the kernel was out of memory (it killed a process for that at this moment)"
 
 
@@ -66,6 +67,7 @@ class Worker:
         self._positions = 0
         self._progress: Progress | None = None
         self._patience: asyncio.TimerHandle | None = None
+        self._acknowledged: list[AttemptToken] = []
         self._orders: Orders | None = None
         self._greeted: asyncio.Future[Hello] = self._loop.create_future()
         self._gone: asyncio.Future[reaper.ExitStatus] = self._loop.create_future()
@@ -237,8 +239,15 @@ class Worker:
 
     def acknowledge(self, token: AttemptToken) -> None:
         """The outcome is committed; the worker may forget it."""
-        if self._channel is not None:
-            self._channel.send({"op": "ack", "attempt": token})
+        if not self._acknowledged:
+            self._loop.call_soon(self._send_acknowledged)  # what one commit holds is told in one message
+        self._acknowledged.append(token)
+
+    def _send_acknowledged(self) -> None:
+        tokens, self._acknowledged = self._acknowledged, []
+        for start in range(0, len(tokens), _ACKNOWLEDGED_MOST):
+            if self._channel is not None:
+                self._channel.send({"op": "ack", "attempts": tokens[start : start + _ACKNOWLEDGED_MOST]})
 
     def drop_instance(self, instance: str) -> None:
         if self._channel is not None:

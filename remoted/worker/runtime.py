@@ -187,7 +187,8 @@ class Runtime:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(frame.header["descriptors"], most), most))
 
     def _on_ack(self, frame: wire.Frame) -> None:
-        self._reporter.acknowledged(frame.header["attempt"])
+        for attempt in frame.header["attempts"]:
+            self._reporter.acknowledged(attempt)
 
     def on_closed(self) -> None:
         """The daemon is gone: what runs is finished and left in its outcome file, then the worker ends."""
