@@ -452,14 +452,6 @@ print(json.dumps([before, [count().result(), mine()]]))
     assert before == after
 
 
-def _is_alive(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def test_t34_a_client_that_breaks_the_protocol_loses_its_lease_and_nobody_else_anything(shared_daemon: Host) -> None:
     head = """
 import os, time
@@ -479,3 +471,11 @@ while lease._sock is not None: time.sleep(0.01)
     for garbage in ({"op": "use"}, {"op": "put"}, {"n": 1, "use": 7}, {"n": [], "use": {}}, {"op": "use", "use": 0, "code": 5}):
         shared_daemon.run(head + hostile.replace("{garbage}", repr(garbage)))
     assert shared_daemon.run(head).out == first, "the same worker"
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
