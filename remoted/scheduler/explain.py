@@ -61,7 +61,7 @@ def explain_start(lane: Lane) -> None:
 
 
 def explain_pool(lane: Lane, most: int) -> None:
-    lane.wait(Reason.WAITING_WORKER, f"{lane.kind.pool.places_used} of {most} workers are busy")
+    lane.wait(Reason.WAITING_WORKER, f"{most} of {most} workers are busy")
 
 
 def explain_host(lane: Lane, most: int) -> None:

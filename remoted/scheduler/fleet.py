@@ -242,10 +242,13 @@ class Fleet:
             indexes += (kind.starting, self.starting)
         elif state is WorkerState.ENDING:
             indexes += (kind.pool.ending, self.ending)
-        elif worker.is_shareable:
-            indexes.append(kind.shareable)
-            if worker.devices:
-                indexes.append(self.lendable)
+        else:
+            if not worker.is_waiting:
+                indexes.append(kind.pool.busy)
+            if worker.is_shareable:
+                indexes.append(kind.shareable)
+                if worker.devices:
+                    indexes.append(self.lendable)
         if worker.waiting:
             indexes.append(self.waiting)
             if worker.is_waiting:

@@ -87,9 +87,10 @@ class Lifecycle:
         ends = self._pools.idle_ends
         if not ends or min(ends.values()) > step.now:
             return
-        due = [worker for pool in ends for worker in pool.idle.values() if worker.since + pool.policy.idle_timeout_seconds <= step.now]
-        for worker in sorted(due, key=_number):
-            if not self._pools.is_kept(worker.kind.pool):  # when some are ended, the rest may be ``workers_min``
+        idle = [worker for pool in ends for worker in pool.idle.values()]
+        for worker in sorted(idle, key=_number):
+            until = self._pools.kept_until(worker)  # when some are ended, the rest may be ``workers_min``, or no longer too many
+            if until is not None and until <= step.now and not self._pools.is_kept(worker.kind.pool):
                 self.stop(worker, "idle", step)
 
     def next_wakeup(self) -> float | None:
@@ -104,8 +105,11 @@ class Lifecycle:
             pool = self._pools.index.get(key)
             live = [worker for worker in pool.workers.values() if worker.state is not WorkerState.ENDING] if pool is not None else []
             need = max(live, key=lambda worker: worker.since).need if live else self._pools.newest.get(key)
-            missing = self._pools.policies[key].workers_min - len(live) if need is not None else 0
-            if need is None or missing <= 0:
+            policy = self._pools.policies.get(key)
+            if need is None or policy is None:
+                continue
+            missing = min(policy.workers_min - len(live), policy.workers_max - (pool.places_used if pool is not None else 0))
+            if missing <= 0:
                 continue
             paused = self._crashes.paused_until(key, step.now)
             if paused is not None:

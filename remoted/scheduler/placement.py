@@ -103,7 +103,7 @@ class Placement:
         waited_for = [worker for worker in self._fleet.fresh.values() if worker.kind.lanes and self._fleet.is_usable(worker)]
         for worker in sorted(waited_for, key=lambda worker: worker.number):
             for lane in self._queue.in_order(list(worker.kind.lanes)):
-                if self._fleet.home_of(lane.need) is None and self._has_cpus(lane):
+                if self._fleet.home_of(lane.need) is None and self._has_cpus(lane) and _has_place(worker):
                     self._assign_head(lane, worker, step)
                     break
 
@@ -147,6 +147,9 @@ class Placement:
             return False
         home = self._fleet.home_of(lane.need)
         worker = self._free_worker(lane, home)
+        if worker is not None and not _has_place(worker):
+            explain.explain_pool(lane, worker.kind.pool.policy.workers_max)
+            return False
         if worker is not None:
             self._assign_head(lane, worker, step)
             return True
@@ -281,3 +284,9 @@ class Placement:
             self._vain_barred = barred
             self._vain.clear()
         self._vain[request] = self._changes.devices
+
+
+def _has_place(worker: WorkerView) -> bool:
+    """A pool has more workers than its policy allows when some were started while bodies waited; no more of them run at once."""
+    pool = worker.kind.pool
+    return worker.state is not WorkerState.IDLE or len(pool.busy) < pool.policy.workers_max

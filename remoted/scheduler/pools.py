@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from remoted.scheduler.state import Kind, Need, Pool, PoolKey, PoolPolicy, WorkerState, WorkerView
 
+_EXTRA_SECONDS = 10.0
+
 
 class Pools:
     """Policies outlive workers and lanes; the index has only pools with either."""
@@ -71,12 +73,18 @@ class Pools:
         if worker.state is not WorkerState.IDLE:
             return None
         pool = worker.kind.pool
-        until = worker.since + pool.policy.idle_timeout_seconds
+        until = worker.since + _idle_seconds(pool)
         return max(until, self.held_until[pool.key]) if self.is_kept(pool) else until
 
     def update_ends(self, pool: Pool) -> None:
         """After anything that changes whether its idle workers are ended, and when."""
         if pool.idle and not self.is_kept(pool):
-            self.idle_ends[pool] = next(iter(pool.idle.values())).since + pool.policy.idle_timeout_seconds
+            self.idle_ends[pool] = next(iter(pool.idle.values())).since + _idle_seconds(pool)
         else:
             self.idle_ends.pop(pool, None)
+
+
+def _idle_seconds(pool: Pool) -> float:
+    """Workers that only nested calls made necessary stay for those that may follow soon, not for the whole timeout."""
+    timeout = pool.policy.idle_timeout_seconds
+    return min(timeout, _EXTRA_SECONDS) if pool.has_extra else timeout

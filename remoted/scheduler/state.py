@@ -218,6 +218,8 @@ class Pool:
     #: In the order in which they became idle.
     idle: dict[WorkerId, WorkerView] = field(default_factory=dict)
     ending: dict[WorkerId, WorkerView] = field(default_factory=dict)
+    #: Those with a body that runs and does not wait: no more than the policy allows are given anything new.
+    busy: dict[WorkerId, WorkerView] = field(default_factory=dict)
     #: Those whose bodies all wait for nested calls: they use no place.
     waiting: dict[WorkerId, WorkerView] = field(default_factory=dict)
     #: The last change (``Changes.count``) that may help a lane of this pool.
@@ -231,3 +233,8 @@ class Pool:
     @property
     def places_used(self) -> int:
         return len(self.workers) - len(self.waiting)
+
+    @property
+    def has_extra(self) -> bool:
+        """Workers were started for calls that bodies of this pool waited for, and are more than it may have without that."""
+        return self.live - len(self.waiting) > self.policy.workers_max

@@ -109,6 +109,8 @@ def _validate_pool(pool: Pool, workers: list[WorkerView]) -> None:
     _same(pool.workers, _by_id(workers), "workers of a pool")
     _same(pool.idle, _in_state(workers, WorkerState.IDLE), "idle workers of a pool")
     _same(pool.ending, _in_state(workers, WorkerState.ENDING), "ending workers of a pool")
+    running = (worker for worker in workers if worker.state is WorkerState.BUSY and not worker.is_waiting)
+    _same(pool.busy, _by_id(running), "busy workers of a pool")
     _same(pool.waiting, _by_id(worker for worker in workers if worker.is_waiting), "waiting workers of a pool")
     _assert_ordered(pool.idle)
 

@@ -90,3 +90,27 @@ print(pid().result().unwrap(), flush=True)
     out, err = script.communicate(timeout=30)
     assert int(out) != last, "who waits for a worker still gets one"
     assert err == ""
+
+
+def test_c05_workers_that_nested_calls_made_necessary_do_not_widen_the_pool(daemon: Host) -> None:
+    """While bodies wait for calls of their own pool there are more workers than workersMax; ordinary calls still run so many at once."""
+    result = daemon.run(
+        HEAD
+        + """
+one = CpuLiveServerless(name="one", workersMax=1)
+@remote(one)
+def child(x): return x
+@remote(one)
+def parent(x): return child(x).result().unwrap()
+@remote(one)
+def busy(x):
+    began = time.time()
+    time.sleep(0.3)
+    return began, time.time()
+assert [o.unwrap() for o in parent.map(range(6))] == list(range(6))
+spans = sorted(o.unwrap() for o in busy.map(range(5)))
+print(all(later[0] >= earlier[1] - 0.01 for earlier, later in zip(spans, spans[1:])))
+"""
+    )
+    assert result.out.strip() == "True"
+    wait_until(lambda: len(workers(daemon)) == 1, 30, lambda: f"left: {workers(daemon)}")

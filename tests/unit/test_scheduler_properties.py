@@ -81,8 +81,19 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert line[0] == assign.ticket, "overtaken in its own lane"
         self.leave_line(assign.ticket)
 
+    def check_places(self, assign: events.Assign) -> None:
+        """However many workers nested calls made necessary: an idle one is given nothing while all places of its pool are used."""
+        worker = self.scheduler.workers[assign.worker]
+        if assign.inline or assign.ahead or len(worker.running) > 1:
+            return
+        busy = [other for other in self.scheduler.workers.values() if other.need.pool == worker.need.pool and other.running and not other.is_waiting and other.state is WorkerState.BUSY]
+        assert len(busy) <= self.scheduler.policies[worker.need.pool].workers_max or worker not in busy, "more at once than its policy allows"
+
     def check_shares(self, decisions: list[events.Decision]) -> None:
         """Waiting bodies count neither against ``workers_max`` nor against the CPUs."""
+        for decision in decisions:
+            if isinstance(decision, events.Assign):
+                self.check_places(decision)
         inline = any(isinstance(decision, events.Assign) and decision.inline for decision in decisions)
         for pool in {decision.need.pool for decision in decisions if isinstance(decision, events.StartWorker) and not inline}:
             counted = [worker for worker in self.scheduler.workers.values() if worker.need.pool == pool and not worker.is_waiting]
