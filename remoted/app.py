@@ -23,6 +23,7 @@ from pathlib import Path
 import remoted
 from remoted import api, cgroup, scopes
 from remoted.adoption import Adoption
+from remoted.audit import Audit
 from remoted.blobs import Blobs
 from remoted.calls import Call
 from remoted.cgroup import Bounds, Groups
@@ -31,6 +32,7 @@ from remoted.config import Config
 from remoted.contents import Contents
 from remoted.data import DataServer, Runners, watch_caller
 from remoted.direct import DirectCalls
+from remoted.endings import Ending
 from remoted.endpoints import Endpoints
 from remoted.engine import Engine
 from remoted.environments import Environments, EnvironmentSource
@@ -39,6 +41,7 @@ from remoted.gpu.locks import DeviceLocks
 from remoted.gpu.nvml import Nvml
 from remoted.house import House
 from remoted.jobs import Jobs
+from remoted.journal import SOCKET, Journal
 from remoted.lag import Lag
 from remoted.limits import Limits
 from remoted.model import Reason
@@ -50,6 +53,7 @@ from remoted.spool import Spool
 from remoted.steward import Stewards
 from remoted.store import Store
 from remoted.supervisor import Supervisor
+from remoted.tally import Tally
 
 log = logging.getLogger(__name__)
 #: In the lock of a daemon that ends, and for how long the next one waits for it.
@@ -71,6 +75,7 @@ class Daemon:
         self._clock = Clock()
         self._idle_exit_seconds = idle_exit_seconds
         self._lag = Lag()
+        self._tally = Tally()
         self._stop = asyncio.Event()
         self._ends_jobs = False
         self._problem = ""
@@ -78,6 +83,8 @@ class Daemon:
         self._own_sockets: list[Path] = []
         self._cgroups: Groups | None = None
         self._supervisor = Supervisor(os.environ)
+        self._audit: Audit | None = None
+        self._journal: Journal | None = None
 
     async def run(self) -> None:
         """Serve until told to stop, or idle for long enough. Raises StartupError, and StoreBroken once all is put down."""
@@ -87,8 +94,11 @@ class Daemon:
         _raise_descriptor_limit()
         if self._house.is_shared:
             self._cgroups = self._find_groups()
+        self._audit = self._find_audit()
         async with self._store() as store:
             await self._serve(store)
+        if self._journal is not None:
+            self._journal.close()
         if self._cgroups is not None:
             self._cgroups.close()
         if self._problem:
@@ -156,7 +166,7 @@ class Daemon:
         with self._listen(self._paths.data_socket) as data_socket, self._listen(self._paths.api_socket) as api_socket:
             endpoints = Endpoints(direct, self._limits)
             runners = Runners(jobs, direct, endpoints)
-            data = DataServer(data_socket, runners, self._limits, self._house.access, self._house.accounts)
+            data = DataServer(data_socket, runners, self._limits, self._house.access, self._house.accounts, self._tally)
             services = api.Services(
                 jobs=jobs,
                 direct=direct,
@@ -170,6 +180,7 @@ class Daemon:
                 started_at=self._clock.monotonic(),
                 stop=self.stop,
                 lag=self._lag,
+                tally=self._tally,
                 mode=self._house.mode,
                 accounts=self._house.accounts,
             )
@@ -216,7 +227,20 @@ class Daemon:
         for runner in (jobs, direct):
             runner.others = (jobs, direct)
             runner.access = self._house.access
+            runner.on_ended = self._note_end
         return engine, jobs, direct, Adoption(store, contents, engine, jobs, self._clock), environments
+
+    def _note_end(self, ending: Ending) -> None:
+        self._tally.note_end(ending)
+        if self._audit is not None:
+            self._audit.note(ending)
+
+    def _find_audit(self) -> Audit | None:
+        settings = self._config.audit
+        if not (self._house.is_shared if settings.enabled is None else settings.enabled):
+            return None
+        self._journal = Journal() if self._supervisor.is_systemd and SOCKET.exists() else None
+        return Audit(self._journal, settings.names)
 
     def _environments(self) -> EnvironmentSource:
         if self._house.is_shared:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -19,6 +20,7 @@ from remoted.attempts import AttemptEnd, AttemptSpec, Content
 from remoted.clock import Clock
 from remoted.contents import Contents
 from remoted.cradle import WorkerPlan
+from remoted.endings import Ending
 from remoted.engine import Engine
 from remoted.environments import EnvironmentFailed, EnvironmentRequest, normalise
 from remoted.errors import BadRequest, Conflict, Forbidden, NotFound
@@ -172,6 +174,8 @@ class CallRunner:
         self.calls: dict[str, Call] = {}
         #: Every runner of this daemon: a nested call's parent may be of the other kind. Set by the composition root.
         self.others: tuple[CallRunner, ...] = (self,)
+        #: Told of each call that is over.
+        self.on_ended: Callable[[Ending], None] = lambda ending: None
         #: Whom the daemon serves. Set by the composition root where that is not its own user.
         self.access = Access(os.geteuid())
         self._kind_key = kind_key
@@ -468,6 +472,27 @@ class CallRunner:
     def lookup(self, call_id: str) -> Call | None:
         """A live call of any runner."""
         return next((runner.calls[call_id] for runner in self.others if call_id in runner.calls), None)
+
+    def tell_ended(self, call: Call, kind: str) -> None:
+        """Whoever counts and writes down hears of it, once."""
+        assert call.ended_at is not None
+        self.on_ended(
+            Ending(
+                kind=kind,
+                id=call.id,
+                uid=call.uid,
+                name=call.name,
+                pool=call.spec.pool.name,
+                status=call.status,
+                reason=call.reason.value if call.reason else "",
+                attempts=call.attempts,
+                queue_seconds=max(0.0, (call.started_at or call.ended_at) - call.submitted_at),
+                run_seconds=call.run_seconds,
+                gpus=call.devices,
+                worker=call.worker_id,
+                result_bytes=call.result_size + sum(len(item.inline or b"") for item in call.items),
+            )
+        )
 
     def tell_state(self, call: Call) -> None:
         """Whoever watches hears what it is now."""

@@ -59,6 +59,16 @@ class WorkerSettings(BaseModel):
     no_new_privileges: bool = True
 
 
+class AuditSettings(BaseModel):
+    """``[audit]``: a line for each call that ended, in the journal or the log."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    #: If it is not said: of the system's daemon yes, of a user's own no.
+    enabled: bool | None = None
+    #: May it hold the names that users give to jobs and pools?
+    names: bool = True
+
+
 #: What is different where many users share a daemon: nobody may take half of it.
 _SHARED_LIMITS = {"connections_per_uid": 256, "connections_total": 4096}
 
@@ -72,6 +82,7 @@ class Config(BaseModel):
     environments: EnvironmentSettings = EnvironmentSettings()
     users: UserSettings = UserSettings()
     workers: WorkerSettings = WorkerSettings()
+    audit: AuditSettings = AuditSettings()
     limits: dict[str, float] = Field(default_factory=dict)
 
     def build_limits(self, shared: bool = False) -> Limits:

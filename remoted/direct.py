@@ -164,6 +164,9 @@ class DirectCalls(CallRunner):
 
     def _finish(self, call: Call, status: Status, reason: Reason | None) -> None:
         call.status, call.reason, call.ended_at = status, reason, self.clock.wall()
+        if call.started_at is not None:
+            call.run_seconds = max(0.0, call.ended_at - call.attempt_started)
+        self.tell_ended(call, "lease" if isinstance(call, Lease) else "direct")
         self.leave(call)
         for watcher in list(call.watchers):
             watcher.on_done(call)

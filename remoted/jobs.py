@@ -27,6 +27,7 @@ from remoted.blobs import Blobs
 from remoted.calls import Call, CallRunner, Request
 from remoted.clock import Clock
 from remoted.contents import Contents
+from remoted.endings import Ending
 from remoted.engine import Engine
 from remoted.errors import OverLimit, RemotedError, StoreBroken, StoreError
 from remoted.limits import Limits
@@ -330,6 +331,7 @@ class Jobs(CallRunner):
         await self._persist(finish)
         call.status, call.reason = status, reason
         self.completed += 1
+        self.tell_ended(call, "queue")
         self._forget(call)
         self._cancel_children(call)
         for watcher in list(call.watchers):
@@ -461,6 +463,10 @@ class Jobs(CallRunner):
             db.run("finish_job", job=row["id"], status=Status.FAILED.value, state_reason=Reason.LOST.value, now=self.clock.wall(), run_seconds=0.0, **values)
 
         await self._persist(finish)
+        waited = max(0.0, (row["started_at"] or self.clock.wall()) - row["submitted_at"])
+        self.on_ended(
+            Ending("queue", row["id"], row["uid"], row["name"], row["pool"], Status.FAILED, Reason.LOST.value, row["attempts"], waited, row["run_seconds"], tuple(row["gpus"].split()), row["worker"], 0)
+        )
 
     def queue_revived(self, call: Call) -> None:
         policy = PoolPolicy(call.spec.pool.workers_min, call.spec.pool.workers_max, call.spec.pool.idle_timeout_seconds or 300.0)

@@ -16,6 +16,7 @@ from remoted.errors import Conflict, NotFound
 from remoted.limits import Limits
 from remoted.paths import Paths
 from remoted.store import Row, Statements, Store
+from remoted.tally import Histogram
 
 
 class Records:
@@ -27,6 +28,11 @@ class Records:
         self._paths = paths
         self._clock = clock
         self._limits = limits
+
+    @property
+    def commits(self) -> Histogram:
+        """How long each of the store's transactions took."""
+        return self._store.commits
 
     async def row(self, peer: Peer, job_id: str) -> Row:
         """One job of this peer's, from the store. Raises NotFound."""

@@ -59,12 +59,13 @@ async def _openapi(services: Services, ask: Ask) -> web.StreamResponse:
     return web.json_response(describe(route for route in ROUTES if not route.is_open))
 
 
-_BYTES, _LOG, _JSON = "application/octet-stream", "application/x-remoted-log", "application/json"
+_BYTES, _LOG, _JSON, _METRICS = "application/octet-stream", "application/x-remoted-log", "application/json", "text/plain"
 
 # fmt: off
 ROUTES: tuple[Route, ...] = (
     Route("GET",  "/v1/version",            Rule.ANYBODY, system.version,                 schemas.Version),
     Route("GET",  "/v1/openapi.json",       Rule.ANYBODY, _openapi,                       _JSON),
+    Route("GET",  "/metrics",               Rule.ANYBODY, system.metrics,                 _METRICS),
     Route("GET",  "/v1/status",             Rule.OWN,     system.status,                  schemas.Status),
     Route("GET",  "/v1/jobs",               Rule.OWN,     jobs.list_jobs,                 schemas.Jobs,            query=schemas.JobsQuery),
     Route("GET",  "/v1/jobs/{id}",          Rule.OWN,     jobs.show,                      schemas.JobDetail),

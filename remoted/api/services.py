@@ -16,6 +16,7 @@ from remoted.jobs import Jobs
 from remoted.lag import Lag
 from remoted.limits import Limits
 from remoted.paths import Paths
+from remoted.tally import Tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,5 +37,6 @@ class Services:
     #: When this daemon began to serve, on the monotonic clock.
     started_at: float
     lag: Lag
+    tally: Tally
     mode: str = "user"
     accounts: Accounts = field(default_factory=Accounts)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import os
 import resource
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from aiohttp import web
 
 import remoted
+from remoted.access import Rule
 from remoted.api import devices, schemas, views, workers
 from remoted.api.exchange import Ask, reply
 from remoted.api.services import Services
@@ -76,6 +79,21 @@ def _counts(services: Services, statuses: list[Status]) -> schemas.Counts:
         cpus=scheduler.cpus,
         cpus_used=scheduler.cpus_used(),
     )
+
+
+async def metrics(services: Services, ask: Ask) -> web.StreamResponse:
+    """Counters for Prometheus. By user only for an administrator: how much who works is nobody else's affair."""
+    await devices.refresh(services)
+    by_user = services.jobs.access.allows(Rule.ADMIN, ask.peer)
+    render = await asyncio.to_thread(_import_metrics)
+    return web.Response(body=render(services, by_user), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+
+def _import_metrics() -> Callable[[Services, bool], bytes]:
+    """Only once somebody asks: the library is 5 MB of memory that a daemon without Prometheus has no use for."""
+    from remoted.api.metrics import render
+
+    return render
 
 
 async def config(services: Services, ask: Ask) -> web.StreamResponse:

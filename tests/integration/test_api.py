@@ -45,6 +45,7 @@ from remoted.spawn.births import Births
 from remoted.spec import parse_options
 from remoted.spool import Spool
 from remoted.store import Store
+from remoted.tally import Tally
 from remoted_client import wire
 
 SPEC: dict[str, Any] = {
@@ -68,6 +69,7 @@ class Daemon:
         self.limits = limits
         self.paths = Paths(state=folder / "state", sockets=folder / "run", config=folder / "config.toml")
         self.clock = Clock()
+        self.tally = Tally()
         #: Whether running jobs should end too, each time that somebody asked it to stop.
         self.stops: list[bool] = []
 
@@ -86,9 +88,10 @@ class Daemon:
         self.jobs = Jobs(self.engine, self.contents, self.clock, self.limits, key, self.store, blobs, self.paths)
         self.direct = DirectCalls(self.engine, self.contents, self.clock, self.limits, key, self.paths)
         self.jobs.others = self.direct.others = (self.jobs, self.direct)
+        self.jobs.on_ended = self.direct.on_ended = self.tally.note_end
         self.services = api.Services(
             jobs=self.jobs, direct=self.direct, endpoints=Endpoints(self.direct, self.limits), engine=self.engine, environments=environments, config=Config(), limits=self.limits,
-            paths=self.paths, clock=self.clock, started_at=self.clock.monotonic(), stop=self.stops.append, lag=Lag(),
+            paths=self.paths, clock=self.clock, started_at=self.clock.monotonic(), stop=self.stops.append, lag=Lag(), tally=self.tally,
         )  # fmt: skip
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.bind(os.fspath(self.paths.api_socket))
