@@ -188,11 +188,13 @@ class CallRunner:
 
     def new_call(self, kind: type[_C], peer: Peer, request: Request, call_id: str, log: Path, **more: Any) -> tuple[_C, PoolPolicy]:
         """A call of one's own, not known to anybody yet. Raises Refused."""
-        if self.engine.draining:
+        if self.engine.is_stopping:
             raise Conflict("DRAINING", "cannot take new work: the daemon is being stopped; try again when it is back")
         request = self.identified(peer, request)
         spec = self.contents.spec(peer.uid, request.spec)
         ancestors = self.ancestors_of(peer, request.parent) if request.parent else ()
+        if self.engine.is_closed_to(ancestors):
+            self.engine.gate.admit(self.keeps_outcomes)
         ticket, policy = self.make_ticket(peer, call_id, request, spec, ancestors)
         call = kind(
             id=call_id,

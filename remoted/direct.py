@@ -63,6 +63,10 @@ class DirectCalls(CallRunner):
         self.engine.submit(call.ticket, policy, self)
         return call
 
+    def drain(self) -> None:
+        """Clients that are served by a worker directly ask for their next call here, and are refused."""
+        self._leases.revoke_all()
+
     def _watch_busy(self, call: Call, remaining: float) -> None:
         """Count the seconds in which other calls were in the way, and give up after so many."""
         loop = asyncio.get_running_loop()

@@ -21,6 +21,7 @@ from remoted.clock import Clock
 from remoted.cradle import Cradle, WorkerPlan
 from remoted.environments import EnvironmentFailed, EnvironmentRequest, EnvironmentSource
 from remoted.errors import SpawnError
+from remoted.gate import Gate
 from remoted.gpu.locks import DeviceLocks
 from remoted.gpu.nvml import Nvml, NvmlError
 from remoted.gpu.strangers import UNSEEN, Strangers, find_strangers
@@ -45,6 +46,9 @@ _NOBODY_IN_THE_WAY = frozenset({Reason.STARTING, Reason.WAITING_ENV, Reason.FORE
 
 class TicketOwner(Protocol):
     """The use case that waits for a worker."""
+
+    #: Is what it brings stored, so that it can wait however long?
+    keeps_outcomes: bool
 
     def on_assigned(self, ticket_id: TicketId, worker: Worker, devices: tuple[DeviceUuid, ...], how: events.Assign) -> None: ...
     def on_unplaceable(self, ticket_id: TicketId, reason: Reason, message: str, detail: str) -> None: ...
@@ -79,14 +83,14 @@ async def _check_versions(worker: Worker, hello: Hello, plan: WorkerPlan) -> Non
 class Engine:
     """One host's scheduler, its workers and devices."""
 
-    def __init__(self, scheduler: Scheduler, clock: Clock, limits: Limits, nvml: Nvml, locks: DeviceLocks, poll_seconds: float, environments: EnvironmentSource, births: Births, sockets: Path, spool: Spool) -> None:
+    def __init__(self, scheduler: Scheduler, clock: Clock, limits: Limits, nvml: Nvml, locks: DeviceLocks, poll_seconds: float, environments: EnvironmentSource, births: Births, sockets: Path, spool: Spool, gate: Gate) -> None:
         self.scheduler = scheduler
         self.spool = spool
         self.cradle = Cradle(limits)
         self.devices = Devices()
         self.workers: dict[WorkerId, Worker] = {}
         self.births = births
-        self.draining = False
+        self.gate = gate
         #: Told at every step while somebody waits for what others hold.
         self.on_contention: Callable[[], None] = lambda: None
         self.is_contended = False
@@ -129,7 +133,7 @@ class Engine:
         if ticket.need.gpu is not None and not self._devices_are_fresh():
             self.spawn(self._look_then(event))
         else:
-            self.handle(event)
+            self._enter(event)
 
     async def _look_then(self, event: events.Submitted) -> None:
         """A burst of submissions looks once."""
@@ -137,12 +141,20 @@ class Engine:
             self._look = asyncio.get_running_loop().create_task(self.look_at_devices())
         await asyncio.shield(self._look)
         if event.ticket.id in self._owners:
+            self._enter(event)
+
+    def _enter(self, event: events.Submitted) -> None:
+        """To the scheduler, or to those who wait for the end of a drain."""
+        if self.is_closed_to(event.ticket.ancestors):
+            self._hold(event)
+        else:
             self.handle(event)
 
     def withdraw(self, ticket_id: TicketId) -> None:
         self._owners.pop(ticket_id, None)
         self._told.pop(ticket_id, None)
-        self.handle(events.Withdrawn(ticket_id))
+        if self.gate.held.pop(ticket_id, None) is None:
+            self.handle(events.Withdrawn(ticket_id))
 
     def forget(self, ticket_id: TicketId) -> None:
         """Whatever the ticket was, it is no more; usually the scheduler has let go of it already."""
@@ -150,7 +162,7 @@ class Engine:
         self._told.pop(ticket_id, None)
         if ticket_id in self.scheduler.placed:
             self.ended(ticket_id)
-        elif ticket_id in self.scheduler.tickets:
+        elif ticket_id in self.scheduler.tickets or ticket_id in self.gate.held:
             self.withdraw(ticket_id)
 
     def ended(self, ticket_id: TicketId) -> None:
@@ -165,7 +177,12 @@ class Engine:
             return False
         self._owners[ticket_id] = owner  # of one that was adopted nobody has been told
         self._close_dead(ticket_id)
-        self.handle(events.Returned(ticket_id))
+        ticket = self.scheduler.tickets[ticket_id]
+        if self.is_closed_to(ticket.ancestors):
+            self.handle(events.Ended(ticket_id))
+            self._hold(self._submission(ticket), first=True)
+        else:
+            self.handle(events.Returned(ticket_id))
         return True
 
     def _close_dead(self, ticket_id: TicketId) -> None:
@@ -217,6 +234,43 @@ class Engine:
             return None
         lane, place = found
         return lane.reason, lane.detail, place
+
+    # -- drain ---------------------------------------------------------------------------------------------
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._is_frozen
+
+    def is_closed_to(self, ancestors: tuple[TicketId, ...]) -> bool:
+        """A drain holds everything back but what running bodies call: without that they would not go on."""
+        return self.gate.is_closed and not any(above in self.scheduler.placed for above in ancestors)
+
+    def drain(self) -> None:
+        """The gate is closed: what waits, waits there or is refused; what has begun goes on."""
+        lanes = [lane for lanes in self.scheduler.users.values() for lane in lanes.values()]
+        waiting = sorted((number, ticket.id) for lane in lanes for number, ticket in lane.tickets if self.is_closed_to(ticket.ancestors))
+        tickets = [self.scheduler.tickets[ticket_id] for _, ticket_id in waiting]
+        self.handle(events.Cleared(tuple(ticket.id for ticket in tickets)))
+        for ticket in tickets:
+            if self._owners[ticket.id].keeps_outcomes:
+                self._hold(self._submission(ticket))
+            else:
+                self._tell_unplaceable(ticket.id, Reason.DRAINED, f"cannot run it: {self.gate.drain}")
+        for worker in self.workers.values():
+            worker.recall()
+
+    def resume(self) -> None:
+        """Those who were held back come in, in the order in which they came."""
+        for event in self.gate.open():
+            self.submit(event.ticket, self._submission(event.ticket).policy, self._owners[event.ticket.id])
+
+    def _submission(self, ticket: Ticket) -> events.Submitted:
+        return events.Submitted(ticket, self.scheduler.policies.get(ticket.need.pool, PoolPolicy()))
+
+    def _hold(self, event: events.Submitted, first: bool = False) -> None:
+        self.gate.hold(event, first)
+        self._told.pop(event.ticket.id, None)
+        self._owners[event.ticket.id].on_waiting(event.ticket.id, Reason.DRAINED)
 
     # -- one step ------------------------------------------------------------------------------------------
 
@@ -477,7 +531,7 @@ class Engine:
 
     def freeze(self) -> None:
         """The daemon ends: nothing is begun, started or refused from here on."""
-        self.draining = self._is_frozen = True
+        self._is_frozen = True
         if self._timer is not None:
             self._timer.cancel()
 

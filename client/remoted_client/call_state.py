@@ -33,6 +33,7 @@ _WAITING = {
     "WAITING_TURN": "others have their turn",
     "WAITING_RETRY": "an attempt failed, and the next one comes soon",
     "WAITING_INSTANCE": "the worker that has its instance is busy",
+    "DRAINED": "an administrator drains the daemon: nothing new begins",
     "STARTING": "its worker is starting",
 }
 #: The reason that was told last, by function.

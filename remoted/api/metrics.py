@@ -44,7 +44,7 @@ def _daemon(services: Services) -> Iterator[Metric]:
     tally, commits = services.tally, services.jobs.records.commits
     yield InfoMetricFamily("remoted_build", "What runs", {"version": remoted.__version__, "mode": services.mode})
     yield _gauge("remoted_uptime_seconds", "Since this daemon began to serve", services.clock.monotonic() - services.started_at)
-    yield _gauge("remoted_draining", "1 while nothing new begins", float(services.engine.draining))
+    yield _gauge("remoted_draining", "1 while nothing new begins", float(services.engine.gate.is_closed))
     yield _gauge("remoted_event_loop_lag_seconds", "By how much the event loop was late just now", services.lag.newest_seconds)
     yield _gauge("remoted_event_loop_lag_worst_seconds", "By how much it was late at most in the last minute", services.lag.worst_seconds)
     seconds = HistogramMetricFamily("remoted_store_commit_seconds", "Transactions of the database, the disk's fsync included", labels=())

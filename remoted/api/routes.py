@@ -82,6 +82,9 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/environments/prune", Rule.OWN,     environments.prune,             schemas.Pruned,          body=schemas.PruneBody),
     Route("GET",  "/v1/config",             Rule.ADMIN,   system.config,                  schemas.Configuration),
     Route("GET",  "/v1/doctor",             Rule.ADMIN,   system.doctor,                  schemas.Doctor),
+    Route("GET",  "/v1/drain",              Rule.ADMIN,   system.drained,                 schemas.Drained),
+    Route("POST", "/v1/drain",              Rule.ADMIN,   system.drain,                   schemas.Drained,         body=schemas.DrainBody),
+    Route("POST", "/v1/resume",             Rule.ADMIN,   system.resume,                  schemas.Drained,         body=schemas.NoBody),
     Route("POST", "/v1/stop",               Rule.ADMIN,   system.stop,                    schemas.Stopping,        body=schemas.StopBody),
     *(Route(method, "/f/{path...}",         Rule.OWN,     endpoints.answer,               _BYTES,                  is_open=True) for method in METHODS),
 )

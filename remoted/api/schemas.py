@@ -64,6 +64,13 @@ class PruneBody(_Shape):
     unused_seconds: Annotated[float, Field(ge=0)] = 30 * 86_400.0
 
 
+class DrainBody(_Shape):
+    """``refuse``: new jobs are turned away instead of waiting. ``why`` is told to everybody."""
+
+    refuse: bool = False
+    why: Annotated[str, Field(max_length=200)] = ""
+
+
 class StopBody(_Shape):
     """``now``: running jobs end too; else they go on, and the next daemon takes them over."""
 
@@ -248,6 +255,22 @@ class Pool(_Shape):
     held_until: float | None
 
 
+class Drain(_Shape):
+    """Nothing new begins. ``refuses``: new jobs are turned away instead of waiting."""
+
+    since: float
+    refuses: bool
+    why: str
+
+
+class Drained(_Shape):
+    """``running``: calls of everybody that go on. ``held``: jobs that wait for the end of the drain."""
+
+    drain: Drain | None
+    running: int
+    held: int
+
+
 class Daemon(_Shape):
     version: str
     mode: str
@@ -257,7 +280,9 @@ class Daemon(_Shape):
     uptime_seconds: float
     #: By how much the event loop was late, at most, in the last minute.
     loop_lag_seconds: float
+    #: It takes no new work: it is being stopped, or drained.
     draining: bool
+    drain: Drain | None
     sockets: str
 
 

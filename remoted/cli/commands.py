@@ -25,6 +25,8 @@ _COMMANDS = {
     "env": "remoted.cli.system",
     "config": "remoted.cli.system",
     "doctor": "remoted.cli.system",
+    "drain": "remoted.cli.draining",
+    "resume": "remoted.cli.draining",
     "stop": "remoted.cli.system",
     "version": "remoted.cli.system",
     "completion": "remoted.cli.system",

@@ -24,6 +24,13 @@ class Withdrawn:
 
 
 @dataclass(frozen=True, slots=True)
+class Cleared:
+    """These waiting calls are taken out together: none of them is placed because another has left."""
+
+    tickets: tuple[TicketId, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """An attempt is over and its worker is free again (``WorkerEnded`` says so for a dead worker)."""
 
@@ -128,6 +135,7 @@ class Tick:
 Event = (
     Submitted
     | Withdrawn
+    | Cleared
     | Ended
     | RunAhead
     | Returned

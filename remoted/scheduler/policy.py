@@ -31,6 +31,7 @@ from remoted.scheduler.claims import Claims
 from remoted.scheduler.crashes import Crashes
 from remoted.scheduler.events import (
     Blocked,
+    Cleared,
     Decision,
     DevicesSeen,
     Ended,
@@ -140,6 +141,9 @@ class Scheduler:
                 self._return(ticket_id, step)
             case Withdrawn(ticket_id):
                 self._queue.remove(ticket_id)
+            case Cleared(tickets):
+                for ticket_id in tickets:
+                    self._queue.remove(ticket_id)
             case Blocked(ticket_id, waiting):
                 self._fleet.block(ticket_id, waiting)
             case WorkerReady(worker_id):

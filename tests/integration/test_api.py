@@ -33,6 +33,7 @@ from remoted.direct import DirectCalls
 from remoted.endpoints import Endpoints
 from remoted.engine import Engine
 from remoted.environments import Environments
+from remoted.gate import Gate
 from remoted.gpu.locks import DeviceLocks
 from remoted.gpu.nvml import Nvml
 from remoted.jobs import Jobs
@@ -82,7 +83,7 @@ class Daemon:
         environments = Environments(self.paths.environments, Config().environments, helper.run_helper, "uv")
         self.engine = Engine(
             Scheduler(4.0, workers_total=0), self.clock, self.limits, Nvml("/nonexistent/libnvidia-ml.so.1"), DeviceLocks(self.paths.state), 2.0, environments,
-            Births(self.paths.runtime / "worker.pyz", self.paths.sockets, self.clock, self.limits, "f"), self.paths.sockets, Spool(self.paths.outcomes),
+            Births(self.paths.runtime / "worker.pyz", self.paths.sockets, self.clock, self.limits, "f"), self.paths.sockets, Spool(self.paths.outcomes), Gate(self.paths.drain),
         )  # fmt: skip
         key = secrets.token_bytes(32)
         self.jobs = Jobs(self.engine, self.contents, self.clock, self.limits, key, self.store, blobs, self.paths)

@@ -158,6 +158,15 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.feed(events.Withdrawn(chosen))
 
     @rule(data=st.data())
+    def clear(self, data: st.DataObject) -> None:
+        queued = [ticket.id for _, _, ticket in self.scheduler.waiting()]
+        if queued:
+            chosen = data.draw(st.lists(st.sampled_from(queued), unique=True))
+            for ticket in chosen:
+                self.leave_line(ticket)
+            self.feed(events.Cleared(tuple(chosen)))
+
+    @rule(data=st.data())
     def end_one(self, data: st.DataObject) -> None:
         if running := self.running(waiting=False):
             self.feed(events.Ended(data.draw(st.sampled_from(running))))
