@@ -21,14 +21,13 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import remoted
-from remoted import api, cgroup, scopes
+from remoted import api, cgroup, config_files, scopes
 from remoted.adoption import Adoption
 from remoted.audit import Audit
 from remoted.blobs import Blobs
 from remoted.calls import Call
 from remoted.cgroup import Bounds, Groups
 from remoted.clock import Clock
-from remoted.config import Config
 from remoted.contents import Contents
 from remoted.data import DataServer, Runners, watch_caller
 from remoted.direct import DirectCalls
@@ -44,10 +43,10 @@ from remoted.house import House
 from remoted.jobs import Jobs
 from remoted.journal import SOCKET, Journal
 from remoted.lag import Lag
-from remoted.limits import Limits
 from remoted.model import Reason
 from remoted.paths import Paths
 from remoted.scheduler.policy import Scheduler
+from remoted.settings import Settings
 from remoted.spawn import helper, reaper, runtime
 from remoted.spawn.births import Births
 from remoted.spool import Spool
@@ -68,11 +67,12 @@ _HOST_MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 class Daemon:
     """One daemon, from lock to exit."""
 
-    def __init__(self, paths: Paths, config: Config, idle_exit_seconds: float | None, house: House) -> None:
+    def __init__(self, paths: Paths, settings: Settings, idle_exit_seconds: float | None, house: House) -> None:
         self._paths = paths
-        self._config = config
+        self._settings = settings
+        self._config = settings.config  # as it was at the start
         self._house = house
-        self._limits: Limits = config.build_limits(house.is_shared)
+        self._limits = settings.limits
         self._clock = Clock()
         self._idle_exit_seconds = idle_exit_seconds
         self._lag = Lag()
@@ -174,7 +174,7 @@ class Daemon:
                 endpoints=endpoints,
                 engine=engine,
                 environments=environments,
-                config=self._config,
+                settings=self._settings,
                 limits=self._limits,
                 paths=self._paths,
                 clock=self._clock,
@@ -188,7 +188,7 @@ class Daemon:
             server = await api.serve(services, api_socket, self._house.access)
             data.start()
             self._await_callers(runners, callers)
-            self._handle_signals()
+            self._handle_signals(engine)
             self._supervisor.say("READY=1", f"STATUS=serving, {revived} jobs from before")
             try:
                 await self._until_stopped(engine, runners)
@@ -256,11 +256,34 @@ class Daemon:
             pid, started = json.loads(call.caller)
             watch_caller(runners, _same_process(pid, started), [call])
 
-    def _handle_signals(self) -> None:
+    def _handle_signals(self, engine: Engine) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         loop.add_signal_handler(signal.SIGQUIT, self.stop, True)
+        loop.add_signal_handler(signal.SIGHUP, lambda: engine.spawn(self._reload(engine)))
+
+    async def _reload(self, engine: Engine) -> None:
+        """Read the configuration again; a bad one changes nothing."""
+        self._supervisor.say("STATUS=reading the configuration")
+        reading = await asyncio.to_thread(config_files.read, self._settings.file, self._house.is_shared)
+        for problem in reading.problems:
+            log.error("in the configuration: %s", problem)
+        try:
+            changes = self._settings.take(reading)
+        except StartupError:
+            log.error("the configuration was not reloaded: what was in force stays in force")
+        else:
+            self._apply(engine)
+            log.info("the configuration was reloaded: %s", changes)
+        self._supervisor.say("STATUS=serving")
+
+    def _apply(self, engine: Engine) -> None:
+        """To those who do not ask the limits themselves."""
+        config = self._settings.config
+        engine.poll_seconds = config.gpu.poll_seconds
+        if self._audit is not None:
+            self._audit.names = config.audit.names
 
     async def _until_stopped(self, engine: Engine, runners: Runners) -> None:
         signs = self._supervisor.feed(runners.jobs.settle_begun)
@@ -277,9 +300,8 @@ class Daemon:
         """Expiry, forgotten sockets, and the end of an idle daemon (MECHANISMS 7)."""
         jobs, direct = runners.jobs, runners.direct
         idle_since = self._clock.monotonic()
-        period = min(self._limits.housekeeping_seconds, (self._idle_exit_seconds or float("inf")) / 4)
         while True:
-            await asyncio.sleep(period)
+            await asyncio.sleep(min(self._limits.housekeeping_seconds, (self._idle_exit_seconds or float("inf")) / 4))
             engine.dismiss_idle_servers()
             await jobs.records.expire()
             await jobs.contents.forget_unused(self._clock.wall() - self._limits.content_seconds)

@@ -98,7 +98,7 @@ class Engine:
         self._limits = limits
         self._nvml = nvml
         self._locks = locks
-        self._poll_seconds = poll_seconds
+        self.poll_seconds = poll_seconds
         self._environments = environments
         self._sockets = sockets
         self._plans: dict[str, WorkerPlan] = {}
@@ -467,7 +467,7 @@ class Engine:
     # -- devices -------------------------------------------------------------------------------------------
 
     def _devices_are_fresh(self) -> bool:
-        return self._clock.monotonic() - self.devices.seen_at < self._poll_seconds
+        return self._clock.monotonic() - self.devices.seen_at < self.poll_seconds
 
     async def look_at_devices(self) -> None:
         """Ask NVML and tell the scheduler; when it does not answer, nothing is lent."""
@@ -508,7 +508,7 @@ class Engine:
         """
         rounds = 0
         while True:
-            await asyncio.sleep(self._poll_seconds)
+            await asyncio.sleep(self.poll_seconds)
             rounds += 1
             if self._gpu_is_wanted() or (not self.devices.known and rounds % _ROUNDS_WITHOUT_DEVICES == 0):
                 await self.look_at_devices()

@@ -73,8 +73,9 @@ class Jobs(CallRunner):
         return self._by_key[key]
 
     def _accept(self, peer: Peer, request: Request, caller: str) -> asyncio.Future[str]:
-        if self._per_uid[peer.uid] >= self.limits.queued_jobs_per_uid:
-            raise OverLimit("OVER_LIMIT", f"cannot queue another job: your limit queued_jobs_per_uid is {self.limits.queued_jobs_per_uid}; wait for some to end")
+        if self._per_uid[peer.uid] >= self.limits.queued_jobs(peer.uid):
+            name = "queued_jobs_per_uid" if self.limits.share(peer.uid).queued_jobs is None else "queued_jobs"
+            raise OverLimit("OVER_LIMIT", f"cannot queue another job: your limit {name} is {self.limits.queued_jobs(peer.uid)}; wait for some to end")
         call_id = secrets.token_hex(16)
         call, policy = self.new_call(Call, peer, request, call_id, self.records.log_path(call_id), caller=caller)
         stored = self._store.submit(self._insertion(call))

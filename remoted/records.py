@@ -95,7 +95,7 @@ class Records:
 
     async def _beyond_quota(self, uid: int, stored: int) -> list[str]:
         gone: list[str] = []
-        excess = stored - self._limits.stored_bytes_per_uid
+        excess = stored - self._limits.stored_bytes(uid)
         if excess <= 0:
             return gone
         for row in await self._store.submit(lambda db: db.all("largest_results", uid=uid)):

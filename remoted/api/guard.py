@@ -56,8 +56,8 @@ class Door:
 
     def _reached(self, peer: Peer) -> str:
         """The cap that is reached, with its value; "" if there is room."""
-        if self._inside[peer.uid] >= self._limits.connections_per_uid:
-            return f"connections_per_uid is {self._limits.connections_per_uid}"
+        if self._inside[peer.uid] >= self._limits.connections(peer.uid):
+            return f"connections_per_uid is {self._limits.connections(peer.uid)}"
         if self._inside.total() >= self._limits.connections_total:
             return f"connections_total is {self._limits.connections_total}"
         return ""

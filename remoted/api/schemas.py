@@ -330,11 +330,12 @@ class Stopping(_Shape):
 
 
 class Configuration(_Shape):
-    """What is in force: the file's values with the defaults, and every limit."""
+    """What is in force: the files' values with the defaults, and every limit. ``at_restart``: keys of which the files say something else."""
 
     file: str
     config: dict[str, object]
     limits: dict[str, int | float]
+    at_restart: list[str]
 
 
 class Environment(_Shape):

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from remoted.accounts import Accounts
 from remoted.clock import Clock
-from remoted.config import Config
 from remoted.direct import DirectCalls
 from remoted.endpoints import Endpoints
 from remoted.engine import Engine
@@ -16,6 +15,7 @@ from remoted.jobs import Jobs
 from remoted.lag import Lag
 from remoted.limits import Limits
 from remoted.paths import Paths
+from remoted.settings import Settings
 from remoted.tally import Tally
 
 
@@ -28,7 +28,7 @@ class Services:
     endpoints: Endpoints
     engine: Engine
     environments: EnvironmentSource
-    config: Config
+    settings: Settings
     limits: Limits
     paths: Paths
     clock: Clock

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import os
 import resource
@@ -102,8 +101,9 @@ def _import_metrics() -> Callable[[Services, bool], bytes]:
 
 async def config(services: Services, ask: Ask) -> web.StreamResponse:
     """The configuration and the limits that are in force."""
-    document = services.config.model_dump(mode="json", exclude={"limits"})
-    return reply(schemas.Configuration(file=os.fspath(services.paths.config), config=document, limits=dataclasses.asdict(services.limits)))
+    settings = services.settings
+    document = settings.config.model_dump(mode="json", exclude={"limits"})
+    return reply(schemas.Configuration(file=os.fspath(settings.file), config=document, limits=services.limits.values(), at_restart=list(settings.at_restart)))
 
 
 async def doctor(services: Services, ask: Ask) -> web.StreamResponse:

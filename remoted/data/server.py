@@ -79,8 +79,8 @@ class DataServer:
 
     def _reached(self, uid: int) -> str:
         """The cap that is reached, with its value; "" if there is room."""
-        if self._per_uid[uid] >= self._limits.connections_per_uid:
-            return f"connections_per_uid is {self._limits.connections_per_uid}"
+        if self._per_uid[uid] >= self._limits.connections(uid):
+            return f"connections_per_uid is {self._limits.connections(uid)}"
         if len(self._connections) >= self._limits.connections_total:
             return f"connections_total is {self._limits.connections_total}"
         return ""

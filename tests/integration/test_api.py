@@ -28,6 +28,7 @@ from remoted.blobs import Blobs
 from remoted.calls import Call, Request
 from remoted.clock import Clock
 from remoted.config import Config
+from remoted.config_files import Reading
 from remoted.contents import Contents
 from remoted.direct import DirectCalls
 from remoted.endpoints import Endpoints
@@ -41,6 +42,7 @@ from remoted.lag import Lag
 from remoted.limits import Limits
 from remoted.paths import Paths
 from remoted.scheduler.policy import Scheduler
+from remoted.settings import Settings
 from remoted.spawn import helper
 from remoted.spawn.births import Births
 from remoted.spec import parse_options
@@ -91,7 +93,7 @@ class Daemon:
         self.jobs.others = self.direct.others = (self.jobs, self.direct)
         self.jobs.on_ended = self.direct.on_ended = self.tally.note_end
         self.services = api.Services(
-            jobs=self.jobs, direct=self.direct, endpoints=Endpoints(self.direct, self.limits), engine=self.engine, environments=environments, config=Config(), limits=self.limits,
+            jobs=self.jobs, direct=self.direct, endpoints=Endpoints(self.direct, self.limits), engine=self.engine, environments=environments, settings=Settings(Reading(self.paths.config, (), Config(), self.limits)), limits=self.limits,
             paths=self.paths, clock=self.clock, started_at=self.clock.monotonic(), stop=self.stops.append, lag=Lag(), tally=self.tally,
         )  # fmt: skip
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
