@@ -35,7 +35,7 @@ from remoted.endings import Ending
 from remoted.endpoints import Endpoints
 from remoted.engine import Engine
 from remoted.environments import Environments, EnvironmentSource
-from remoted.errors import StartupError, StoreBroken
+from remoted.errors import StartupError, StoreBroken, StoreError
 from remoted.gate import Gate
 from remoted.gpu.locks import DeviceLocks
 from remoted.gpu.nvml import Nvml
@@ -160,6 +160,7 @@ class Daemon:
 
     async def _serve(self, store: Store) -> None:
         engine, jobs, direct, adoption, environments = self._build(store)
+        engine.set_shares()
         await engine.look_at_devices()
         callers: list[Call] = []
         revived = await adoption.run(callers.append)
@@ -209,6 +210,8 @@ class Daemon:
         data.close()
         await runners.jobs.settle_begun()
         await asyncio.gather(server.close(), engine.close())
+        with contextlib.suppress(StoreError):
+            await runners.jobs.records.charge(runners.direct.used)
         await runners.jobs.close()
 
     def _build(self, store: Store) -> tuple[Engine, Jobs, DirectCalls, Adoption, EnvironmentSource]:
@@ -282,6 +285,7 @@ class Daemon:
         """To those who do not ask the limits themselves."""
         config = self._settings.config
         engine.poll_seconds = config.gpu.poll_seconds
+        engine.set_shares()
         if self._audit is not None:
             self._audit.names = config.audit.names
 
@@ -304,6 +308,7 @@ class Daemon:
             await asyncio.sleep(min(self._limits.housekeeping_seconds, (self._idle_exit_seconds or float("inf")) / 4))
             engine.dismiss_idle_servers()
             await jobs.records.expire()
+            await jobs.records.charge(direct.used)
             await jobs.contents.forget_unused(self._clock.wall() - self._limits.content_seconds)
             now = self._clock.monotonic()
             if jobs.calls or direct.calls or runners.endpoints:

@@ -31,6 +31,7 @@ from remoted.scheduler import matching
 from remoted.scheduler.events import Assign
 from remoted.scheduler.state import Need, PoolPolicy, Ticket
 from remoted.spec import Context, JobSpec, Options, kind_id
+from remoted.usage import Span
 from remoted.workers import Worker
 
 _INSTALLER_VARIABLES = frozenset({"PATH", "HOME", "LANG", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"})
@@ -122,6 +123,10 @@ class Call:
     children: set[str] = field(default_factory=set)
     retry_timer: asyncio.TimerHandle | None = None
     caller: str = ""
+
+    def used_until(self, moment: float) -> Span:
+        """By its newest attempt."""
+        return Span(self.uid, self.attempt_started, moment, len(self.devices), self.ticket.cpus or 1.0)
 
     @property
     def max_retries(self) -> int:

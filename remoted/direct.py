@@ -23,6 +23,7 @@ from remoted.limits import Limits
 from remoted.model import AttemptToken, Reason, Status
 from remoted.paths import Paths
 from remoted.spec import JobSpec
+from remoted.usage import Pending
 
 #: Waiting for these is the pool's business, not a busy pool: the time does not count (SURFACE F06).
 _NOT_BUSY = frozenset({Reason.STARTING, Reason.WAITING_ENV})
@@ -34,6 +35,8 @@ class DirectCalls(CallRunner):
     def __init__(self, engine: Engine, contents: Contents, clock: Clock, limits: Limits, kind_key: bytes, paths: Paths) -> None:
         super().__init__(engine, contents, clock, limits, kind_key)
         self._paths = paths
+        #: What was held and is not charged yet: nothing of these calls is in the store.
+        self.used = Pending()
         self._leases = Leases(clock, limits, lambda: engine.is_contended)
         engine.on_contention = self._leases.make_room
 
@@ -170,6 +173,7 @@ class DirectCalls(CallRunner):
         call.status, call.reason, call.ended_at = status, reason, self.clock.wall()
         if call.started_at is not None:
             call.run_seconds = max(0.0, call.ended_at - call.attempt_started)
+            self.used.add(call.used_until(call.ended_at))
         self.tell_ended(call, "lease" if isinstance(call, Lease) else "direct")
         self.leave(call)
         for watcher in list(call.watchers):

@@ -26,7 +26,7 @@ from remoted.gpu.locks import DeviceLocks
 from remoted.gpu.nvml import Nvml, NvmlError
 from remoted.gpu.strangers import UNSEEN, Strangers, find_strangers
 from remoted.limits import Limits
-from remoted.model import Device, DeviceUse, DeviceUuid, Reason, WorkerId
+from remoted.model import Device, DeviceUse, DeviceUuid, Reason, Uid, WorkerId
 from remoted.replies import Hello
 from remoted.scheduler import events
 from remoted.scheduler.policy import Scheduler
@@ -206,6 +206,13 @@ class Engine:
 
     def blocked(self, ticket_id: TicketId, waiting: bool) -> None:
         self.handle(events.Blocked(ticket_id, waiting))
+
+    def set_shares(self) -> None:
+        """Users' weights and limits are these now."""
+        users = self._limits.users.items()
+        weights = tuple((Uid(uid), share.weight) for uid, share in users)
+        running = tuple((Uid(uid), share.running_jobs) for uid, share in users if share.running_jobs is not None)
+        self.handle(events.SharesSet(weights, running, self._limits.running_jobs_per_uid))
 
     def drop_instance(self, instance: str) -> None:
         self.handle(events.InstanceDropped(instance))

@@ -38,6 +38,7 @@ from remoted.paths import Paths
 from remoted.records import Records
 from remoted.scheduler.state import PoolPolicy
 from remoted.store import Row, Statements, Store
+from remoted.usage import charge
 from remoted.verdicts import describe, stopped, verdict
 from remoted.workers import Worker
 
@@ -270,7 +271,7 @@ class Jobs(CallRunner):
         now = self.clock.wall()
 
         def requeue(db: Statements) -> None:
-            db.run("end_attempt", token=token, now=now, outcome=end.kind, message=call.error or end.message)
+            self._end_attempt(db, call, token, end, now, call.error or end.message)
             db.run("requeue_job", job=call.id, state_reason=reason or "", run_seconds=now - call.attempt_started, error=call.error, error_type=call.error_type, traceback=call.traceback)
 
         await self._persist(requeue)
@@ -326,7 +327,7 @@ class Jobs(CallRunner):
 
         def finish(db: Statements) -> None:
             if token:
-                db.run("end_attempt", token=token, now=row["now"], outcome=end.kind, message=call.error)
+                self._end_attempt(db, call, token, end, row["now"], call.error)
             db.run("finish_job", **row)
 
         await self._persist(finish)
@@ -338,6 +339,12 @@ class Jobs(CallRunner):
         for watcher in list(call.watchers):
             watcher.on_done(call)
         call.watchers.clear()
+
+    @staticmethod
+    def _end_attempt(db: Statements, call: Call, token: AttemptToken, end: AttemptEnd, now: float, message: str) -> None:
+        """Charged to its user once, with the first word about its end."""
+        if db.run("end_attempt", token=token, now=now, outcome=end.kind, message=message) and end.reason is not Reason.LOST:
+            charge(db, call.used_until(now))
 
     def _store_now(self, operation: Callable[[Statements], None], then: Callable[[], None] = lambda: None) -> None:
         """In the store's line before whatever the job does next; again later if it is not taken. ``then``: once it is."""

@@ -26,7 +26,7 @@ from remoted.tally import commit_histogram
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 Row = sqlite3.Row
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 #: SQLITE_IOERR_FSYNC and SQLITE_IOERR_DIR_FSYNC.
 _FSYNC_FAILED = frozenset({1034, 1290})
 _Operation = tuple[Callable[["Statements"], Any], "asyncio.Future[Any]"]

@@ -14,7 +14,7 @@ from aiohttp import web
 from pydantic import BaseModel
 
 from remoted.access import Rule
-from remoted.api import devices, endpoints, environments, jobs, output, schemas, system, workers
+from remoted.api import devices, endpoints, environments, jobs, output, schemas, system, users, workers
 from remoted.api.exchange import Ask
 from remoted.api.openapi import describe
 from remoted.api.services import Services
@@ -80,6 +80,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET",  "/v1/workers",            Rule.OWN,     workers.workers,                schemas.Workers),
     Route("GET",  "/v1/environments",       Rule.OWN,     environments.list_environments, schemas.EnvironmentList),
     Route("POST", "/v1/environments/prune", Rule.OWN,     environments.prune,             schemas.Pruned,          body=schemas.PruneBody),
+    Route("GET",  "/v1/users",              Rule.OWN,     users.users,                    schemas.Users),
     Route("GET",  "/v1/config",             Rule.ADMIN,   system.config,                  schemas.Configuration),
     Route("GET",  "/v1/doctor",             Rule.ADMIN,   system.doctor,                  schemas.Doctor),
     Route("GET",  "/v1/drain",              Rule.ADMIN,   system.drained,                 schemas.Drained),

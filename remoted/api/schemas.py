@@ -310,6 +310,46 @@ class Status(_Shape):
     counts: Counts
 
 
+class Use(_Shape):
+    """Seconds held: GPUs, and CPUs reserved (one where a call reserved none)."""
+
+    gpu_seconds: float
+    cpu_seconds: float
+
+
+class User(_Shape):
+    """``share``: part of the turns while all wait who have calls now. Limits: 0 running is as many as there is room for."""
+
+    uid: int
+    weight: int
+    share: float
+    queued: int
+    running: int
+    day: Use
+    week: Use
+    stored_bytes: int
+    queued_jobs: int
+    running_jobs: int
+    stored_bytes_limit: int
+
+
+class Others(_Shape):
+    """Everybody else together, without names. ``users``: how many of them have calls now."""
+
+    users: int
+    queued: int
+    running: int
+    day: Use
+    week: Use
+
+
+class Users(_Shape):
+    """An administrator sees everybody (``others`` is None), a user herself."""
+
+    users: list[User]
+    others: Others | None
+
+
 class Check(_Shape):
     name: str
     ok: bool

@@ -14,6 +14,7 @@ _COMMANDS = {
     "top": "remoted.cli.look",
     "gpus": "remoted.cli.look",
     "workers": "remoted.cli.look",
+    "users": "remoted.cli.users",
     "ps": "remoted.cli.jobs",
     "show": "remoted.cli.jobs",
     "cancel": "remoted.cli.jobs",

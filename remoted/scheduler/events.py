@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from remoted.model import Device, DeviceUuid, Reason, WorkerId
+from remoted.model import Device, DeviceUuid, Reason, Uid, WorkerId
 from remoted.scheduler.state import Need, PoolKey, PoolPolicy, Ticket, TicketId
 
 
@@ -128,6 +128,15 @@ class PoolHeld:
 
 
 @dataclass(frozen=True, slots=True)
+class SharesSet:
+    """Users' weights, and how many calls each may run at once: those named, and everybody else (0 is no limit)."""
+
+    weights: tuple[tuple[Uid, int], ...]
+    running: tuple[tuple[Uid, int], ...] = ()
+    everybodys: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed."""
 
@@ -149,6 +158,7 @@ Event = (
     | EnvironmentReady
     | EnvironmentFailed
     | PoolHeld
+    | SharesSet
     | Tick
 )
 
