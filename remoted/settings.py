@@ -41,7 +41,7 @@ class Changes:
 
     def __str__(self) -> str:
         parts = [f"{', '.join(self.live)} changed"] if self.live else []
-        parts += [f"{', '.join(self.at_restart)}: changes at the next start (systemctl restart remoted harms no running job)"] if self.at_restart else []
+        parts += [f"{', '.join(self.at_restart)}: changes at the next start (a restart harms no running job)"] if self.at_restart else []
         return "; ".join(parts) or "nothing changed"
 
 
