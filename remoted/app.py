@@ -45,6 +45,7 @@ from remoted.journal import SOCKET, Journal
 from remoted.lag import Lag
 from remoted.model import Reason
 from remoted.paths import Paths
+from remoted.scheduler.events import SharesSet
 from remoted.scheduler.policy import Scheduler
 from remoted.settings import Settings
 from remoted.spawn import helper, reaper, runtime
@@ -100,6 +101,8 @@ class Daemon:
             await self._serve(store)
         if self._journal is not None:
             self._journal.close()
+            if self._journal.lost:
+                log.warning("%d audit lines were lost: the journal did not take them", self._journal.lost)
         if self._cgroups is not None:
             self._cgroups.close()
         if self._problem:
@@ -160,7 +163,7 @@ class Daemon:
 
     async def _serve(self, store: Store) -> None:
         engine, jobs, direct, adoption, environments = self._build(store)
-        engine.set_shares()
+        engine.handle(SharesSet.of(self._limits))
         await engine.look_at_devices()
         callers: list[Call] = []
         revived = await adoption.run(callers.append)
@@ -285,7 +288,7 @@ class Daemon:
         """To those who do not ask the limits themselves."""
         config = self._settings.config
         engine.poll_seconds = config.gpu.poll_seconds
-        engine.set_shares()
+        engine.handle(SharesSet.of(self._limits))
         if self._audit is not None:
             self._audit.names = config.audit.names
 

@@ -480,27 +480,6 @@ class CallRunner:
         """A live call of any runner."""
         return next((runner.calls[call_id] for runner in self.others if call_id in runner.calls), None)
 
-    def tell_ended(self, call: Call, kind: str) -> None:
-        """Whoever counts and writes down hears of it, once."""
-        assert call.ended_at is not None
-        self.on_ended(
-            Ending(
-                kind=kind,
-                id=call.id,
-                uid=call.uid,
-                name=call.name,
-                pool=call.spec.pool.name,
-                status=call.status,
-                reason=call.reason.value if call.reason else "",
-                attempts=call.attempts,
-                queue_seconds=max(0.0, (call.started_at or call.ended_at) - call.submitted_at),
-                run_seconds=call.run_seconds,
-                gpus=call.devices,
-                worker=call.worker_id,
-                result_bytes=call.result_size + sum(len(item.inline or b"") for item in call.items),
-            )
-        )
-
     def tell_state(self, call: Call) -> None:
         """Whoever watches hears what it is now."""
         for watcher in list(call.watchers):

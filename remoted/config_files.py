@@ -85,7 +85,7 @@ def read(path: Path, is_shared: bool = False, look_up: _LookUp = _uid_of) -> Rea
     config = found.validate(path)
     limits = _limits(config, is_shared, found.blame)
     limits.users.update(_shares(config, look_up, found.blame))
-    return Reading(path, files, config, limits, tuple(found.problems), tuple(sorted(".".join(key) for key in found.origins)))
+    return Reading(path, files, config, limits, tuple(found.problems), found.keys)
 
 
 @dataclass
@@ -114,6 +114,11 @@ class _Documents:
                 del self.origins[other]
             self.origins[key] = file
             _put(self.merged, key, value)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All that is set, dotted; a table with nothing in it sets nothing."""
+        return tuple(sorted(".".join(key) for key in self.origins if _get(self.merged, key) != {}))
 
     def blame(self, path: Path, key: _Key, reason: str, fatal: bool = True) -> None:
         """On the file that set the key, or a part of it."""
@@ -149,6 +154,12 @@ def _put(document: dict[str, Any], key: _Key, value: Any) -> None:
         document = inner
     if value != {} or not isinstance(document.get(key[-1]), dict):
         document[key[-1]] = value
+
+
+def _get(document: Any, key: _Key) -> Any:
+    for name in key:
+        document = document.get(name) if isinstance(document, dict) else None
+    return document
 
 
 def _drop(document: dict[str, Any], key: _Key) -> None:

@@ -16,6 +16,7 @@ from remoted.attempts import AttemptEnd, Content
 from remoted.calls import Call, CallRunner, Listener, Request
 from remoted.clock import Clock
 from remoted.contents import Contents
+from remoted.endings import ending_of
 from remoted.engine import Engine
 from remoted.errors import BadRequest
 from remoted.leases import Door, Lease, Leases
@@ -174,7 +175,7 @@ class DirectCalls(CallRunner):
         if call.started_at is not None:
             call.run_seconds = max(0.0, call.ended_at - call.attempt_started)
             self.used.add(call.used_until(call.ended_at))
-        self.tell_ended(call, "lease" if isinstance(call, Lease) else "direct")
+        self.on_ended(ending_of(call, "lease" if isinstance(call, Lease) else "direct"))
         self.leave(call)
         for watcher in list(call.watchers):
             watcher.on_done(call)

@@ -11,23 +11,24 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice
 from math import inf
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from remoted.clock import Clock
 from remoted.cradle import Cradle, WorkerPlan
 from remoted.environments import EnvironmentFailed, EnvironmentRequest, EnvironmentSource
 from remoted.errors import SpawnError
 from remoted.gate import Gate
+from remoted.gpu.facts import Devices
 from remoted.gpu.locks import DeviceLocks
 from remoted.gpu.nvml import Nvml, NvmlError
 from remoted.gpu.strangers import UNSEEN, Strangers, find_strangers
 from remoted.limits import Limits
-from remoted.model import Device, DeviceUse, DeviceUuid, Reason, Uid, WorkerId
-from remoted.replies import Hello
+from remoted.model import DeviceUse, DeviceUuid, Reason, WorkerId
+from remoted.owners import TicketOwner
 from remoted.scheduler import events
 from remoted.scheduler.policy import Scheduler
 from remoted.scheduler.state import Need, PoolKey, PoolPolicy, Ticket, TicketId, Turns, WorkerView
@@ -42,42 +43,6 @@ _ROUNDS_WITHOUT_DEVICES = 10
 _TOLD_PER_LANE = 16
 #: Who waits for these is not helped by others' leases coming to an end.
 _NOBODY_IN_THE_WAY = frozenset({Reason.STARTING, Reason.WAITING_ENV, Reason.FOREIGN_GPU_USE})
-
-
-class TicketOwner(Protocol):
-    """The use case that waits for a worker."""
-
-    #: Is what it brings stored, so that it can wait however long?
-    keeps_outcomes: bool
-
-    def on_assigned(self, ticket_id: TicketId, worker: Worker, devices: tuple[DeviceUuid, ...], how: events.Assign) -> None: ...
-    def on_unplaceable(self, ticket_id: TicketId, reason: Reason, message: str, detail: str) -> None: ...
-    def on_build_output(self, ticket_id: TicketId, data: bytes) -> None: ...
-    def caller_of(self, ticket_id: TicketId) -> str: ...
-    def on_waiting(self, ticket_id: TicketId, reason: Reason) -> None: ...
-
-
-@dataclass
-class Devices:
-    """The newest facts about the host's GPUs."""
-
-    known: tuple[Device, ...] = ()
-    uses: tuple[DeviceUse, ...] = ()
-    foreign: dict[DeviceUuid, tuple[int, ...]] = field(default_factory=dict)
-    #: Processes that draw a desktop: shown, and no reason to keep a device back.
-    desktop: dict[DeviceUuid, tuple[int, ...]] = field(default_factory=dict)
-    #: The newest CUDA that the driver can run.
-    cuda: tuple[int, int] | None = None
-    seen_at: float = float("-inf")
-    problem: str = ""
-
-
-async def _check_versions(worker: Worker, hello: Hello, plan: WorkerPlan) -> None:
-    """Raises SpawnError, with the worker ended."""
-    problem = hello.explain_mismatch(plan.version)
-    if problem:
-        await worker.end(problem, grace_seconds=0)
-        raise SpawnError(f"cannot use the worker: {problem}")
 
 
 class Engine:
@@ -114,7 +79,7 @@ class Engine:
         self._timer: asyncio.TimerHandle | None = None
         self._look: asyncio.Task[None] | None = None
         self._looking = asyncio.Lock()
-        self._is_frozen = False
+        self.is_stopping = False
         self._memory_kills = MemoryKills()
 
     # -- for the use cases ---------------------------------------------------------------------------------
@@ -130,7 +95,7 @@ class Engine:
         """Queue a ticket; the owner hears when it has a worker."""
         self._owners[ticket.id] = owner
         event = events.Submitted(ticket, policy)
-        if ticket.need.gpu is not None and not self._devices_are_fresh():
+        if ticket.need.gpu is not None and self._clock.monotonic() - self.devices.seen_at >= self.poll_seconds:
             self.spawn(self._look_then(event))
         else:
             self._enter(event)
@@ -146,7 +111,8 @@ class Engine:
     def _enter(self, event: events.Submitted) -> None:
         """To the scheduler, or to those who wait for the end of a drain."""
         if self.is_closed_to(event.ticket.ancestors):
-            self._hold(event)
+            self.scheduler.policies.setdefault(event.ticket.need.pool, event.policy)
+            self._hold(event.ticket)
         else:
             self.handle(event)
 
@@ -180,7 +146,7 @@ class Engine:
         ticket = self.scheduler.tickets[ticket_id]
         if self.is_closed_to(ticket.ancestors):
             self.handle(events.Ended(ticket_id))
-            self._hold(self._submission(ticket), first=True)
+            self._hold(ticket, first=True)
         else:
             self.handle(events.Returned(ticket_id))
         return True
@@ -202,17 +168,10 @@ class Engine:
     def retire(self, worker: Worker, why: str) -> None:
         """The worker takes no more calls and ends when what runs in it is over."""
         self.handle(events.WorkerClosing(worker.id))
-        self.spawn(self._end_worker(worker, why))
+        self.spawn(worker.end(why))
 
     def blocked(self, ticket_id: TicketId, waiting: bool) -> None:
         self.handle(events.Blocked(ticket_id, waiting))
-
-    def set_shares(self) -> None:
-        """Users' weights and limits are these now."""
-        users = self._limits.users.items()
-        weights = tuple((Uid(uid), share.weight) for uid, share in users)
-        running = tuple((Uid(uid), share.running_jobs) for uid, share in users if share.running_jobs is not None)
-        self.handle(events.SharesSet(weights, running, self._limits.running_jobs_per_uid))
 
     def drop_instance(self, instance: str) -> None:
         self.handle(events.InstanceDropped(instance))
@@ -244,23 +203,18 @@ class Engine:
 
     # -- drain ---------------------------------------------------------------------------------------------
 
-    @property
-    def is_stopping(self) -> bool:
-        return self._is_frozen
-
     def is_closed_to(self, ancestors: tuple[TicketId, ...]) -> bool:
         """A drain holds everything back but what running bodies call: without that they would not go on."""
         return self.gate.is_closed and not any(above in self.scheduler.placed for above in ancestors)
 
     def drain(self) -> None:
         """The gate is closed: what waits, waits there or is refused; what has begun goes on."""
-        lanes = [lane for lanes in self.scheduler.users.values() for lane in lanes.values()]
-        waiting = sorted((number, ticket.id) for lane in lanes for number, ticket in lane.tickets if self.is_closed_to(ticket.ancestors))
-        tickets = [self.scheduler.tickets[ticket_id] for _, ticket_id in waiting]
-        self.handle(events.Cleared(tuple(ticket.id for ticket in tickets)))
-        for ticket in tickets:
+        waiting = self.scheduler.in_order_of_arrival()
+        held = [ticket for ticket in waiting if self.is_closed_to(ticket.ancestors)]
+        self.handle(events.Cleared(tuple(ticket.id for ticket in held)))
+        for ticket in held:
             if self._owners[ticket.id].keeps_outcomes:
-                self._hold(self._submission(ticket))
+                self._hold(ticket)
             else:
                 self._tell_unplaceable(ticket.id, Reason.DRAINED, f"cannot run it: {self.gate.drain}")
         for worker in self.workers.values():
@@ -268,22 +222,19 @@ class Engine:
 
     def resume(self) -> None:
         """Those who were held back come in, in the order in which they came."""
-        for event in self.gate.open():
-            self.submit(event.ticket, self._submission(event.ticket).policy, self._owners[event.ticket.id])
+        for ticket in self.gate.open():
+            self.submit(ticket, self.scheduler.policies[ticket.need.pool], self._owners[ticket.id])
 
-    def _submission(self, ticket: Ticket) -> events.Submitted:
-        return events.Submitted(ticket, self.scheduler.policies.get(ticket.need.pool, PoolPolicy()))
-
-    def _hold(self, event: events.Submitted, first: bool = False) -> None:
-        self.gate.hold(event, first)
-        self._told.pop(event.ticket.id, None)
-        self._owners[event.ticket.id].on_waiting(event.ticket.id, Reason.DRAINED)
+    def _hold(self, ticket: Ticket, first: bool = False) -> None:
+        self.gate.hold(ticket, first)
+        self._told.pop(ticket.id, None)
+        self._owners[ticket.id].on_waiting(ticket.id, Reason.DRAINED)
 
     # -- one step ------------------------------------------------------------------------------------------
 
     def handle(self, event: events.Event) -> None:
         """Feed the scheduler and do what it says."""
-        if self._is_frozen:
+        if self.is_stopping:
             return
         for decision in self.scheduler.handle(event, self._clock.monotonic()):
             self._carry_out(decision)
@@ -313,7 +264,7 @@ class Engine:
             case events.StartWorker(worker_id, need, devices):
                 self.spawn(self._start_worker(worker_id, need, devices))
             case events.StopWorker(worker_id, why):
-                self.spawn(self._end_worker(self.workers[worker_id], why))
+                self.spawn(self.workers[worker_id].end(why))
             case events.Refuse(ticket_id, reason, message, detail):
                 if hearer := self._deaf.get(ticket_id):
                     detail = f"what the installer printed is in the error of {hearer}"
@@ -363,7 +314,9 @@ class Engine:
             environ = {**plan.environ, **extra, "REMOTED_PYTHON": plan.executable, **self._worker_variables(worker_id, devices)}
             start = Start(need.uid, python, environ, plan.preload, tuple(sorted(plan.hints)), plan.import_environ)
             hello = await worker.start(self.births, self.cradle.prepare(worker_id, plan, start), self.spool)
-            await _check_versions(worker, hello, plan)
+            if problem := hello.explain_mismatch(plan.version):
+                await worker.end(problem, grace_seconds=0)
+                raise SpawnError(f"cannot use the worker: {problem}")
         except (SpawnError, EnvironmentFailed, OSError) as error:
             log.warning("%s", error)
             self._fail_one_waiting(need, str(error))
@@ -395,9 +348,6 @@ class Engine:
                 if owner is not None:
                     owner.on_unplaceable(ticket.id, Reason.WORKER_START_FAILED, message, "")
                 return
-
-    async def _end_worker(self, worker: Worker, why: str) -> None:
-        await worker.end(why)
 
     def _on_worker_dead(self, worker: Worker) -> None:
         if worker.hello is not None or worker.id in self.workers:
@@ -473,9 +423,6 @@ class Engine:
 
     # -- devices -------------------------------------------------------------------------------------------
 
-    def _devices_are_fresh(self) -> bool:
-        return self._clock.monotonic() - self.devices.seen_at < self.poll_seconds
-
     async def look_at_devices(self) -> None:
         """Ask NVML and tell the scheduler; when it does not answer, nothing is lent."""
         async with self._looking:  # looks end in the order in which they began
@@ -517,7 +464,7 @@ class Engine:
         while True:
             await asyncio.sleep(self.poll_seconds)
             rounds += 1
-            if self._gpu_is_wanted() or (not self.devices.known and rounds % _ROUNDS_WITHOUT_DEVICES == 0):
+            if self.scheduler.turns[Turns.DEVICES] or (not self.devices.known and rounds % _ROUNDS_WITHOUT_DEVICES == 0):
                 await self.look_at_devices()
 
     async def watch_memory(self) -> None:
@@ -533,12 +480,9 @@ class Engine:
     def _sample_memory(self) -> None:
         self._memory_kills.sample([worker.pid for worker in self.workers.values() if worker.pid])
 
-    def _gpu_is_wanted(self) -> bool:
-        return bool(self.scheduler.turns[Turns.DEVICES])
-
     def freeze(self) -> None:
         """The daemon ends: nothing is begun, started or refused from here on."""
-        self._is_frozen = True
+        self.is_stopping = True
         if self._timer is not None:
             self._timer.cancel()
 

@@ -27,7 +27,7 @@ from remoted.blobs import Blobs
 from remoted.calls import Call, CallRunner, Request
 from remoted.clock import Clock
 from remoted.contents import Contents
-from remoted.endings import Ending
+from remoted.endings import Ending, ending_of
 from remoted.engine import Engine
 from remoted.errors import OverLimit, RemotedError, StoreBroken, StoreError
 from remoted.limits import Limits
@@ -38,7 +38,7 @@ from remoted.paths import Paths
 from remoted.records import Records
 from remoted.scheduler.state import PoolPolicy
 from remoted.store import Row, Statements, Store
-from remoted.usage import charge
+from remoted.usage import end_attempt
 from remoted.verdicts import describe, stopped, verdict
 from remoted.workers import Worker
 
@@ -271,7 +271,7 @@ class Jobs(CallRunner):
         now = self.clock.wall()
 
         def requeue(db: Statements) -> None:
-            self._end_attempt(db, call, token, end, now, call.error or end.message)
+            end_attempt(db, call.used_until(now), token, end, call.error or end.message)
             db.run("requeue_job", job=call.id, state_reason=reason or "", run_seconds=now - call.attempt_started, error=call.error, error_type=call.error_type, traceback=call.traceback)
 
         await self._persist(requeue)
@@ -327,24 +327,18 @@ class Jobs(CallRunner):
 
         def finish(db: Statements) -> None:
             if token:
-                self._end_attempt(db, call, token, end, row["now"], call.error)
+                end_attempt(db, call.used_until(row["now"]), token, end, call.error)
             db.run("finish_job", **row)
 
         await self._persist(finish)
         call.status, call.reason = status, reason
         self.completed += 1
-        self.tell_ended(call, "queue")
+        self.on_ended(ending_of(call, "queue"))
         self._forget(call)
         self._cancel_children(call)
         for watcher in list(call.watchers):
             watcher.on_done(call)
         call.watchers.clear()
-
-    @staticmethod
-    def _end_attempt(db: Statements, call: Call, token: AttemptToken, end: AttemptEnd, now: float, message: str) -> None:
-        """Charged to its user once, with the first word about its end."""
-        if db.run("end_attempt", token=token, now=now, outcome=end.kind, message=message) and end.reason is not Reason.LOST:
-            charge(db, call.used_until(now))
 
     def _store_now(self, operation: Callable[[Statements], None], then: Callable[[], None] = lambda: None) -> None:
         """In the store's line before whatever the job does next; again later if it is not taken. ``then``: once it is."""

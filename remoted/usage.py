@@ -2,7 +2,7 @@
 
 An attempt is charged when it ends, in the transaction that stores its end; what ran without a row (direct calls, leases) is
 charged within a minute. Charged is what was held, not what was computed: a worker's GPUs while a call ran there, and the CPUs that
-the call had reserved, or one. An attempt that was lost is not: nobody knows when it ended.
+the call had reserved, or one.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from remoted.attempts import AttemptEnd
+from remoted.model import AttemptToken, Reason
 from remoted.store import Statements
 
 HOUR_SECONDS = 3600
@@ -48,6 +50,13 @@ def charge(db: Statements, span: Span) -> None:
     """Within somebody's transaction."""
     for hour, seconds in span.hours():
         db.run("add_usage", uid=span.uid, hour=hour, gpu_seconds=seconds * span.gpus, cpu_seconds=seconds * span.cpus)
+
+
+def end_attempt(db: Statements, span: Span, token: AttemptToken, end: AttemptEnd, message: str) -> None:
+    """Stored, and charged with the first word about its end. One that was lost is not: nobody knows when it ended."""
+    is_first = db.run("end_attempt", token=token, now=span.end, outcome=end.kind, message=message)
+    if is_first and end.reason is not Reason.LOST:
+        charge(db, span)
 
 
 def totals(db: Statements, now: float, seconds: float) -> dict[int, Totals]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from remoted.limits import Limits
 from remoted.model import Device, DeviceUuid, Reason, Uid, WorkerId
 from remoted.scheduler.state import Need, PoolKey, PoolPolicy, Ticket, TicketId
 
@@ -134,6 +135,12 @@ class SharesSet:
     weights: tuple[tuple[Uid, int], ...]
     running: tuple[tuple[Uid, int], ...] = ()
     everybodys: int = 0
+
+    @classmethod
+    def of(cls, limits: Limits) -> SharesSet:
+        users = [(Uid(uid), share) for uid, share in limits.users.items()]
+        running = tuple((uid, share.running_jobs) for uid, share in users if share.running_jobs is not None)
+        return cls(tuple((uid, share.weight) for uid, share in users), running, limits.running_jobs_per_uid)
 
 
 @dataclass(frozen=True, slots=True)

@@ -237,6 +237,11 @@ class Scheduler:
         """Every waiting ticket with its lane and place."""
         return iter(self._queue)
 
+    def in_order_of_arrival(self) -> list[Ticket]:
+        """Every waiting ticket, whoever's turn it is."""
+        lanes = [lane for lanes in self.users.values() for lane in lanes.values()]
+        return [ticket for _, ticket in sorted(((number, ticket) for lane in lanes for number, ticket in lane.tickets), key=lambda item: item[0])]
+
     def lane_of(self, ticket_id: TicketId) -> tuple[Lane, int] | None:
         """The lane of a waiting ticket and its place there (0 = next); None once it is placed."""
         return self._queue.place_of(ticket_id)

@@ -60,7 +60,7 @@ def test_c04_config_check_reports_every_problem_with_its_file(bare_host: Host) -
     assert code == 1
     for expected in (f"{file}: gpu.pol_seconds: ", f"{other}: limits.speed: ", f"{other}: users.nobody-has-this-name: "):
         assert expected in err
-    file.write_text("cpus = 2\n[limits]\nnesting_depth = 3\n", encoding="utf-8")
+    file.write_text("cpus = 2\n[limits]\nnesting_depth = 3\n[gpu]\n[environments]\n", encoding="utf-8")
     other.unlink()
     document = remotectl.json("config", "check", str(file))
     assert (document["good"], document["at_restart"], document["files"]) == (True, ["cpus"], [str(file)])
