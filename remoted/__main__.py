@@ -31,16 +31,20 @@ def main() -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from remoted import app, config, house, paths
+    from remoted import app, config_files, house, paths
+    from remoted.settings import Settings
 
     found = paths.system_paths(arguments.prefix) if arguments.system else paths.user_paths(dict(os.environ))
     file = arguments.config or found.config
     if arguments.system:
         house.prepare(file)
-    settings = config.load(file)
+    reading = config_files.read(file, is_shared=arguments.system).require()
     _set_up_logging(arguments.log_file)
-    rules = house.system(settings) if arguments.system else house.own()
-    idle = settings.build_limits().user_mode_idle_seconds if arguments.idle_exit else None
+    for problem in reading.problems:
+        logging.getLogger(__name__).warning("%s", problem)
+    settings = Settings(reading)
+    rules = house.system(settings.config) if arguments.system else house.own()
+    idle = settings.limits.user_mode_idle_seconds if arguments.idle_exit else None
     asyncio.run(app.Daemon(found, settings, idle, rules).run())
 
 

@@ -97,6 +97,7 @@ class Adoption:
         pidfd = -1
         for call, attempt in begun:
             call.token, call.attempt_started = AttemptToken(attempt["token"]), attempt["started_at"]
+            call.devices = tuple(DeviceUuid(uuid) for uuid in attempt["devices"].split())
             if pidfd < 0 and not self._is_over(attempt):
                 pidfd = self._find_process(attempt)
             (over if pidfd < 0 or self._is_over(attempt) else running).append((call, attempt))

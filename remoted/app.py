@@ -21,35 +21,40 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import remoted
-from remoted import api, cgroup, scopes
+from remoted import api, cgroup, config_files, scopes
 from remoted.adoption import Adoption
+from remoted.audit import Audit
 from remoted.blobs import Blobs
 from remoted.calls import Call
 from remoted.cgroup import Bounds, Groups
 from remoted.clock import Clock
-from remoted.config import Config
 from remoted.contents import Contents
 from remoted.data import DataServer, Runners, watch_caller
 from remoted.direct import DirectCalls
+from remoted.endings import Ending
 from remoted.endpoints import Endpoints
 from remoted.engine import Engine
 from remoted.environments import Environments, EnvironmentSource
-from remoted.errors import StartupError, StoreBroken
+from remoted.errors import StartupError, StoreBroken, StoreError
+from remoted.gate import Gate
 from remoted.gpu.locks import DeviceLocks
 from remoted.gpu.nvml import Nvml
 from remoted.house import House
 from remoted.jobs import Jobs
+from remoted.journal import SOCKET, Journal
 from remoted.lag import Lag
-from remoted.limits import Limits
 from remoted.model import Reason
 from remoted.paths import Paths
+from remoted.scheduler.events import SharesSet
 from remoted.scheduler.policy import Scheduler
+from remoted.settings import Settings
 from remoted.spawn import helper, reaper, runtime
 from remoted.spawn.births import Births
 from remoted.spool import Spool
 from remoted.steward import Stewards
 from remoted.store import Store
 from remoted.supervisor import Supervisor
+from remoted.tally import Tally
 
 log = logging.getLogger(__name__)
 #: In the lock of a daemon that ends, and for how long the next one waits for it.
@@ -63,14 +68,16 @@ _HOST_MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 class Daemon:
     """One daemon, from lock to exit."""
 
-    def __init__(self, paths: Paths, config: Config, idle_exit_seconds: float | None, house: House) -> None:
+    def __init__(self, paths: Paths, settings: Settings, idle_exit_seconds: float | None, house: House) -> None:
         self._paths = paths
-        self._config = config
+        self._settings = settings
+        self._config = settings.config  # as it was at the start
         self._house = house
-        self._limits: Limits = config.build_limits(house.is_shared)
+        self._limits = settings.limits
         self._clock = Clock()
         self._idle_exit_seconds = idle_exit_seconds
         self._lag = Lag()
+        self._tally = Tally()
         self._stop = asyncio.Event()
         self._ends_jobs = False
         self._problem = ""
@@ -78,6 +85,8 @@ class Daemon:
         self._own_sockets: list[Path] = []
         self._cgroups: Groups | None = None
         self._supervisor = Supervisor(os.environ)
+        self._audit: Audit | None = None
+        self._journal: Journal | None = None
 
     async def run(self) -> None:
         """Serve until told to stop, or idle for long enough. Raises StartupError, and StoreBroken once all is put down."""
@@ -87,8 +96,13 @@ class Daemon:
         _raise_descriptor_limit()
         if self._house.is_shared:
             self._cgroups = self._find_groups()
+        self._audit = self._find_audit()
         async with self._store() as store:
             await self._serve(store)
+        if self._journal is not None:
+            self._journal.close()
+            if self._journal.lost:
+                log.warning("%d audit lines were lost: the journal did not take them", self._journal.lost)
         if self._cgroups is not None:
             self._cgroups.close()
         if self._problem:
@@ -149,6 +163,7 @@ class Daemon:
 
     async def _serve(self, store: Store) -> None:
         engine, jobs, direct, adoption, environments = self._build(store)
+        engine.handle(SharesSet.of(self._limits))
         await engine.look_at_devices()
         callers: list[Call] = []
         revived = await adoption.run(callers.append)
@@ -156,27 +171,28 @@ class Daemon:
         with self._listen(self._paths.data_socket) as data_socket, self._listen(self._paths.api_socket) as api_socket:
             endpoints = Endpoints(direct, self._limits)
             runners = Runners(jobs, direct, endpoints)
-            data = DataServer(data_socket, runners, self._limits, self._house.access, self._house.accounts)
+            data = DataServer(data_socket, runners, self._limits, self._house.access, self._house.accounts, self._tally)
             services = api.Services(
                 jobs=jobs,
                 direct=direct,
                 endpoints=endpoints,
                 engine=engine,
                 environments=environments,
-                config=self._config,
+                settings=self._settings,
                 limits=self._limits,
                 paths=self._paths,
                 clock=self._clock,
                 started_at=self._clock.monotonic(),
                 stop=self.stop,
                 lag=self._lag,
+                tally=self._tally,
                 mode=self._house.mode,
                 accounts=self._house.accounts,
             )
             server = await api.serve(services, api_socket, self._house.access)
             data.start()
             self._await_callers(runners, callers)
-            self._handle_signals()
+            self._handle_signals(engine)
             self._supervisor.say("READY=1", f"STATUS=serving, {revived} jobs from before")
             try:
                 await self._until_stopped(engine, runners)
@@ -197,6 +213,8 @@ class Daemon:
         data.close()
         await runners.jobs.settle_begun()
         await asyncio.gather(server.close(), engine.close())
+        with contextlib.suppress(StoreError):
+            await runners.jobs.records.charge(runners.direct.used)
         await runners.jobs.close()
 
     def _build(self, store: Store) -> tuple[Engine, Jobs, DirectCalls, Adoption, EnvironmentSource]:
@@ -208,7 +226,7 @@ class Daemon:
         crash_loop = (self._limits.crash_loop_count, self._limits.crash_loop_seconds)
         scheduler = Scheduler(cpus, self._limits.workers_total, worker_prefix=f"w{secrets.token_hex(4)}-", crash_loop=crash_loop)
         births = Births(runtime.build(self._paths.runtime), self._paths.sockets, self._clock, self._limits, prefix=f"f{secrets.token_hex(2)}-")
-        engine = Engine(scheduler, self._clock, self._limits, nvml, DeviceLocks(Path(self._config.gpu.lock_folder)), self._config.gpu.poll_seconds, environments, births, self._paths.sockets, Spool(self._paths.outcomes))
+        engine = Engine(scheduler, self._clock, self._limits, nvml, DeviceLocks(Path(self._config.gpu.lock_folder)), self._config.gpu.poll_seconds, environments, births, self._paths.sockets, Spool(self._paths.outcomes), Gate(self._paths.drain))
         engine.cradle.become, engine.cradle.cgroups, engine.cradle.is_shared = self._house.become, self._cgroups, self._house.is_shared
         kind_key = secrets.token_bytes(32)
         jobs = Jobs(engine, contents, self._clock, self._limits, kind_key, store, blobs, self._paths)
@@ -216,7 +234,20 @@ class Daemon:
         for runner in (jobs, direct):
             runner.others = (jobs, direct)
             runner.access = self._house.access
+            runner.on_ended = self._note_end
         return engine, jobs, direct, Adoption(store, contents, engine, jobs, self._clock), environments
+
+    def _note_end(self, ending: Ending) -> None:
+        self._tally.note_end(ending)
+        if self._audit is not None:
+            self._audit.note(ending)
+
+    def _find_audit(self) -> Audit | None:
+        settings = self._config.audit
+        if not (self._house.is_shared if settings.enabled is None else settings.enabled):
+            return None
+        self._journal = Journal() if self._supervisor.is_systemd and SOCKET.exists() else None
+        return Audit(self._journal, settings.names)
 
     def _environments(self) -> EnvironmentSource:
         if self._house.is_shared:
@@ -231,11 +262,35 @@ class Daemon:
             pid, started = json.loads(call.caller)
             watch_caller(runners, _same_process(pid, started), [call])
 
-    def _handle_signals(self) -> None:
+    def _handle_signals(self, engine: Engine) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         loop.add_signal_handler(signal.SIGQUIT, self.stop, True)
+        loop.add_signal_handler(signal.SIGHUP, lambda: engine.spawn(self._reload(engine)))
+
+    async def _reload(self, engine: Engine) -> None:
+        """Read the configuration again; a bad one changes nothing."""
+        self._supervisor.say("STATUS=reading the configuration")
+        reading = await asyncio.to_thread(config_files.read, self._settings.file, self._house.is_shared)
+        for problem in reading.problems:
+            log.error("in the configuration: %s", problem)
+        try:
+            changes = self._settings.take(reading)
+        except StartupError:
+            log.error("the configuration was not reloaded: what was in force stays in force")
+        else:
+            self._apply(engine)
+            log.info("the configuration was reloaded: %s", changes)
+        self._supervisor.say("STATUS=serving")
+
+    def _apply(self, engine: Engine) -> None:
+        """To those who do not ask the limits themselves."""
+        config = self._settings.config
+        engine.poll_seconds = config.gpu.poll_seconds
+        engine.handle(SharesSet.of(self._limits))
+        if self._audit is not None:
+            self._audit.names = config.audit.names
 
     async def _until_stopped(self, engine: Engine, runners: Runners) -> None:
         signs = self._supervisor.feed(runners.jobs.settle_begun)
@@ -252,11 +307,11 @@ class Daemon:
         """Expiry, forgotten sockets, and the end of an idle daemon (MECHANISMS 7)."""
         jobs, direct = runners.jobs, runners.direct
         idle_since = self._clock.monotonic()
-        period = min(self._limits.housekeeping_seconds, (self._idle_exit_seconds or float("inf")) / 4)
         while True:
-            await asyncio.sleep(period)
+            await asyncio.sleep(min(self._limits.housekeeping_seconds, (self._idle_exit_seconds or float("inf")) / 4))
             engine.dismiss_idle_servers()
             await jobs.records.expire()
+            await jobs.records.charge(direct.used)
             await jobs.contents.forget_unused(self._clock.wall() - self._limits.content_seconds)
             now = self._clock.monotonic()
             if jobs.calls or direct.calls or runners.endpoints:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -19,6 +20,7 @@ from remoted.attempts import AttemptEnd, AttemptSpec, Content
 from remoted.clock import Clock
 from remoted.contents import Contents
 from remoted.cradle import WorkerPlan
+from remoted.endings import Ending
 from remoted.engine import Engine
 from remoted.environments import EnvironmentFailed, EnvironmentRequest, normalise
 from remoted.errors import BadRequest, Conflict, Forbidden, NotFound
@@ -29,6 +31,7 @@ from remoted.scheduler import matching
 from remoted.scheduler.events import Assign
 from remoted.scheduler.state import Need, PoolPolicy, Ticket
 from remoted.spec import Context, JobSpec, Options, kind_id
+from remoted.usage import Span
 from remoted.workers import Worker
 
 _INSTALLER_VARIABLES = frozenset({"PATH", "HOME", "LANG", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"})
@@ -121,6 +124,10 @@ class Call:
     retry_timer: asyncio.TimerHandle | None = None
     caller: str = ""
 
+    def used_until(self, moment: float) -> Span:
+        """By its newest attempt."""
+        return Span(self.uid, self.attempt_started, moment, len(self.devices), self.ticket.cpus or 1.0)
+
     @property
     def max_retries(self) -> int:
         override = self.request.options.max_retries
@@ -172,6 +179,8 @@ class CallRunner:
         self.calls: dict[str, Call] = {}
         #: Every runner of this daemon: a nested call's parent may be of the other kind. Set by the composition root.
         self.others: tuple[CallRunner, ...] = (self,)
+        #: Told of each call that is over.
+        self.on_ended: Callable[[Ending], None] = lambda ending: None
         #: Whom the daemon serves. Set by the composition root where that is not its own user.
         self.access = Access(os.geteuid())
         self._kind_key = kind_key
@@ -184,11 +193,13 @@ class CallRunner:
 
     def new_call(self, kind: type[_C], peer: Peer, request: Request, call_id: str, log: Path, **more: Any) -> tuple[_C, PoolPolicy]:
         """A call of one's own, not known to anybody yet. Raises Refused."""
-        if self.engine.draining:
+        if self.engine.is_stopping:
             raise Conflict("DRAINING", "cannot take new work: the daemon is being stopped; try again when it is back")
         request = self.identified(peer, request)
         spec = self.contents.spec(peer.uid, request.spec)
         ancestors = self.ancestors_of(peer, request.parent) if request.parent else ()
+        if self.engine.is_closed_to(ancestors):
+            self.engine.gate.admit(self.keeps_outcomes)
         ticket, policy = self.make_ticket(peer, call_id, request, spec, ancestors)
         call = kind(
             id=call_id,

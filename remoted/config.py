@@ -1,24 +1,11 @@
-"""The daemon's configuration: a TOML file, checked whole before anything uses it.
+"""The daemon's configuration: what its files may say (``config_files`` reads them), checked whole before anything uses it.
 
 Unknown keys are refused with their names: a typing error must not silently mean the default.
 """
 
 from __future__ import annotations
 
-import sys
-from dataclasses import fields
-from pathlib import Path
-from typing import Any
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from remoted.errors import StartupError
-from remoted.limits import Limits
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class GpuSettings(BaseModel):
@@ -41,14 +28,32 @@ class EnvironmentSettings(BaseModel):
     build_deadline_seconds: float = Field(default=3600.0, gt=0)
 
 
-class UserSettings(BaseModel):
-    """``[users]``, of the system's daemon: whom it serves."""
+class UserShare(BaseModel):
+    """``[users.NAME_OR_UID]``: what one user has instead of what everybody has."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    #: Of two users who wait one with twice the weight has twice the turns.
+    weight: int = Field(default=1, ge=1, le=100)
+    queued_jobs: int | None = Field(default=None, ge=0)
+    running_jobs: int | None = Field(default=None, ge=0)
+    stored_bytes: int | None = Field(default=None, ge=0)
+    connections: int | None = Field(default=None, ge=1)
+
+
+class UserSettings(BaseModel):
+    """``[users]``: whom the system's daemon serves; and a table for each user who has something of his own."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    # pydantic's way to give unknown keys a type
+    __pydantic_extra__: dict[str, UserShare] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride]
     #: May root's functions run, as root?
     allow_root: bool = False
     #: Serve uids without an account too?
     allow_unknown_uids: bool = False
+
+    @property
+    def shares(self) -> dict[str, UserShare]:
+        return self.__pydantic_extra__
 
 
 class WorkerSettings(BaseModel):
@@ -59,8 +64,18 @@ class WorkerSettings(BaseModel):
     no_new_privileges: bool = True
 
 
+class AuditSettings(BaseModel):
+    """``[audit]``: a line for each call that ended, in the journal or the log."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    #: If it is not said: of the system's daemon yes, of a user's own no.
+    enabled: bool | None = None
+    #: May it hold the names that users give to jobs and pools?
+    names: bool = True
+
+
 #: What is different where many users share a daemon: nobody may take half of it.
-_SHARED_LIMITS = {"connections_per_uid": 256, "connections_total": 4096}
+SHARED_LIMITS = {"connections_per_uid": 256, "connections_total": 4096}
 
 
 class Config(BaseModel):
@@ -72,30 +87,5 @@ class Config(BaseModel):
     environments: EnvironmentSettings = EnvironmentSettings()
     users: UserSettings = UserSettings()
     workers: WorkerSettings = WorkerSettings()
+    audit: AuditSettings = AuditSettings()
     limits: dict[str, float] = Field(default_factory=dict)
-
-    def build_limits(self, shared: bool = False) -> Limits:
-        """The defaults (``shared``: of a daemon for many users) with ``[limits]`` over them. Raises StartupError naming an unknown limit."""
-        known = {field.name: field.type for field in fields(Limits)}
-        for name, value in self.limits.items():
-            if name not in known:
-                raise StartupError(f"cannot use limit {name!r}: it does not exist; known are {', '.join(sorted(known))}")
-            if value < 0:
-                raise StartupError(f"cannot use limit {name} = {value}: it must not be negative")
-        chosen = {**(_SHARED_LIMITS if shared else {}), **self.limits}
-        return Limits(**{name: int(value) if known[name] == "int" else value for name, value in chosen.items()})  # type: ignore[arg-type]
-
-
-def load(path: Path) -> Config:
-    """Read ``path``; a missing file means the defaults. Raises StartupError naming the key and the reason."""
-    try:
-        document: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return Config()
-    except (OSError, ValueError) as error:
-        raise StartupError(f"cannot read {path}: {error}") from error
-    try:
-        return Config.model_validate(document)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise StartupError(f"cannot use {path}: {problems}") from error

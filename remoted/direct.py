@@ -16,6 +16,7 @@ from remoted.attempts import AttemptEnd, Content
 from remoted.calls import Call, CallRunner, Listener, Request
 from remoted.clock import Clock
 from remoted.contents import Contents
+from remoted.endings import ending_of
 from remoted.engine import Engine
 from remoted.errors import BadRequest
 from remoted.leases import Door, Lease, Leases
@@ -23,6 +24,7 @@ from remoted.limits import Limits
 from remoted.model import AttemptToken, Reason, Status
 from remoted.paths import Paths
 from remoted.spec import JobSpec
+from remoted.usage import Pending
 
 #: Waiting for these is the pool's business, not a busy pool: the time does not count (SURFACE F06).
 _NOT_BUSY = frozenset({Reason.STARTING, Reason.WAITING_ENV})
@@ -34,6 +36,8 @@ class DirectCalls(CallRunner):
     def __init__(self, engine: Engine, contents: Contents, clock: Clock, limits: Limits, kind_key: bytes, paths: Paths) -> None:
         super().__init__(engine, contents, clock, limits, kind_key)
         self._paths = paths
+        #: What was held and is not charged yet: nothing of these calls is in the store.
+        self.used = Pending()
         self._leases = Leases(clock, limits, lambda: engine.is_contended)
         engine.on_contention = self._leases.make_room
 
@@ -62,6 +66,10 @@ class DirectCalls(CallRunner):
         self._watch_busy(call, self.limits.pool_busy_seconds)
         self.engine.submit(call.ticket, policy, self)
         return call
+
+    def drain(self) -> None:
+        """Clients that are served by a worker directly ask for their next call here, and are refused."""
+        self._leases.revoke_all()
 
     def _watch_busy(self, call: Call, remaining: float) -> None:
         """Count the seconds in which other calls were in the way, and give up after so many."""
@@ -164,6 +172,10 @@ class DirectCalls(CallRunner):
 
     def _finish(self, call: Call, status: Status, reason: Reason | None) -> None:
         call.status, call.reason, call.ended_at = status, reason, self.clock.wall()
+        if call.started_at is not None:
+            call.run_seconds = max(0.0, call.ended_at - call.attempt_started)
+            self.used.add(call.used_until(call.ended_at))
+        self.on_ended(ending_of(call, "lease" if isinstance(call, Lease) else "direct"))
         self.leave(call)
         for watcher in list(call.watchers):
             watcher.on_done(call)

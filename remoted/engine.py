@@ -11,22 +11,24 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice
 from math import inf
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from remoted.clock import Clock
 from remoted.cradle import Cradle, WorkerPlan
 from remoted.environments import EnvironmentFailed, EnvironmentRequest, EnvironmentSource
 from remoted.errors import SpawnError
+from remoted.gate import Gate
+from remoted.gpu.facts import Devices
 from remoted.gpu.locks import DeviceLocks
 from remoted.gpu.nvml import Nvml, NvmlError
 from remoted.gpu.strangers import UNSEEN, Strangers, find_strangers
 from remoted.limits import Limits
-from remoted.model import Device, DeviceUse, DeviceUuid, Reason, WorkerId
-from remoted.replies import Hello
+from remoted.model import DeviceUse, DeviceUuid, Reason, WorkerId
+from remoted.owners import TicketOwner
 from remoted.scheduler import events
 from remoted.scheduler.policy import Scheduler
 from remoted.scheduler.state import Need, PoolKey, PoolPolicy, Ticket, TicketId, Turns, WorkerView
@@ -43,50 +45,17 @@ _TOLD_PER_LANE = 16
 _NOBODY_IN_THE_WAY = frozenset({Reason.STARTING, Reason.WAITING_ENV, Reason.FOREIGN_GPU_USE})
 
 
-class TicketOwner(Protocol):
-    """The use case that waits for a worker."""
-
-    def on_assigned(self, ticket_id: TicketId, worker: Worker, devices: tuple[DeviceUuid, ...], how: events.Assign) -> None: ...
-    def on_unplaceable(self, ticket_id: TicketId, reason: Reason, message: str, detail: str) -> None: ...
-    def on_build_output(self, ticket_id: TicketId, data: bytes) -> None: ...
-    def caller_of(self, ticket_id: TicketId) -> str: ...
-    def on_waiting(self, ticket_id: TicketId, reason: Reason) -> None: ...
-
-
-@dataclass
-class Devices:
-    """The newest facts about the host's GPUs."""
-
-    known: tuple[Device, ...] = ()
-    uses: tuple[DeviceUse, ...] = ()
-    foreign: dict[DeviceUuid, tuple[int, ...]] = field(default_factory=dict)
-    #: Processes that draw a desktop: shown, and no reason to keep a device back.
-    desktop: dict[DeviceUuid, tuple[int, ...]] = field(default_factory=dict)
-    #: The newest CUDA that the driver can run.
-    cuda: tuple[int, int] | None = None
-    seen_at: float = float("-inf")
-    problem: str = ""
-
-
-async def _check_versions(worker: Worker, hello: Hello, plan: WorkerPlan) -> None:
-    """Raises SpawnError, with the worker ended."""
-    problem = hello.explain_mismatch(plan.version)
-    if problem:
-        await worker.end(problem, grace_seconds=0)
-        raise SpawnError(f"cannot use the worker: {problem}")
-
-
 class Engine:
     """One host's scheduler, its workers and devices."""
 
-    def __init__(self, scheduler: Scheduler, clock: Clock, limits: Limits, nvml: Nvml, locks: DeviceLocks, poll_seconds: float, environments: EnvironmentSource, births: Births, sockets: Path, spool: Spool) -> None:
+    def __init__(self, scheduler: Scheduler, clock: Clock, limits: Limits, nvml: Nvml, locks: DeviceLocks, poll_seconds: float, environments: EnvironmentSource, births: Births, sockets: Path, spool: Spool, gate: Gate) -> None:
         self.scheduler = scheduler
         self.spool = spool
         self.cradle = Cradle(limits)
         self.devices = Devices()
         self.workers: dict[WorkerId, Worker] = {}
         self.births = births
-        self.draining = False
+        self.gate = gate
         #: Told at every step while somebody waits for what others hold.
         self.on_contention: Callable[[], None] = lambda: None
         self.is_contended = False
@@ -94,7 +63,7 @@ class Engine:
         self._limits = limits
         self._nvml = nvml
         self._locks = locks
-        self._poll_seconds = poll_seconds
+        self.poll_seconds = poll_seconds
         self._environments = environments
         self._sockets = sockets
         self._plans: dict[str, WorkerPlan] = {}
@@ -110,7 +79,7 @@ class Engine:
         self._timer: asyncio.TimerHandle | None = None
         self._look: asyncio.Task[None] | None = None
         self._looking = asyncio.Lock()
-        self._is_frozen = False
+        self.is_stopping = False
         self._memory_kills = MemoryKills()
 
     # -- for the use cases ---------------------------------------------------------------------------------
@@ -126,10 +95,10 @@ class Engine:
         """Queue a ticket; the owner hears when it has a worker."""
         self._owners[ticket.id] = owner
         event = events.Submitted(ticket, policy)
-        if ticket.need.gpu is not None and not self._devices_are_fresh():
+        if ticket.need.gpu is not None and self._clock.monotonic() - self.devices.seen_at >= self.poll_seconds:
             self.spawn(self._look_then(event))
         else:
-            self.handle(event)
+            self._enter(event)
 
     async def _look_then(self, event: events.Submitted) -> None:
         """A burst of submissions looks once."""
@@ -137,12 +106,21 @@ class Engine:
             self._look = asyncio.get_running_loop().create_task(self.look_at_devices())
         await asyncio.shield(self._look)
         if event.ticket.id in self._owners:
+            self._enter(event)
+
+    def _enter(self, event: events.Submitted) -> None:
+        """To the scheduler, or to those who wait for the end of a drain."""
+        if self.is_closed_to(event.ticket.ancestors):
+            self.scheduler.policies.setdefault(event.ticket.need.pool, event.policy)
+            self._hold(event.ticket)
+        else:
             self.handle(event)
 
     def withdraw(self, ticket_id: TicketId) -> None:
         self._owners.pop(ticket_id, None)
         self._told.pop(ticket_id, None)
-        self.handle(events.Withdrawn(ticket_id))
+        if self.gate.held.pop(ticket_id, None) is None:
+            self.handle(events.Withdrawn(ticket_id))
 
     def forget(self, ticket_id: TicketId) -> None:
         """Whatever the ticket was, it is no more; usually the scheduler has let go of it already."""
@@ -150,7 +128,7 @@ class Engine:
         self._told.pop(ticket_id, None)
         if ticket_id in self.scheduler.placed:
             self.ended(ticket_id)
-        elif ticket_id in self.scheduler.tickets:
+        elif ticket_id in self.scheduler.tickets or ticket_id in self.gate.held:
             self.withdraw(ticket_id)
 
     def ended(self, ticket_id: TicketId) -> None:
@@ -165,7 +143,12 @@ class Engine:
             return False
         self._owners[ticket_id] = owner  # of one that was adopted nobody has been told
         self._close_dead(ticket_id)
-        self.handle(events.Returned(ticket_id))
+        ticket = self.scheduler.tickets[ticket_id]
+        if self.is_closed_to(ticket.ancestors):
+            self.handle(events.Ended(ticket_id))
+            self._hold(ticket, first=True)
+        else:
+            self.handle(events.Returned(ticket_id))
         return True
 
     def _close_dead(self, ticket_id: TicketId) -> None:
@@ -185,7 +168,7 @@ class Engine:
     def retire(self, worker: Worker, why: str) -> None:
         """The worker takes no more calls and ends when what runs in it is over."""
         self.handle(events.WorkerClosing(worker.id))
-        self.spawn(self._end_worker(worker, why))
+        self.spawn(worker.end(why))
 
     def blocked(self, ticket_id: TicketId, waiting: bool) -> None:
         self.handle(events.Blocked(ticket_id, waiting))
@@ -218,11 +201,40 @@ class Engine:
         lane, place = found
         return lane.reason, lane.detail, place
 
+    # -- drain ---------------------------------------------------------------------------------------------
+
+    def is_closed_to(self, ancestors: tuple[TicketId, ...]) -> bool:
+        """A drain holds everything back but what running bodies call: without that they would not go on."""
+        return self.gate.is_closed and not any(above in self.scheduler.placed for above in ancestors)
+
+    def drain(self) -> None:
+        """The gate is closed: what waits, waits there or is refused; what has begun goes on."""
+        waiting = self.scheduler.in_order_of_arrival()
+        held = [ticket for ticket in waiting if self.is_closed_to(ticket.ancestors)]
+        self.handle(events.Cleared(tuple(ticket.id for ticket in held)))
+        for ticket in held:
+            if self._owners[ticket.id].keeps_outcomes:
+                self._hold(ticket)
+            else:
+                self._tell_unplaceable(ticket.id, Reason.DRAINED, f"cannot run it: {self.gate.drain}")
+        for worker in self.workers.values():
+            worker.recall()
+
+    def resume(self) -> None:
+        """Those who were held back come in, in the order in which they came."""
+        for ticket in self.gate.open():
+            self.submit(ticket, self.scheduler.policies[ticket.need.pool], self._owners[ticket.id])
+
+    def _hold(self, ticket: Ticket, first: bool = False) -> None:
+        self.gate.hold(ticket, first)
+        self._told.pop(ticket.id, None)
+        self._owners[ticket.id].on_waiting(ticket.id, Reason.DRAINED)
+
     # -- one step ------------------------------------------------------------------------------------------
 
     def handle(self, event: events.Event) -> None:
         """Feed the scheduler and do what it says."""
-        if self._is_frozen:
+        if self.is_stopping:
             return
         for decision in self.scheduler.handle(event, self._clock.monotonic()):
             self._carry_out(decision)
@@ -252,7 +264,7 @@ class Engine:
             case events.StartWorker(worker_id, need, devices):
                 self.spawn(self._start_worker(worker_id, need, devices))
             case events.StopWorker(worker_id, why):
-                self.spawn(self._end_worker(self.workers[worker_id], why))
+                self.spawn(self.workers[worker_id].end(why))
             case events.Refuse(ticket_id, reason, message, detail):
                 if hearer := self._deaf.get(ticket_id):
                     detail = f"what the installer printed is in the error of {hearer}"
@@ -302,7 +314,9 @@ class Engine:
             environ = {**plan.environ, **extra, "REMOTED_PYTHON": plan.executable, **self._worker_variables(worker_id, devices)}
             start = Start(need.uid, python, environ, plan.preload, tuple(sorted(plan.hints)), plan.import_environ)
             hello = await worker.start(self.births, self.cradle.prepare(worker_id, plan, start), self.spool)
-            await _check_versions(worker, hello, plan)
+            if problem := hello.explain_mismatch(plan.version):
+                await worker.end(problem, grace_seconds=0)
+                raise SpawnError(f"cannot use the worker: {problem}")
         except (SpawnError, EnvironmentFailed, OSError) as error:
             log.warning("%s", error)
             self._fail_one_waiting(need, str(error))
@@ -334,9 +348,6 @@ class Engine:
                 if owner is not None:
                     owner.on_unplaceable(ticket.id, Reason.WORKER_START_FAILED, message, "")
                 return
-
-    async def _end_worker(self, worker: Worker, why: str) -> None:
-        await worker.end(why)
 
     def _on_worker_dead(self, worker: Worker) -> None:
         if worker.hello is not None or worker.id in self.workers:
@@ -412,9 +423,6 @@ class Engine:
 
     # -- devices -------------------------------------------------------------------------------------------
 
-    def _devices_are_fresh(self) -> bool:
-        return self._clock.monotonic() - self.devices.seen_at < self._poll_seconds
-
     async def look_at_devices(self) -> None:
         """Ask NVML and tell the scheduler; when it does not answer, nothing is lent."""
         async with self._looking:  # looks end in the order in which they began
@@ -454,9 +462,9 @@ class Engine:
         """
         rounds = 0
         while True:
-            await asyncio.sleep(self._poll_seconds)
+            await asyncio.sleep(self.poll_seconds)
             rounds += 1
-            if self._gpu_is_wanted() or (not self.devices.known and rounds % _ROUNDS_WITHOUT_DEVICES == 0):
+            if self.scheduler.turns[Turns.DEVICES] or (not self.devices.known and rounds % _ROUNDS_WITHOUT_DEVICES == 0):
                 await self.look_at_devices()
 
     async def watch_memory(self) -> None:
@@ -472,12 +480,9 @@ class Engine:
     def _sample_memory(self) -> None:
         self._memory_kills.sample([worker.pid for worker in self.workers.values() if worker.pid])
 
-    def _gpu_is_wanted(self) -> bool:
-        return bool(self.scheduler.turns[Turns.DEVICES])
-
     def freeze(self) -> None:
         """The daemon ends: nothing is begun, started or refused from here on."""
-        self.draining = self._is_frozen = True
+        self.is_stopping = True
         if self._timer is not None:
             self._timer.cancel()
 

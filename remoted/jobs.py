@@ -27,6 +27,7 @@ from remoted.blobs import Blobs
 from remoted.calls import Call, CallRunner, Request
 from remoted.clock import Clock
 from remoted.contents import Contents
+from remoted.endings import Ending, ending_of
 from remoted.engine import Engine
 from remoted.errors import OverLimit, RemotedError, StoreBroken, StoreError
 from remoted.limits import Limits
@@ -37,6 +38,7 @@ from remoted.paths import Paths
 from remoted.records import Records
 from remoted.scheduler.state import PoolPolicy
 from remoted.store import Row, Statements, Store
+from remoted.usage import end_attempt
 from remoted.verdicts import describe, stopped, verdict
 from remoted.workers import Worker
 
@@ -72,8 +74,9 @@ class Jobs(CallRunner):
         return self._by_key[key]
 
     def _accept(self, peer: Peer, request: Request, caller: str) -> asyncio.Future[str]:
-        if self._per_uid[peer.uid] >= self.limits.queued_jobs_per_uid:
-            raise OverLimit("OVER_LIMIT", f"cannot queue another job: your limit queued_jobs_per_uid is {self.limits.queued_jobs_per_uid}; wait for some to end")
+        if self._per_uid[peer.uid] >= self.limits.queued_jobs(peer.uid):
+            name = "queued_jobs_per_uid" if self.limits.share(peer.uid).queued_jobs is None else "queued_jobs"
+            raise OverLimit("OVER_LIMIT", f"cannot queue another job: your limit {name} is {self.limits.queued_jobs(peer.uid)}; wait for some to end")
         call_id = secrets.token_hex(16)
         call, policy = self.new_call(Call, peer, request, call_id, self.records.log_path(call_id), caller=caller)
         stored = self._store.submit(self._insertion(call))
@@ -268,7 +271,7 @@ class Jobs(CallRunner):
         now = self.clock.wall()
 
         def requeue(db: Statements) -> None:
-            db.run("end_attempt", token=token, now=now, outcome=end.kind, message=call.error or end.message)
+            end_attempt(db, call.used_until(now), token, end, call.error or end.message)
             db.run("requeue_job", job=call.id, state_reason=reason or "", run_seconds=now - call.attempt_started, error=call.error, error_type=call.error_type, traceback=call.traceback)
 
         await self._persist(requeue)
@@ -324,12 +327,13 @@ class Jobs(CallRunner):
 
         def finish(db: Statements) -> None:
             if token:
-                db.run("end_attempt", token=token, now=row["now"], outcome=end.kind, message=call.error)
+                end_attempt(db, call.used_until(row["now"]), token, end, call.error)
             db.run("finish_job", **row)
 
         await self._persist(finish)
         call.status, call.reason = status, reason
         self.completed += 1
+        self.on_ended(ending_of(call, "queue"))
         self._forget(call)
         self._cancel_children(call)
         for watcher in list(call.watchers):
@@ -461,6 +465,10 @@ class Jobs(CallRunner):
             db.run("finish_job", job=row["id"], status=Status.FAILED.value, state_reason=Reason.LOST.value, now=self.clock.wall(), run_seconds=0.0, **values)
 
         await self._persist(finish)
+        waited = max(0.0, (row["started_at"] or self.clock.wall()) - row["submitted_at"])
+        self.on_ended(
+            Ending("queue", row["id"], row["uid"], row["name"], row["pool"], Status.FAILED, Reason.LOST.value, row["attempts"], waited, row["run_seconds"], tuple(row["gpus"].split()), row["worker"], 0)
+        )
 
     def queue_revived(self, call: Call) -> None:
         policy = PoolPolicy(call.spec.pool.workers_min, call.spec.pool.workers_max, call.spec.pool.idle_timeout_seconds or 300.0)

@@ -138,6 +138,11 @@ class Leases:
             if page.is_idle and self._unused_seconds(lease, page) > _PAUSE_SECONDS:
                 self.revoke(lease)
 
+    def revoke_all(self) -> None:
+        """Each ends with the call in hand."""
+        for lease in list(self._granted):
+            self.revoke(lease)
+
     def _unused_seconds(self, lease: Lease, page: Page) -> float:
         return min(self._clock.boottime() - page.ended, self._clock.monotonic() - lease.granted_at)
 

@@ -1,11 +1,29 @@
-"""Every cap of the daemon, with its unit in its name; the configuration may change each."""
+"""Every cap of the daemon, with its unit in its name; the configuration may change each.
+
+One object serves the daemon's whole life. Only a reload changes it (``follow``), between two turns of the event loop.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field, fields
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """What one user has of his own; None is what everybody has."""
+
+    weight: int = 1
+    queued_jobs: int | None = None
+    running_jobs: int | None = None
+    stored_bytes: int | None = None
+    connections: int | None = None
+
+
+_ORDINARY = Share()
+
+
+@dataclass(slots=True)
 class Limits:
     # One user's share of each of the two sockets (T13): a flood by one user must leave root's calls alone.
     connections_per_uid: int = 512
@@ -20,6 +38,8 @@ class Limits:
     outbox_bytes: int = 8 << 20
     # Jobs and stored bytes of one user (T18, T44).
     queued_jobs_per_uid: int = 100_000
+    # At once; 0 is as many as there is room for. A call that waits for a nested one does not count.
+    running_jobs_per_uid: int = 0
     content_bytes: int = 64 << 30
     stored_bytes_per_uid: int = 10 << 30
     result_seconds: float = 7 * 86_400.0
@@ -61,3 +81,36 @@ class Limits:
     lease_turn_seconds: float = 1.0
     housekeeping_seconds: float = 60.0
     user_mode_idle_seconds: float = 900.0
+    #: By uid, who has limits of his own.
+    users: dict[int, Share] = field(default_factory=dict)
+
+    def values(self) -> dict[str, int | float]:
+        """Everybody's, by name."""
+        return {found.name: getattr(self, found.name) for found in fields(self) if found.name != "users"}
+
+    def follow(self, other: Limits, but: Collection[str] = ()) -> None:
+        """Be as ``other`` from here on, except for these."""
+        for name, value in other.values().items():
+            if name not in but:
+                setattr(self, name, value)
+        self.users = dict(other.users)
+
+    def share(self, uid: int) -> Share:
+        return self.users.get(uid, _ORDINARY)
+
+    def queued_jobs(self, uid: int) -> int:
+        return _own(self.share(uid).queued_jobs, self.queued_jobs_per_uid)
+
+    def running_jobs(self, uid: int) -> int:
+        """0 is no limit."""
+        return _own(self.share(uid).running_jobs, self.running_jobs_per_uid)
+
+    def stored_bytes(self, uid: int) -> int:
+        return _own(self.share(uid).stored_bytes, self.stored_bytes_per_uid)
+
+    def connections(self, uid: int) -> int:
+        return _own(self.share(uid).connections, self.connections_per_uid)
+
+
+def _own(own: int | None, everybodys: int) -> int:
+    return everybodys if own is None else own

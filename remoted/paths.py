@@ -52,6 +52,11 @@ class Paths:
         return self.state / "remoted.sqlite3"
 
     @property
+    def drain(self) -> Path:
+        """It is there while the daemon is drained."""
+        return self.state / "drain.json"
+
+    @property
     def contents(self) -> Path:
         return self.state / "contents"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+from remoted import usage
 from remoted.access import Peer
 from remoted.attempts import Content
 from remoted.blobs import Blobs
@@ -16,6 +17,8 @@ from remoted.errors import Conflict, NotFound
 from remoted.limits import Limits
 from remoted.paths import Paths
 from remoted.store import Row, Statements, Store
+from remoted.tally import Histogram
+from remoted.usage import Pending, Totals
 
 
 class Records:
@@ -27,6 +30,31 @@ class Records:
         self._paths = paths
         self._clock = clock
         self._limits = limits
+
+    @property
+    def commits(self) -> Histogram:
+        """How long each of the store's transactions took."""
+        return self._store.commits
+
+    async def charge(self, pending: Pending) -> None:
+        """What has no rows of its own; and forget what nobody will ask for."""
+        found, now = pending.take(), self._clock.wall()
+
+        def charge(db: Statements) -> None:
+            usage.charge_all(db, found)
+            usage.forget_old(db, now)
+
+        await self._store.submit(charge)
+
+    async def used(self, seconds: float) -> dict[int, Totals]:
+        """By user."""
+        now = self._clock.wall()
+        return await self._store.submit(lambda db: usage.totals(db, now, seconds))
+
+    async def kept_bytes(self, uid: int | None) -> dict[int, int]:
+        """By user, or of one."""
+        rows = await self._store.submit(lambda db: db.all("kept_bytes", uid=uid))
+        return {row["uid"]: row["bytes"] for row in rows}
 
     async def row(self, peer: Peer, job_id: str) -> Row:
         """One job of this peer's, from the store. Raises NotFound."""
@@ -89,7 +117,7 @@ class Records:
 
     async def _beyond_quota(self, uid: int, stored: int) -> list[str]:
         gone: list[str] = []
-        excess = stored - self._limits.stored_bytes_per_uid
+        excess = stored - self._limits.stored_bytes(uid)
         if excess <= 0:
             return gone
         for row in await self._store.submit(lambda db: db.all("largest_results", uid=uid)):

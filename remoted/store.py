@@ -14,17 +14,19 @@ import queue
 import re
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
 from remoted.errors import StartupError, StoreBroken, StoreError
+from remoted.tally import commit_histogram
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 Row = sqlite3.Row
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 #: SQLITE_IOERR_FSYNC and SQLITE_IOERR_DIR_FSYNC.
 _FSYNC_FAILED = frozenset({1034, 1290})
 _Operation = tuple[Callable[["Statements"], Any], "asyncio.Future[Any]"]
@@ -71,7 +73,8 @@ class Store:
         self._queue: queue.SimpleQueue[list[_Operation] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="store", daemon=True)
         self._opened: asyncio.Future[None] = self._loop.create_future()
-        self.commits = 0
+        #: How long each transaction took; its thread writes, anybody reads.
+        self.commits = commit_histogram()
 
     async def open(self) -> None:
         """Raises StartupError when another daemon holds the database, or it is corrupt or newer than this code."""
@@ -173,6 +176,7 @@ class Store:
     def _commit(self, connection: sqlite3.Connection, statements: Statements, batch: list[_Operation]) -> None:
         """All in one transaction; if one fails, each in its own, so that one's failure is nobody else's."""
         results: list[Any]
+        began = time.monotonic()
         try:
             results = self._transact(connection, statements, batch)
         except Exception as error:
@@ -185,7 +189,7 @@ class Store:
                 return
             else:
                 results = [_translate(error)]
-        self.commits += 1
+        self.commits.note(time.monotonic() - began)
         self._loop.call_soon_threadsafe(_settle, batch, results)
 
     def _transact(self, connection: sqlite3.Connection, statements: Statements, batch: list[_Operation]) -> list[Any]:

@@ -37,10 +37,41 @@ CREATE TABLE items (
     job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE, number INTEGER NOT NULL, size INTEGER NOT NULL, inline BLOB,
     PRIMARY KEY (job, number)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE usage (
+    uid INTEGER NOT NULL, hour INTEGER NOT NULL, gpu_seconds REAL NOT NULL, cpu_seconds REAL NOT NULL,
+    PRIMARY KEY (uid, hour)
+) STRICT, WITHOUT ROWID;
 
 -- name: migrate_1
 -- From schema 1: which of the calls that a worker was given an attempt was.
 ALTER TABLE attempts ADD COLUMN position INTEGER NOT NULL DEFAULT 0;
+
+-- name: migrate_2
+-- From schema 2: who used how much in which hour.
+CREATE TABLE usage (
+    uid INTEGER NOT NULL, hour INTEGER NOT NULL, gpu_seconds REAL NOT NULL, cpu_seconds REAL NOT NULL,
+    PRIMARY KEY (uid, hour)
+) STRICT, WITHOUT ROWID;
+
+-- name: add_usage
+-- What one user held in one hour, in seconds of GPUs and CPUs.
+INSERT INTO usage (uid, hour, gpu_seconds, cpu_seconds) VALUES (:uid, :hour, :gpu_seconds, :cpu_seconds)
+ON CONFLICT (uid, hour) DO UPDATE SET gpu_seconds = gpu_seconds + :gpu_seconds, cpu_seconds = cpu_seconds + :cpu_seconds;
+
+-- name: get_usage
+-- What each user held since an hour.
+SELECT uid, sum(gpu_seconds) AS gpu_seconds, sum(cpu_seconds) AS cpu_seconds FROM usage WHERE hour >= :since GROUP BY uid;
+
+-- name: delete_usage
+-- Forget hours of long ago.
+DELETE FROM usage WHERE hour < :before;
+
+-- name: kept_bytes
+-- What results and content of each user take (or of one).
+SELECT uid, sum(bytes) AS bytes FROM (
+    SELECT uid, result_size AS bytes FROM jobs WHERE ended_at IS NOT NULL AND (:uid IS NULL OR uid = :uid)
+    UNION ALL SELECT uid, size AS bytes FROM contents WHERE (:uid IS NULL OR uid = :uid)
+) GROUP BY uid;
 
 -- name: add_content
 -- Remember content; the same content again only refreshes its age.

@@ -33,6 +33,8 @@ _WAITING = {
     "WAITING_TURN": "others have their turn",
     "WAITING_RETRY": "an attempt failed, and the next one comes soon",
     "WAITING_INSTANCE": "the worker that has its instance is busy",
+    "WAITING_QUOTA": "your limit of calls that run at once is reached",
+    "DRAINED": "an administrator drains the daemon: nothing new begins",
     "STARTING": "its worker is starting",
 }
 #: The reason that was told last, by function.

@@ -52,8 +52,10 @@ class Dispatcher:
         try:
             return await self._answer(request, connection.peer)
         except HttpRefusal as error:
+            self._services.tally.note_refusal(error.code)
             return refuse(error.http_status, error.code, str(error), error.headers, error.document)
         except Refused as error:
+            self._services.tally.note_refusal(error.code)
             return refuse(error.http_status, error.code, str(error))
         except StoreError as error:
             log.error("%s", error)

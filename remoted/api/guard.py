@@ -13,7 +13,6 @@ import contextlib
 import logging
 import socket
 import struct
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +22,7 @@ from remoted.access import Access, Peer
 from remoted.api.exchange import refusal_body, refuse
 from remoted.limits import Limits
 from remoted.peers import peer_of
+from remoted.tally import Tally
 
 log = logging.getLogger(__name__)
 #: Header lines of one request; a client of ours sends four.
@@ -32,10 +32,11 @@ _HEADERS = 64
 class Door:
     """Counts who is inside and lets in whom the rule and the caps admit."""
 
-    def __init__(self, limits: Limits, access: Access) -> None:
+    def __init__(self, limits: Limits, access: Access, tally: Tally) -> None:
         self._limits = limits
         self._access = access
-        self._inside: Counter[int] = Counter()
+        self._tally = tally
+        self._inside = tally.connections["api"]
 
     def admit(self, sock: socket.socket) -> Peer | None:
         """The peer, counted until ``leave``; or None, and the socket is closed."""
@@ -45,9 +46,9 @@ class Door:
             sock.close()
             return None
         if not self._access.admits(peer):
-            _turn_away(sock, 403, "FORBIDDEN", "cannot serve you: this daemon serves another user")
+            self._turn_away(sock, 403, "FORBIDDEN", "cannot serve you: this daemon serves another user")
         elif limit := self._reached(peer):
-            _turn_away(sock, 429, "OVER_LIMIT", f"cannot take another connection: the limit {limit}; close some, or raise it in [limits] of the configuration")
+            self._turn_away(sock, 429, "OVER_LIMIT", f"cannot take another connection: the limit {limit}; close some, or raise it in [limits] of the configuration")
         else:
             self._inside[peer.uid] += 1
             return peer
@@ -55,8 +56,8 @@ class Door:
 
     def _reached(self, peer: Peer) -> str:
         """The cap that is reached, with its value; "" if there is room."""
-        if self._inside[peer.uid] >= self._limits.connections_per_uid:
-            return f"connections_per_uid is {self._limits.connections_per_uid}"
+        if self._inside[peer.uid] >= self._limits.connections(peer.uid):
+            return f"connections_per_uid is {self._limits.connections(peer.uid)}"
         if self._inside.total() >= self._limits.connections_total:
             return f"connections_total is {self._limits.connections_total}"
         return ""
@@ -65,6 +66,10 @@ class Door:
         self._inside[peer.uid] -= 1
         if not self._inside[peer.uid]:
             del self._inside[peer.uid]
+
+    def _turn_away(self, sock: socket.socket, status: int, code: str, message: str) -> None:
+        self._tally.note_refusal(code)
+        _turn_away(sock, status, code, message)
 
 
 def _turn_away(sock: socket.socket, status: int, code: str, message: str) -> None:

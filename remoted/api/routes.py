@@ -14,7 +14,7 @@ from aiohttp import web
 from pydantic import BaseModel
 
 from remoted.access import Rule
-from remoted.api import devices, endpoints, environments, jobs, output, schemas, system, workers
+from remoted.api import devices, endpoints, environments, jobs, output, schemas, system, users, workers
 from remoted.api.exchange import Ask
 from remoted.api.openapi import describe
 from remoted.api.services import Services
@@ -59,12 +59,13 @@ async def _openapi(services: Services, ask: Ask) -> web.StreamResponse:
     return web.json_response(describe(route for route in ROUTES if not route.is_open))
 
 
-_BYTES, _LOG, _JSON = "application/octet-stream", "application/x-remoted-log", "application/json"
+_BYTES, _LOG, _JSON, _METRICS = "application/octet-stream", "application/x-remoted-log", "application/json", "text/plain"
 
 # fmt: off
 ROUTES: tuple[Route, ...] = (
     Route("GET",  "/v1/version",            Rule.ANYBODY, system.version,                 schemas.Version),
     Route("GET",  "/v1/openapi.json",       Rule.ANYBODY, _openapi,                       _JSON),
+    Route("GET",  "/metrics",               Rule.ANYBODY, system.metrics,                 _METRICS),
     Route("GET",  "/v1/status",             Rule.OWN,     system.status,                  schemas.Status),
     Route("GET",  "/v1/jobs",               Rule.OWN,     jobs.list_jobs,                 schemas.Jobs,            query=schemas.JobsQuery),
     Route("GET",  "/v1/jobs/{id}",          Rule.OWN,     jobs.show,                      schemas.JobDetail),
@@ -79,8 +80,12 @@ ROUTES: tuple[Route, ...] = (
     Route("GET",  "/v1/workers",            Rule.OWN,     workers.workers,                schemas.Workers),
     Route("GET",  "/v1/environments",       Rule.OWN,     environments.list_environments, schemas.EnvironmentList),
     Route("POST", "/v1/environments/prune", Rule.OWN,     environments.prune,             schemas.Pruned,          body=schemas.PruneBody),
+    Route("GET",  "/v1/users",              Rule.OWN,     users.users,                    schemas.Users),
     Route("GET",  "/v1/config",             Rule.ADMIN,   system.config,                  schemas.Configuration),
     Route("GET",  "/v1/doctor",             Rule.ADMIN,   system.doctor,                  schemas.Doctor),
+    Route("GET",  "/v1/drain",              Rule.ADMIN,   system.drained,                 schemas.Drained),
+    Route("POST", "/v1/drain",              Rule.ADMIN,   system.drain,                   schemas.Drained,         body=schemas.DrainBody),
+    Route("POST", "/v1/resume",             Rule.ADMIN,   system.resume,                  schemas.Drained,         body=schemas.NoBody),
     Route("POST", "/v1/stop",               Rule.ADMIN,   system.stop,                    schemas.Stopping,        body=schemas.StopBody),
     *(Route(method, "/f/{path...}",         Rule.OWN,     endpoints.answer,               _BYTES,                  is_open=True) for method in METHODS),
 )

@@ -64,6 +64,13 @@ class PruneBody(_Shape):
     unused_seconds: Annotated[float, Field(ge=0)] = 30 * 86_400.0
 
 
+class DrainBody(_Shape):
+    """``refuse``: new jobs are turned away instead of waiting. ``why`` is told to everybody."""
+
+    refuse: bool = False
+    why: Annotated[str, Field(max_length=200)] = ""
+
+
 class StopBody(_Shape):
     """``now``: running jobs end too; else they go on, and the next daemon takes them over."""
 
@@ -248,6 +255,22 @@ class Pool(_Shape):
     held_until: float | None
 
 
+class Drain(_Shape):
+    """Nothing new begins. ``refuses``: new jobs are turned away instead of waiting."""
+
+    since: float
+    refuses: bool
+    why: str
+
+
+class Drained(_Shape):
+    """``running``: calls of everybody that go on. ``held``: jobs that wait for the end of the drain."""
+
+    drain: Drain | None
+    running: int
+    held: int
+
+
 class Daemon(_Shape):
     version: str
     mode: str
@@ -257,7 +280,9 @@ class Daemon(_Shape):
     uptime_seconds: float
     #: By how much the event loop was late, at most, in the last minute.
     loop_lag_seconds: float
+    #: It takes no new work: it is being stopped, or drained.
     draining: bool
+    drain: Drain | None
     sockets: str
 
 
@@ -285,6 +310,46 @@ class Status(_Shape):
     counts: Counts
 
 
+class Use(_Shape):
+    """Seconds held: GPUs, and CPUs reserved (one where a call reserved none)."""
+
+    gpu_seconds: float
+    cpu_seconds: float
+
+
+class User(_Shape):
+    """``share``: part of the turns while all wait who have calls now. Limits: 0 running is as many as there is room for."""
+
+    uid: int
+    weight: int
+    share: float
+    queued: int
+    running: int
+    day: Use
+    week: Use
+    stored_bytes: int
+    queued_jobs: int
+    running_jobs: int
+    stored_bytes_limit: int
+
+
+class Others(_Shape):
+    """Everybody else together, without names. ``users``: how many of them have calls now."""
+
+    users: int
+    queued: int
+    running: int
+    day: Use
+    week: Use
+
+
+class Users(_Shape):
+    """An administrator sees everybody (``others`` is None), a user herself."""
+
+    users: list[User]
+    others: Others | None
+
+
 class Check(_Shape):
     name: str
     ok: bool
@@ -305,11 +370,12 @@ class Stopping(_Shape):
 
 
 class Configuration(_Shape):
-    """What is in force: the file's values with the defaults, and every limit."""
+    """What is in force: the files' values with the defaults, and every limit. ``at_restart``: keys of which the files say something else."""
 
     file: str
     config: dict[str, object]
     limits: dict[str, int | float]
+    at_restart: list[str]
 
 
 class Environment(_Shape):

@@ -37,7 +37,7 @@ class ApiServer:
         self._sock = sock
         self._limits = services.limits
         self._loop = asyncio.get_running_loop()
-        self._door = Door(services.limits, access)
+        self._door = Door(services.limits, access, services.tally)
         self._dispatcher = Dispatcher(services, access)
         # handler_cancellation: a follower that hangs up takes its handler, and its watcher, with it.
         self._server = web.Server(self._dispatcher, handler_cancellation=True)

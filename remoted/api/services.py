@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from remoted.accounts import Accounts
 from remoted.clock import Clock
-from remoted.config import Config
 from remoted.direct import DirectCalls
 from remoted.endpoints import Endpoints
 from remoted.engine import Engine
@@ -16,6 +15,8 @@ from remoted.jobs import Jobs
 from remoted.lag import Lag
 from remoted.limits import Limits
 from remoted.paths import Paths
+from remoted.settings import Settings
+from remoted.tally import Tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Services:
     endpoints: Endpoints
     engine: Engine
     environments: EnvironmentSource
-    config: Config
+    settings: Settings
     limits: Limits
     paths: Paths
     clock: Clock
@@ -36,5 +37,6 @@ class Services:
     #: When this daemon began to serve, on the monotonic clock.
     started_at: float
     lag: Lag
+    tally: Tally
     mode: str = "user"
     accounts: Accounts = field(default_factory=Accounts)

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
+import asyncio
+import logging
 import os
 import resource
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from aiohttp import web
 
 import remoted
+from remoted.access import Rule
 from remoted.api import devices, schemas, views, workers
 from remoted.api.exchange import Ask, reply
 from remoted.api.services import Services
 from remoted.errors import StoreError
+from remoted.gate import Drain
 from remoted.model import Status
 from remoted.paths import filesystem_type
 from remoted_client import wire
 
+log = logging.getLogger(__name__)
 _API = 1
 _LAG_SECONDS = 1.0
 
@@ -61,7 +66,8 @@ def _daemon(services: Services) -> schemas.Daemon:
         started_at=services.clock.wall() - uptime,
         uptime_seconds=uptime,
         loop_lag_seconds=services.lag.worst_seconds,
-        draining=services.engine.draining,
+        draining=services.engine.is_stopping or services.engine.gate.is_closed,
+        drain=_drain(services),
         sockets=os.fspath(services.paths.sockets),
     )
 
@@ -78,10 +84,26 @@ def _counts(services: Services, statuses: list[Status]) -> schemas.Counts:
     )
 
 
+async def metrics(services: Services, ask: Ask) -> web.StreamResponse:
+    """Counters for Prometheus. By user only for an administrator: how much who works is nobody else's affair."""
+    await devices.refresh(services)
+    by_user = services.jobs.access.allows(Rule.ADMIN, ask.peer)
+    render = await asyncio.to_thread(_import_metrics)
+    return web.Response(body=render(services, by_user), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+
+def _import_metrics() -> Callable[[Services, bool], bytes]:
+    """Only once somebody asks: the library is 5 MB of memory that a daemon without Prometheus has no use for."""
+    from remoted.api.metrics import render
+
+    return render
+
+
 async def config(services: Services, ask: Ask) -> web.StreamResponse:
     """The configuration and the limits that are in force."""
-    document = services.config.model_dump(mode="json", exclude={"limits"})
-    return reply(schemas.Configuration(file=os.fspath(services.paths.config), config=document, limits=dataclasses.asdict(services.limits)))
+    settings = services.settings
+    document = settings.config.model_dump(mode="json", exclude={"limits"})
+    return reply(schemas.Configuration(file=os.fspath(settings.file), config=document, limits=services.limits.values(), at_restart=list(settings.at_restart)))
 
 
 async def doctor(services: Services, ask: Ask) -> web.StreamResponse:
@@ -96,6 +118,41 @@ async def stop(services: Services, ask: Ask) -> web.StreamResponse:
     running = sum(call.status is Status.IN_PROGRESS for call in views.live(services, ask.peer))
     services.stop(now)
     return reply(schemas.Stopping(pid=os.getpid(), now=now, running=running))
+
+
+async def drain(services: Services, ask: Ask) -> web.StreamResponse:
+    """Let nothing new begin. What runs goes on; durable jobs wait, or are refused if that is asked for."""
+    body = ask.body_as(schemas.DrainBody)
+    engine = services.engine
+    await asyncio.to_thread(engine.gate.close, Drain(services.clock.wall(), body.refuse, body.why))
+    services.direct.drain()
+    engine.drain()
+    log.info("drained by uid %d", ask.peer.uid)
+    return reply(_drained(services))
+
+
+async def drained(services: Services, ask: Ask) -> web.StreamResponse:
+    """Whether nothing new begins, and how much of what had begun is left."""
+    return reply(_drained(services))
+
+
+async def resume(services: Services, ask: Ask) -> web.StreamResponse:
+    """The end of a drain: what waited begins."""
+    found = _drained(services)
+    services.engine.resume()
+    log.info("resumed by uid %d", ask.peer.uid)
+    return reply(found)
+
+
+def _drained(services: Services) -> schemas.Drained:
+    calls = [call for runner in (services.jobs, services.direct) for call in runner.calls.values()]
+    running = sum(call.status is Status.IN_PROGRESS or call.worker is not None for call in calls)
+    return schemas.Drained(drain=_drain(services), running=running, held=len(services.engine.gate.held))
+
+
+def _drain(services: Services) -> schemas.Drain | None:
+    found = services.engine.gate.drain
+    return schemas.Drain(since=found.since, refuses=found.refuses, why=found.why) if found is not None else None
 
 
 def _check_state(services: Services) -> schemas.Check:

@@ -33,7 +33,7 @@ def of_call(services: Services, call: Call, lane: Lane | None = None, place: int
         pool=call.spec.pool.name,
         status=call.status.value,
         state_reason=reason,
-        detail="; ".join(filter(None, (_why(services, lane) if lane is not None else "", _beyond_host(services, call)))),
+        detail="; ".join(filter(None, (_why(services, call, lane), _beyond_host(services, call)))),
         position=place + 1 if place is not None else None,
         submitted_at=call.submitted_at,
         started_at=call.started_at,
@@ -50,7 +50,9 @@ def of_call(services: Services, call: Call, lane: Lane | None = None, place: int
     )
 
 
-def _why(services: Services, lane: Lane) -> str:
+def _why(services: Services, call: Call, lane: Lane | None) -> str:
+    if lane is None:
+        return str(services.engine.gate.drain) if call.id in services.engine.gate.held else ""
     if lane.reason is Reason.WAITING_ENV:
         return f"building {services.engine.packages(lane.need.environment or '')}".rstrip()
     return lane.detail

@@ -16,7 +16,7 @@ from remoted.cli import transport
 from remoted.cli.ending import CliError
 
 Check = dict[str, Any]
-_PACKAGES = ("aiohttp", "pydantic", "pynvml", "psutil", "cloudpickle", "click")
+_PACKAGES = ("aiohttp", "pydantic", "pynvml", "psutil", "prometheus_client", "cloudpickle", "click")
 _MINIMUM = (3, 10)
 _FREE_BYTES = 1 << 30
 

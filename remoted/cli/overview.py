@@ -52,12 +52,19 @@ def lines(document: Document) -> list[str]:
 
 def _head(document: Document) -> list[str]:
     daemon, counts = document["daemon"], document["counts"]
-    draining = paint("; takes no new work", "yellow") if daemon["draining"] else ""
+    draining = paint(f"; {_draining(daemon['drain'])}", "yellow") if daemon["draining"] else ""
     return [
         f"remoted {daemon['version']}, {daemon['mode']} mode, pid {daemon['pid']}, up {duration(daemon['uptime_seconds'])}{draining}",
         f"{counts['running']} running, {counts['queued']} queued, {counts['workers']} workers, "
         f"{counts['cpus_used']:g} of {counts['cpus']:g} CPUs reserved",
     ]
+
+
+def _draining(drain: Document | None) -> str:
+    if drain is None:
+        return "takes no new work"
+    why = f" ({cell(drain['why'], 200)})" if drain["why"] else ""
+    return f"drained{why}: nothing new begins" + (", new jobs are refused" if drain["refuses"] else "")
 
 
 def gpu_lines(gpus: list[Document], problem: str) -> list[str]:

@@ -74,6 +74,8 @@ def _show_config(as_json: bool) -> int:
         print_json(document)
         return 0
     print(f"# {escape(document['file'])}")
+    if document["at_restart"]:
+        print(f"# after a restart something else holds for: {escape(', '.join(document['at_restart']))}")
     sections = {name: value for name, value in document["config"].items() if isinstance(value, dict)}
     for name, value in document["config"].items():
         if name not in sections:
@@ -94,25 +96,35 @@ def _toml(value: object) -> str:
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @_json
 def config_check(file: Path | None, as_json: bool) -> int:
-    """Say whether the daemon would take FILE (default: the one it reads)."""
-    from remoted import config as configuration
-    from remoted import errors, paths
+    """Say whether the daemon would take FILE and the conf.d beside it (default: those that it reads)."""
+    from remoted import config_files, settings
 
-    path = file or paths.user_paths(dict(os.environ)).config
+    path, is_shared = (file, False) if file is not None else _configured()
     if file is not None and not path.exists():
         raise CliError(f"cannot read {path}: there is no such file")
-    problem = ""
-    try:
-        configuration.load(path).build_limits()
-    except errors.StartupError as error:
-        problem = str(error)
+    found = config_files.read(path, is_shared)
+    later = [key for key in found.keys if not settings.is_live(key)]
+    problem = "\n".join(map(str, found.problems))
     if as_json:
-        print_json({"file": str(path), "exists": path.exists(), "good": not problem, "problem": problem})
+        problems = [{"file": str(each.file), "key": each.key, "reason": each.reason} for each in found.problems]
+        named = {"file": str(path), "exists": path.exists(), "files": [str(each) for each in found.files]}
+        print_json({**named, "good": not problem, "problem": problem, "problems": problems, "at_restart": later})
         return int(bool(problem))
     if problem:
         raise CliError(problem)
-    print(f"{escape(str(path))}: " + ("good" if path.exists() else "not there, so the defaults hold"))
+    print("\n".join(f"{escape(str(each))}: good" for each in found.files) or f"{escape(str(path))}: not there, so the defaults hold")
+    if later:
+        print(f"a reload changes everything but: {escape(', '.join(later))}")
     return 0
+
+
+def _configured() -> tuple[Path, bool]:
+    """(the file of the daemon that this command would ask, is it everybody's)"""
+    from remoted import paths
+
+    if transport.socket_directory() == transport.SYSTEM_DIRECTORY:
+        return paths.system_paths(Path("/")).config, True
+    return paths.user_paths(dict(os.environ)).config, False
 
 
 @click.command()

@@ -7,7 +7,6 @@ import contextlib
 import logging
 import socket
 import struct
-from collections import Counter
 
 from remoted.access import Access
 from remoted.accounts import Accounts
@@ -15,6 +14,7 @@ from remoted.data.callers import Clients, Runners
 from remoted.data.connection import Connection
 from remoted.limits import Limits
 from remoted.peers import peer_of, with_limits
+from remoted.tally import Tally
 from remoted_client import wire
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ _ACCEPTS = 16
 class DataServer:
     """Accepts connections and keeps them within their limits."""
 
-    def __init__(self, sock: socket.socket, runners: Runners, limits: Limits, access: Access, accounts: Accounts) -> None:
+    def __init__(self, sock: socket.socket, runners: Runners, limits: Limits, access: Access, accounts: Accounts, tally: Tally) -> None:
         self._sock = sock
         self._runners = runners
         self._limits = limits
@@ -33,7 +33,8 @@ class DataServer:
         self._accounts = accounts
         self._connections: set[Connection] = set()
         self._clients: Clients = {}
-        self._per_uid: Counter[int] = Counter()
+        self._tally = tally
+        self._per_uid = tally.connections["data"]
         self._loop = asyncio.get_running_loop()
 
     def start(self) -> None:
@@ -60,6 +61,7 @@ class DataServer:
         limit = self._reached(peer.uid)
         if limit or not self._access.admits(peer):
             code, why = ("OVER_LIMIT", f"the limit {limit}; [limits] in config.toml raises it") if limit else ("FORBIDDEN", "this daemon serves another user")
+            self._tally.note_refusal(code)
             with contextlib.suppress(OSError):
                 sock.send(wire.encode({"op": "refused", "code": code, "message": f"cannot serve this connection: {why}"}))
             sock.close()
@@ -67,7 +69,7 @@ class DataServer:
         if self._access.serves_everybody:
             peer = with_limits(peer, sock)
         try:
-            connection = Connection(sock, peer, self._runners, self._clients, self._limits, self._accounts, self._gone)
+            connection = Connection(sock, peer, self._runners, self._clients, self._limits, self._accounts, self._tally, self._gone)
         except OSError as error:
             log.error("cannot serve a connection: %s", error)
             sock.close()
@@ -77,8 +79,8 @@ class DataServer:
 
     def _reached(self, uid: int) -> str:
         """The cap that is reached, with its value; "" if there is room."""
-        if self._per_uid[uid] >= self._limits.connections_per_uid:
-            return f"connections_per_uid is {self._limits.connections_per_uid}"
+        if self._per_uid[uid] >= self._limits.connections(uid):
+            return f"connections_per_uid is {self._limits.connections(uid)}"
         if len(self._connections) >= self._limits.connections_total:
             return f"connections_total is {self._limits.connections_total}"
         return ""
@@ -86,6 +88,8 @@ class DataServer:
     def _gone(self, connection: Connection) -> None:
         self._connections.discard(connection)
         self._per_uid[connection.peer.uid] -= 1
+        if not self._per_uid[connection.peer.uid]:
+            del self._per_uid[connection.peer.uid]
 
     def close(self) -> None:
         self._loop.remove_reader(self._sock.fileno())

@@ -34,11 +34,12 @@ class Transport:
         on_frame: Callable[[wire.Frame], Awaitable[None]],
         on_room: Callable[[], None],
         on_closed: Callable[[], None],
+        on_refusal: Callable[[str], None] = lambda code: None,
     ) -> None:
         sock.setblocking(False)
         self._sock = sock
         self._limits = limits
-        self._on_frame, self._on_room, self._on_closed = on_frame, on_room, on_closed
+        self._on_frame, self._on_room, self._on_closed, self._on_refusal = on_frame, on_room, on_closed, on_refusal
         self._loop = asyncio.get_running_loop()
         self._reader = wire.FrameReader()
         self._inbox: deque[wire.Frame] = deque()
@@ -154,6 +155,8 @@ class Transport:
         if not self._open:
             wire.close_all(fds)
             return
+        if header["op"] == "refused":
+            self._on_refusal(header["code"])
         data = wire.encode(header, body, len(fds))
         self._outbox.append((data, fds))
         self._outbox_bytes += len(data) + _DESCRIPTOR_COST * len(fds)

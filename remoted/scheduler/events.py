@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from remoted.model import Device, DeviceUuid, Reason, WorkerId
+from remoted.limits import Limits
+from remoted.model import Device, DeviceUuid, Reason, Uid, WorkerId
 from remoted.scheduler.state import Need, PoolKey, PoolPolicy, Ticket, TicketId
 
 
@@ -21,6 +22,13 @@ class Withdrawn:
     """A waiting call is not wanted any more (cancelled, or it could not be stored)."""
 
     ticket: TicketId
+
+
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """These waiting calls are taken out together: none of them is placed because another has left."""
+
+    tickets: tuple[TicketId, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +129,21 @@ class PoolHeld:
 
 
 @dataclass(frozen=True, slots=True)
+class SharesSet:
+    """Users' weights, and how many calls each may run at once: those named, and everybody else (0 is no limit)."""
+
+    weights: tuple[tuple[Uid, int], ...]
+    running: tuple[tuple[Uid, int], ...] = ()
+    everybodys: int = 0
+
+    @classmethod
+    def of(cls, limits: Limits) -> SharesSet:
+        users = [(Uid(uid), share) for uid, share in limits.users.items()]
+        running = tuple((uid, share.running_jobs) for uid, share in users if share.running_jobs is not None)
+        return cls(tuple((uid, share.weight) for uid, share in users), running, limits.running_jobs_per_uid)
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed."""
 
@@ -128,6 +151,7 @@ class Tick:
 Event = (
     Submitted
     | Withdrawn
+    | Cleared
     | Ended
     | RunAhead
     | Returned
@@ -141,6 +165,7 @@ Event = (
     | EnvironmentReady
     | EnvironmentFailed
     | PoolHeld
+    | SharesSet
     | Tick
 )
 

@@ -47,6 +47,10 @@ def explain_cpus(lane: Lane, cpus: float) -> None:
     lane.wait(Reason.WAITING_CPU, f"{lane.cpus:g} of {cpus:g} CPUs")
 
 
+def explain_quota(lane: Lane, most: float) -> None:
+    lane.wait(Reason.WAITING_QUOTA, f"your limit running_jobs is {most:g}")
+
+
 def explain_instance(lane: Lane) -> None:
     lane.wait(Reason.WAITING_INSTANCE, "its worker is busy")
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from math import fsum
+from math import fsum, inf
 
 from remoted.model import DeviceUuid, Uid, WorkerId
 from remoted.scheduler.changes import Changes
 from remoted.scheduler.ledger import Ledger
 from remoted.scheduler.pools import Pools
+from remoted.scheduler.shares import Shares
 from remoted.scheduler.state import Kind, Need, Ticket, TicketId, WorkerState, WorkerView
 
 _Index = dict[WorkerId, WorkerView]
@@ -16,7 +17,7 @@ _Index = dict[WorkerId, WorkerView]
 class Fleet:
     """Changes workers, keeps the indexes true, and says what a change may be good for."""
 
-    def __init__(self, pools: Pools, ledger: Ledger, changes: Changes, most: int, prefix: str) -> None:
+    def __init__(self, pools: Pools, ledger: Ledger, changes: Changes, shares: Shares, most: int, prefix: str) -> None:
         self.most = most
         self.workers: _Index = {}
         self.placed: dict[TicketId, WorkerId] = {}
@@ -37,6 +38,7 @@ class Fleet:
         self._ledger = ledger
         self._changes = changes
         self._prefix = prefix
+        self._shares = shares
         self._count = 0
         self._started = 0
         self._cpus_used: float | None = 0.0
@@ -217,6 +219,8 @@ class Fleet:
             self._changes.in_devices()
         if worker.state is WorkerState.IDLE and len(self.workers) >= self.most:
             self._changes.in_everything()  # it may be ended for any of those that found the host full
+        if self._shares.most_running(worker.need.uid) < inf:
+            self._changes.in_everything()  # its user may have come below the limit
         self._reindex(worker)
 
     def _reindex(self, worker: WorkerView) -> None:
@@ -264,6 +268,15 @@ class Fleet:
             self._changes.in_cpus()
 
     # -- looking -------------------------------------------------------------------------------------------
+
+    def has_reached_limit(self, uid: Uid, with_starting: bool) -> bool:
+        """Do as many bodies of this user run as may? One that waits for a nested call does not count."""
+        most = self._shares.most_running(uid)
+        if most == inf:
+            return False
+        mine = [worker for worker in self.workers.values() if worker.need.uid == uid]
+        running = sum(len(worker.running) - len(worker.waiting) for worker in mine)
+        return running + with_starting * sum(worker.state is WorkerState.STARTING for worker in mine) >= most
 
     @property
     def is_full(self) -> bool:

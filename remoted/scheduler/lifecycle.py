@@ -108,7 +108,9 @@ class Lifecycle:
             policy = self._pools.policies.get(key)
             if need is None or policy is None:
                 continue
-            missing = min(policy.workers_min - len(live), policy.workers_max - (pool.places_used if pool is not None else 0))
+            # One place is left to who waits: a worker in it would only be ended again.
+            places = policy.workers_max - (pool.places_used + bool(pool.lanes) if pool is not None else 0)
+            missing = min(policy.workers_min - len(live), places)
             if missing <= 0:
                 continue
             paused = self._crashes.paused_until(key, step.now)

@@ -17,6 +17,7 @@ from remoted.scheduler.ledger import Ledger
 from remoted.scheduler.lifecycle import Lifecycle
 from remoted.scheduler.matching import GpuRequest
 from remoted.scheduler.queue import Queue
+from remoted.scheduler.shares import Shares
 from remoted.scheduler.state import Kind, Lane, Ticket, TicketId, Turns, WorkerState, WorkerView
 
 _TURNS = tuple(Turns)
@@ -35,6 +36,7 @@ class Placement:
         builds: Builds,
         lifecycle: Lifecycle,
         changes: Changes,
+        shares: Shares,
     ) -> None:
         self._cpus = cpus
         self._queue = queue
@@ -44,6 +46,7 @@ class Placement:
         self._builds = builds
         self._lifecycle = lifecycle
         self._changes = changes
+        self._shares = shares
         self._explanations = Explanations(ledger)
         self._facts = -1
         #: With these devices barred, requests for which no idle worker can be ended, and the change of devices after which that was found.
@@ -56,7 +59,7 @@ class Placement:
     def place_all(self, step: Step) -> None:
         """Fresh workers get what they were started for; then users in turns until a whole round places nothing."""
         self._round += 1
-        self._claims.renew(self._queue.wide, step.now)
+        self._claims.renew((lane for lane in self._queue.wide if not self._is_limited(lane)), step.now)
         if self._fleet.fresh:
             self._serve_fresh(step)
         if self._fleet.starting or self._facts != self._changes.facts:
@@ -65,7 +68,7 @@ class Placement:
         for kind in _TURNS:
             if kind in self._changes.open:
                 self._changes.open.discard(kind)  # what changes from here on is for the next round
-                self._take_turns(kind, step)
+                (self._take_turns if self._shares.are_equal else self._take_weighted_turns)(kind, step)
 
     def place_lane(self, lane: Lane, step: Step) -> None:
         """Place what one lane can; nobody else has anything to gain."""
@@ -86,6 +89,23 @@ class Placement:
             turns.rotate(-1)
             misses = 0 if self._place_one_of(uid, kind, step) else misses + 1
 
+    def _take_weighted_turns(self, kind: Turns, step: Step) -> None:
+        """The same where users have weights. Who is passed over stays before the others until somebody uses the turn."""
+        turns = self._queue.turns[kind]
+        missed: set[Uid] = set()
+        while len(missed) < len(turns):
+            if kind is Turns.DEVICES and not self._fleet.has_device_to_give():
+                self._explain_rest(step)
+                return
+            turn = self._shares.whose_turn(kind, turns, missed)
+            turns.rotate(-turn.steps)
+            if self._place_one_of(turn.uid, kind, step):
+                missed.clear()
+                self._shares.use(kind, turn, turns)
+            else:
+                missed.add(turn.uid)
+                turns.rotate(turn.steps)
+
     def _place_one_of(self, uid: Uid, kind: Turns, step: Step) -> bool:
         """True if this user's turn was used. Within one round nothing comes free, so who failed once is not tried again."""
         lanes: list[Lane] = []
@@ -103,7 +123,7 @@ class Placement:
         waited_for = [worker for worker in self._fleet.fresh.values() if worker.kind.lanes and self._fleet.is_usable(worker)]
         for worker in sorted(waited_for, key=lambda worker: worker.number):
             for lane in self._queue.in_order(list(worker.kind.lanes)):
-                if self._fleet.home_of(lane.need) is None and self._has_cpus(lane) and _has_place(worker):
+                if self._fleet.home_of(lane.need) is None and self._has_cpus(lane) and _has_place(worker) and not self._is_limited(lane):
                     self._assign_head(lane, worker, step)
                     break
 
@@ -117,6 +137,9 @@ class Placement:
 
     def _explain_untried(self, lane: Lane, step: Step) -> None:
         lane.explained = self._changes.facts
+        if self._is_limited(lane):
+            explain.explain_quota(lane, self._shares.most_running(lane.need.uid))
+            return
         lane.note_blocked(step.now)
         if not lane.kind.starting and not self._builds.lacks(lane.need):
             self._explanations.explain_devices(lane)
@@ -138,6 +161,8 @@ class Placement:
             explain.explain_environment(lane)
             self._builds.ask_for(lane, step)
             return False
+        if self._is_limited(lane):
+            return self._wait_for_quota(lane)
         if not self._has_cpus(lane):
             lane.note_blocked(step.now)
             if lane.kind.starting:
@@ -157,6 +182,14 @@ class Placement:
             explain.explain_instance(lane)
             return False
         return self._make_room(lane, step)
+
+    def _is_limited(self, lane: Lane, with_starting: bool = False) -> bool:
+        """Does its user run as much as he may? What a running body calls belongs to that."""
+        return not lane.tickets.head[1].ancestors and self._fleet.has_reached_limit(lane.need.uid, with_starting)
+
+    def _wait_for_quota(self, lane: Lane) -> bool:
+        explain.explain_quota(lane, self._shares.most_running(lane.need.uid))
+        return False
 
     def _has_cpus(self, lane: Lane, promised: float = 0.0) -> bool:
         return not lane.cpus or self._fleet.cpus_used() + lane.cpus + self._claims.barred_cpus(lane) + promised <= self._cpus
@@ -229,6 +262,11 @@ class Placement:
 
     def _make_room(self, lane: Lane, step: Step) -> bool:
         """Start a worker for the lane, or end an idle one that is in the way. True if one was started."""
+        if self._is_limited(lane, with_starting=True):
+            if not lane.kind.starting:
+                return self._wait_for_quota(lane)
+            explain.explain_start(lane)
+            return False
         starting = len(lane.kind.starting)
         has_cpus = self._has_cpus(lane, self._fleet.promised_to(lane.need.uid) if lane.cpus else 0.0)
         if starting and (not has_cpus or starting * lane.need.concurrency >= self._count_waiting(lane)):

@@ -1,7 +1,7 @@
 """The scheduler: an event goes in, decisions come out. No I/O, no clock, no randomness.
 
-Within one user tickets go by priority, then first come, first served; between users in turns, one placement
-each, separately for what needs devices, what reserves CPUs, and the rest. A ticket is *placed* by giving it to
+Within one user tickets go by priority, then first come, first served; between users in turns (by weight, where users have
+one: ``shares``), one placement each, separately for what needs devices, what reserves CPUs, and the rest. A ticket is *placed* by giving it to
 a free worker of its need, else by starting one, else by ending an idle worker that is in the way. Starting one
 uses the turn: the first ticket of a fresh worker goes to whom it was started for. What is only waiting for an
 earlier decision (a worker that starts, a device that is being emptied) is never decided twice: starting and
@@ -31,6 +31,7 @@ from remoted.scheduler.claims import Claims
 from remoted.scheduler.crashes import Crashes
 from remoted.scheduler.events import (
     Blocked,
+    Cleared,
     Decision,
     DevicesSeen,
     Ended,
@@ -42,6 +43,7 @@ from remoted.scheduler.events import (
     Refuse,
     Returned,
     RunAhead,
+    SharesSet,
     Step,
     Submitted,
     Tick,
@@ -58,6 +60,7 @@ from remoted.scheduler.placement import Placement
 from remoted.scheduler.pools import Pools
 from remoted.scheduler.queue import Queue
 from remoted.scheduler.rings import find_host, stuck_tickets
+from remoted.scheduler.shares import Shares
 from remoted.scheduler.state import Lane, PoolPolicy, Ticket, TicketId, Turns, WorkerState
 from remoted.scheduler.validation import validate_fleet, validate_index, validate_queue
 
@@ -82,13 +85,14 @@ class Scheduler:
         self.ledger = Ledger()
         self._changes = Changes()
         self._pools = Pools()
-        self._queue = Queue(self._pools, self._changes)
-        self._fleet = Fleet(self._pools, self.ledger, self._changes, workers_total, worker_prefix)
+        self._shares = Shares()
+        self._queue = Queue(self._pools, self._changes, self._shares)
+        self._fleet = Fleet(self._pools, self.ledger, self._changes, self._shares, workers_total, worker_prefix)
         self._builds = Builds()
         self._claims = Claims(self._fleet, self.ledger, self._changes, patience_seconds)
         self._crashes = Crashes(*crash_loop)
         self._lifecycle = Lifecycle(self._pools, self._fleet, self.ledger, self._crashes)
-        self._placement = Placement(cpus, self._queue, self._fleet, self.ledger, self._claims, self._builds, self._lifecycle, self._changes)
+        self._placement = Placement(cpus, self._queue, self._fleet, self.ledger, self._claims, self._builds, self._lifecycle, self._changes, self._shares)
         # For reading. What belongs to whom is said where it is changed.
         self.policies = self._pools.policies
         self.held_until = self._pools.held_until
@@ -140,6 +144,9 @@ class Scheduler:
                 self._return(ticket_id, step)
             case Withdrawn(ticket_id):
                 self._queue.remove(ticket_id)
+            case Cleared(tickets):
+                for ticket_id in tickets:
+                    self._queue.remove(ticket_id)
             case Blocked(ticket_id, waiting):
                 self._fleet.block(ticket_id, waiting)
             case WorkerReady(worker_id):
@@ -170,6 +177,9 @@ class Scheduler:
                 self._fail_environment(environment, message, detail, step)
             case PoolHeld(pool, until):
                 self._pools.hold(pool, until)
+            case SharesSet(weights, running, everybodys):
+                self._shares.set(dict(weights), dict(running), everybodys)
+                self._changes.in_everything()
             case Tick():
                 self._pools.let_go(step.now)
             case Submitted():
@@ -226,6 +236,11 @@ class Scheduler:
     def waiting(self) -> Iterator[tuple[Lane, int, Ticket]]:
         """Every waiting ticket with its lane and place."""
         return iter(self._queue)
+
+    def in_order_of_arrival(self) -> list[Ticket]:
+        """Every waiting ticket, whoever's turn it is."""
+        lanes = [lane for lanes in self.users.values() for lane in lanes.values()]
+        return [ticket for _, ticket in sorted(((number, ticket) for lane in lanes for number, ticket in lane.tickets), key=lambda item: item[0])]
 
     def lane_of(self, ticket_id: TicketId) -> tuple[Lane, int] | None:
         """The lane of a waiting ticket and its place there (0 = next); None once it is placed."""

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from remoted.model import Uid
 from remoted.scheduler.changes import Changes
 from remoted.scheduler.pools import Pools
+from remoted.scheduler.shares import Shares
 from remoted.scheduler.state import Lane, LaneKey, Ticket, TicketId, Turns
 
 
 class Queue:
     """Lanes by user, and users in turns. A ticket that was placed is still known, until it is forgotten."""
 
-    def __init__(self, pools: Pools, changes: Changes) -> None:
+    def __init__(self, pools: Pools, changes: Changes, shares: Shares) -> None:
         self.users: dict[Uid, dict[LaneKey, Lane]] = {}
         self.turns: dict[Turns, deque[Uid]] = {kind: deque() for kind in Turns}
         self.tickets: dict[TicketId, Ticket] = {}
@@ -27,6 +28,7 @@ class Queue:
         #: How many nested tickets wait.
         self.nested = 0
         self._pools = pools
+        self._shares = shares
         self._changes = changes
         self._sequence = 0
 
@@ -125,6 +127,7 @@ class Queue:
         self.wide.pop(lane, None)
         if not any(other.turns is turns for other in lanes.values()):
             self.turns[turns].remove(uid)
+            self._shares.leave(turns, uid)
         if not lanes:
             del self.users[uid]
         self._pools.prune(lane.kind)

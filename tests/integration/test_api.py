@@ -28,11 +28,13 @@ from remoted.blobs import Blobs
 from remoted.calls import Call, Request
 from remoted.clock import Clock
 from remoted.config import Config
+from remoted.config_files import Reading
 from remoted.contents import Contents
 from remoted.direct import DirectCalls
 from remoted.endpoints import Endpoints
 from remoted.engine import Engine
 from remoted.environments import Environments
+from remoted.gate import Gate
 from remoted.gpu.locks import DeviceLocks
 from remoted.gpu.nvml import Nvml
 from remoted.jobs import Jobs
@@ -40,11 +42,13 @@ from remoted.lag import Lag
 from remoted.limits import Limits
 from remoted.paths import Paths
 from remoted.scheduler.policy import Scheduler
+from remoted.settings import Settings
 from remoted.spawn import helper
 from remoted.spawn.births import Births
 from remoted.spec import parse_options
 from remoted.spool import Spool
 from remoted.store import Store
+from remoted.tally import Tally
 from remoted_client import wire
 
 SPEC: dict[str, Any] = {
@@ -68,6 +72,7 @@ class Daemon:
         self.limits = limits
         self.paths = Paths(state=folder / "state", sockets=folder / "run", config=folder / "config.toml")
         self.clock = Clock()
+        self.tally = Tally()
         #: Whether running jobs should end too, each time that somebody asked it to stop.
         self.stops: list[bool] = []
 
@@ -80,15 +85,16 @@ class Daemon:
         environments = Environments(self.paths.environments, Config().environments, helper.run_helper, "uv")
         self.engine = Engine(
             Scheduler(4.0, workers_total=0), self.clock, self.limits, Nvml("/nonexistent/libnvidia-ml.so.1"), DeviceLocks(self.paths.state), 2.0, environments,
-            Births(self.paths.runtime / "worker.pyz", self.paths.sockets, self.clock, self.limits, "f"), self.paths.sockets, Spool(self.paths.outcomes),
+            Births(self.paths.runtime / "worker.pyz", self.paths.sockets, self.clock, self.limits, "f"), self.paths.sockets, Spool(self.paths.outcomes), Gate(self.paths.drain),
         )  # fmt: skip
         key = secrets.token_bytes(32)
         self.jobs = Jobs(self.engine, self.contents, self.clock, self.limits, key, self.store, blobs, self.paths)
         self.direct = DirectCalls(self.engine, self.contents, self.clock, self.limits, key, self.paths)
         self.jobs.others = self.direct.others = (self.jobs, self.direct)
+        self.jobs.on_ended = self.direct.on_ended = self.tally.note_end
         self.services = api.Services(
-            jobs=self.jobs, direct=self.direct, endpoints=Endpoints(self.direct, self.limits), engine=self.engine, environments=environments, config=Config(), limits=self.limits,
-            paths=self.paths, clock=self.clock, started_at=self.clock.monotonic(), stop=self.stops.append, lag=Lag(),
+            jobs=self.jobs, direct=self.direct, endpoints=Endpoints(self.direct, self.limits), engine=self.engine, environments=environments, settings=Settings(Reading(self.paths.config, (), Config(), self.limits)), limits=self.limits,
+            paths=self.paths, clock=self.clock, started_at=self.clock.monotonic(), stop=self.stops.append, lag=Lag(), tally=self.tally,
         )  # fmt: skip
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.bind(os.fspath(self.paths.api_socket))

@@ -22,6 +22,7 @@ from remoted.access import Access, Peer
 from remoted.api.guard import Door
 from remoted.limits import Limits
 from remoted.peers import peer_of
+from remoted.tally import Tally
 from tests.integration.test_api import Daemon, exchange, read_answer, running
 
 IMPATIENT = Limits(http_head_deadline_seconds=0.2, http_body_deadline_seconds=0.2, connections_per_uid=16, http_body_bytes=4096)
@@ -391,7 +392,7 @@ def test_t02_a_socket_without_credentials_is_closed() -> None:
         with pytest.raises(ValueError, match="cannot trust"):
             peer_of(accepted)
 
-        assert Door(Limits(), Access(os.geteuid())).admit(accepted) is None
+        assert Door(Limits(), Access(os.geteuid()), Tally()).admit(accepted) is None
         assert accepted.fileno() == -1
 
 
@@ -399,7 +400,7 @@ def test_t02_a_closed_socket_is_nobody() -> None:
     here, there = socket.socketpair()
     here.close()
 
-    assert Door(Limits(), Access(os.geteuid())).admit(here) is None
+    assert Door(Limits(), Access(os.geteuid()), Tally()).admit(here) is None
     there.close()
 
 

@@ -167,7 +167,7 @@ async def test_a_client_that_leaves_while_its_call_waits_takes_it_along(daemon: 
 
 async def test_a_daemon_that_is_being_stopped_is_503(daemon: Daemon) -> None:
     await route(daemon)
-    daemon.engine.draining = True
+    daemon.engine.freeze()
 
     assert (await daemon.ask("POST", "/f/x", {}))[0] == 503
 

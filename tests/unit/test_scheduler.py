@@ -275,3 +275,23 @@ def test_c05_what_comes_back_is_served_first_and_at_once_where_somebody_is_free(
     assert desk.feed(events.Returned("a2")) == []
     assert [ticket.id for _, _, ticket in desk.scheduler.waiting()] == ["a2"]
     assert desk.feed(events.Ended("a3")) == [events.Assign("a2", quick)]
+
+
+def test_c05_workers_min_takes_no_place_that_a_waiting_call_needs() -> None:
+    """One worker of the pool is ended for a call that needs another kind: ``workers_min`` must not fill its place again."""
+    desk = Desk(gpus=2)
+    holder = desk.run("holder", uid=1)
+    plain, wide = (Need(Uid(3), (3, "LiveServerless", "p"), "k", gpu) for gpu in (None, TWO))
+    policy = PoolPolicy(workers_min=1, workers_max=1)
+    desk.feed(events.Submitted(Ticket("a", plain), policy))
+    desk.feed(events.PoolHeld(plain.pool, 1000.0))
+    (worker,) = (view.id for view in desk.scheduler.workers.values() if view.need is plain)
+    desk.feed(events.WorkerReady(worker))
+    desk.feed(events.Submitted(Ticket("wide", wide), policy))
+    assert desk.feed(events.Ended("a")) == [events.StopWorker(worker, "its place is needed")]
+
+    assert desk.feed(events.WorkerEnded(worker)) == [], "its place is for the wide one, which waits for a device"
+    assert desk.feed(events.Ended("holder")) == [events.StopWorker(holder, "its GPU is needed")]
+    (start,) = desk.feed(events.WorkerEnded(holder))
+    assert isinstance(start, events.StartWorker)
+    assert start.need is wide

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
@@ -18,6 +19,7 @@ from remoted.scheduler.state import Need, PoolPolicy, Ticket, TicketId, WorkerSt
 GIB = 1 << 30
 CARDS = tuple(Device(DeviceUuid(f"GPU-{n}"), n, n, name, gib * GIB, (8, 6)) for n, (name, gib) in enumerate([("NVIDIA GeForce RTX 3090", 24), ("NVIDIA GeForce RTX 3090", 24), ("NVIDIA RTX A6000", 48)]))
 CPUS = 4.0
+WEIGHTS = st.dictionaries(st.integers(1, 3), st.integers(1, 4))
 REQUESTS = (None, None, GpuRequest(("ANY",), 1), GpuRequest(("ANY",), 2), GpuRequest(("NVIDIA RTX A6000", "AMPERE_24"), 1), GpuRequest(("AMPERE_24",), 2))
 
 
@@ -35,6 +37,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.needs: dict[WorkerId, Need] = {}
         self.foreign: dict[DeviceUuid, tuple[int, ...]] = {}
         self.present: tuple[Device, ...] = ()
+        self.most_running: dict[int, int] = {}
         self.order: dict[Any, list[TicketId]] = defaultdict(list)
         self.tickets: dict[TicketId, Ticket] = {}
 
@@ -48,6 +51,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         for decision in decisions:
             self.check(decision)
         self.check_shares(decisions)
+        self.check_limits(decisions)
         self.scheduler.validate()
 
     def check(self, decision: events.Decision) -> None:
@@ -101,6 +105,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         if any(isinstance(decision, events.Assign) and self.tickets[decision.ticket].cpus for decision in decisions):
             assert self.scheduler.cpus_used() <= CPUS
 
+    def check_limits(self, decisions: list[events.Decision]) -> None:
+        """Nothing that nobody running has called makes its user run more than he may."""
+        began = [self.tickets[decision.ticket] for decision in decisions if isinstance(decision, events.Assign) and not decision.ahead]
+        for uid in {ticket.need.uid for ticket in began if not ticket.ancestors}:
+            nested = sum(ticket.need.uid == uid and bool(ticket.ancestors) for ticket in began)
+            running = sum(self.tickets[ticket].need.uid == uid for ticket in self.running(waiting=False))
+            assert running - nested <= (self.most_running.get(uid) or running)
+
     def leave_line(self, ticket_id: TicketId) -> None:
         line = self.order[self.line_of(self.tickets[ticket_id])]
         if ticket_id in line:
@@ -149,6 +161,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         if caller and caller in self.running(waiting=False) and data.draw(st.booleans(), "waits"):
             self.feed(events.Blocked(caller, True))
 
+    @rule(weights=WEIGHTS, running=st.dictionaries(st.integers(1, 3), st.integers(1, 2)), everybodys=st.sampled_from([0, 0, 2]))
+    def share_out(self, weights: dict[int, int], running: dict[int, int], everybodys: int) -> None:
+        self.most_running = {uid: running.get(uid, everybodys) for uid in (1, 2, 3)}
+        self.feed(events.SharesSet(tuple((Uid(uid), weight) for uid, weight in weights.items()), tuple((Uid(uid), most) for uid, most in running.items()), everybodys))
+
     @rule(data=st.data())
     def withdraw(self, data: st.DataObject) -> None:
         queued = [ticket.id for _, _, ticket in self.scheduler.waiting()]
@@ -156,6 +173,15 @@ class SchedulerMachine(RuleBasedStateMachine):
             chosen = data.draw(st.sampled_from(queued))
             self.leave_line(chosen)
             self.feed(events.Withdrawn(chosen))
+
+    @rule(data=st.data())
+    def clear(self, data: st.DataObject) -> None:
+        queued = [ticket.id for _, _, ticket in self.scheduler.waiting()]
+        if queued:
+            chosen = data.draw(st.lists(st.sampled_from(queued), unique=True))
+            for ticket in chosen:
+                self.leave_line(ticket)
+            self.feed(events.Cleared(tuple(chosen)))
 
     @rule(data=st.data())
     def end_one(self, data: st.DataObject) -> None:
@@ -298,6 +324,9 @@ class Bench:
         self.fresh: set[WorkerId] = set()
         #: By user who waits: the others who had a turn since.
         self.passed_by: dict[int, set[int]] = {}
+        self.checks_rounds = True
+        self.on_turn: Callable[[int], object] = lambda uid: None
+        self.decisions: list[events.Decision] = []
         self.feed(events.DevicesSeen(CARDS[:1]))
 
     def submit(self, uid: int) -> None:
@@ -316,7 +345,9 @@ class Bench:
 
     def feed(self, event: events.Event) -> None:
         self.now += 0.01
-        for decision in self.scheduler.handle(event, self.now):
+        decisions = self.scheduler.handle(event, self.now)
+        self.decisions += decisions
+        for decision in decisions:
             if isinstance(decision, events.StartWorker):
                 self.fresh.add(decision.worker)
                 self.take_turn(decision.need.uid)
@@ -330,9 +361,10 @@ class Bench:
 
     def take_turn(self, uid: int) -> None:
         """Starting a worker is a turn, and its first call none; so is giving a call to a worker that was there."""
+        self.on_turn(uid)
         self.passed_by.pop(uid, None)
         for other, passed in self.passed_by.items():
-            assert uid not in passed, f"user {uid} had two turns while user {other} waited"
+            assert uid not in passed or not self.checks_rounds, f"user {uid} had two turns while user {other} waited"
             passed.add(uid)
 
 
@@ -348,3 +380,59 @@ def test_c05_nobody_who_waits_is_passed_twice_by_the_same_user(shared: str, step
             bench.submit(step)
         else:
             bench.go_on(*step)
+
+
+def give_turns(shared: str, weights: dict[int, int], turns: int) -> list[int]:
+    """Who had them, while each of these users always has calls waiting."""
+    bench = Bench(shared)
+    bench.checks_rounds = False
+    bench.feed(events.SharesSet(tuple((Uid(uid), weight) for uid, weight in weights.items())))
+    had: list[int] = []
+    bench.on_turn = had.append
+    for _ in range(turns):
+        for uid in weights:
+            bench.submit(uid)
+    while len(had) < turns:
+        for state in (WorkerState.ENDING, WorkerState.STARTING, WorkerState.BUSY):
+            bench.go_on(state, 0)
+    return had[:turns]
+
+
+@settings(max_examples=60, deadline=None)
+@given(shared=st.sampled_from(["card", "cpu", "place"]), weights=st.dictionaries(st.integers(1, 4), st.integers(1, 5), min_size=2))
+def test_c05_turns_are_as_weights_while_all_wait(shared: str, weights: dict[int, int]) -> None:
+    """After any number of turns nobody is further from his part than a round."""
+    total, rounds = sum(weights.values()), 8
+    had = give_turns(shared, weights, total * rounds)
+
+    for uid, weight in weights.items():
+        for count in range(len(had)):
+            assert abs(had[:count].count(uid) - count * weight / total) <= 2 * len(weights), (weights, had[:count])
+        assert abs(had.count(uid) - weight * rounds) <= len(weights)
+
+
+def test_c05_two_to_one_is_two_turns_to_one() -> None:
+    had = give_turns("card", {1: 2, 2: 1}, 31)[1:]  # the first comes when nobody else is there
+
+    assert had.count(1) == 20
+    assert had.count(2) == 10
+    assert "222" not in "".join(map(str, had))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shared=st.sampled_from(["card", "cpu", "place"]),
+    weight=st.integers(2, 7),
+    steps=st.lists(st.one_of(st.integers(1, 4), st.tuples(st.sampled_from([WorkerState.STARTING, WorkerState.ENDING, WorkerState.BUSY, WorkerState.BUSY]), st.integers(0, 3))), max_size=80),
+)
+def test_c05_equal_weights_decide_exactly_as_none(shared: str, weight: int, steps: list[int | tuple[WorkerState, int]]) -> None:
+    plain, equal = Bench(shared), Bench(shared)
+    equal.feed(events.SharesSet(tuple((Uid(uid), weight) for uid in range(1, 5))))
+    for bench in (plain, equal):
+        for step in steps:
+            if isinstance(step, int):
+                bench.submit(step)
+            else:
+                bench.go_on(*step)
+
+    assert plain.decisions == equal.decisions

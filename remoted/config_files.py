@@ -1,0 +1,204 @@
+"""The configuration as it lies on the disk: one file, and a folder ``conf.d`` beside it whose files change what it says.
+
+Files of the folder are read in the order of their names; a later one wins key by key, and a whole table is not replaced by a
+part of it. Every problem is found, not the first one only, and named with its file, its key and the reason.
+"""
+
+from __future__ import annotations
+
+import pwd
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from remoted.config import SHARED_LIMITS, Config
+from remoted.errors import StartupError
+from remoted.limits import Limits, Share
+from remoted.trust import require_trusted
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FOLDER = "conf.d"
+_Key = tuple[str, ...]
+_LookUp = Callable[[str], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """``key`` is dotted, "" for the whole file. With one that is not ``fatal`` a daemon can live."""
+
+    file: Path
+    key: str
+    reason: str
+    fatal: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.key + ': ' if self.key else ''}{self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What was found, good or not. ``keys``: all that the files set, dotted."""
+
+    file: Path
+    files: tuple[Path, ...]
+    config: Config
+    limits: Limits
+    problems: tuple[Problem, ...] = ()
+    keys: tuple[str, ...] = ()
+
+    @property
+    def fatal(self) -> tuple[Problem, ...]:
+        return tuple(problem for problem in self.problems if problem.fatal)
+
+    def require(self) -> Reading:
+        """Itself. Raises StartupError naming every problem with which a daemon cannot live."""
+        if self.fatal:
+            raise StartupError("cannot use the configuration: " + "; ".join(map(str, self.fatal)))
+        return self
+
+
+def _uid_of(name: str) -> int:
+    return pwd.getpwnam(name).pw_uid
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """The file, if it is there, and those of the folder beside it."""
+    return (*([path] if path.exists() else []), *sorted((path.parent / FOLDER).glob("*.toml")))
+
+
+def read(path: Path, is_shared: bool = False, look_up: _LookUp = _uid_of) -> Reading:
+    """No file at all means the defaults. ``is_shared``: of a daemon for everybody, which believes only what is root's."""
+    found = _Documents()
+    files = files_of(path)
+    if is_shared:
+        found.require_trust((path.parent / FOLDER, *files))
+    for file in files:
+        found.add(file)
+    config = found.validate(path)
+    limits = _limits(config, is_shared, found.blame)
+    limits.users.update(_shares(config, look_up, found.blame))
+    return Reading(path, files, config, limits, tuple(found.problems), found.keys)
+
+
+@dataclass
+class _Documents:
+    """All files, merged; and which of them said what."""
+
+    merged: dict[str, Any] = field(default_factory=dict)
+    origins: dict[_Key, Path] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def require_trust(self, files: Iterable[Path]) -> None:
+        for file in files:
+            try:
+                require_trusted([file])
+            except StartupError as error:
+                self.problems.append(Problem(file, "", str(error)))
+
+    def add(self, file: Path) -> None:
+        try:
+            document = tomllib.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            self.problems.append(Problem(file, "", f"cannot be read: {error}"))
+            return
+        for key, value in _leaves(document):
+            for other in [other for other in self.origins if other[: len(key)] == key or key[: len(other)] == other]:
+                del self.origins[other]
+            self.origins[key] = file
+            _put(self.merged, key, value)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All that is set, dotted; a table with nothing in it sets nothing."""
+        return tuple(sorted(".".join(key) for key in self.origins if _get(self.merged, key) != {}))
+
+    def blame(self, path: Path, key: _Key, reason: str, fatal: bool = True) -> None:
+        """On the file that set the key, or a part of it."""
+        file = next((file for known, file in self.origins.items() if known[: len(key)] == key or key[: len(known)] == known), path)
+        self.problems.append(Problem(file, ".".join(key), reason, fatal))
+
+    def validate(self, path: Path) -> Config:
+        """Without what is wrong in it, so that the rest is looked at too."""
+        try:
+            return Config.model_validate(self.merged)
+        except ValidationError as error:
+            for item in error.errors(include_input=False, include_url=False):
+                key = tuple(map(str, item["loc"]))
+                self.blame(path, key, item["msg"])
+                _drop(self.merged, key)
+        return self.validate(path)
+
+
+def _leaves(document: Mapping[str, Any], above: _Key = ()) -> Iterator[tuple[_Key, Any]]:
+    for name, value in document.items():
+        key = (*above, name)
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, key)
+        else:
+            yield key, value
+
+
+def _put(document: dict[str, Any], key: _Key, value: Any) -> None:
+    for name in key[:-1]:
+        inner = document.get(name)
+        if not isinstance(inner, dict):
+            inner = document[name] = {}
+        document = inner
+    if value != {} or not isinstance(document.get(key[-1]), dict):
+        document[key[-1]] = value
+
+
+def _get(document: Any, key: _Key) -> Any:
+    for name in key:
+        document = document.get(name) if isinstance(document, dict) else None
+    return document
+
+
+def _drop(document: dict[str, Any], key: _Key) -> None:
+    """The value there; if it is not there (an item of a list, a part of what is no table), what holds it."""
+    first, *rest = key
+    inner = document.get(first)
+    if rest and isinstance(inner, dict) and rest[0] in inner:
+        _drop(inner, tuple(rest))
+    else:
+        document.pop(first, None)
+
+
+_Blame = Callable[..., None]
+
+
+def _limits(config: Config, is_shared: bool, blame: _Blame) -> Limits:
+    """The defaults with ``[limits]`` over them."""
+    known = {name: kind for name, kind in ((found.name, found.type) for found in fields(Limits)) if name in Limits().values()}
+    chosen: dict[str, int | float] = dict(SHARED_LIMITS if is_shared else {})
+    for name, value in config.limits.items():
+        if name not in known:
+            blame(Path(), ("limits", name), f"this limit does not exist; known are {', '.join(sorted(known))}")
+        elif value < 0:
+            blame(Path(), ("limits", name), f"{value:g} is negative")
+        else:
+            chosen[name] = int(value) if known[name] == "int" else value
+    return Limits(**chosen)  # type: ignore[arg-type]
+
+
+def _shares(config: Config, look_up: _LookUp, blame: _Blame) -> dict[int, Share]:
+    """By uid. An account that is gone is no reason not to start."""
+    found: dict[int, Share] = {}
+    for name, share in config.users.shares.items():
+        try:
+            uid = int(name) if name.isdecimal() else look_up(name)
+        except (KeyError, OSError):
+            blame(Path(), ("users", name), "there is no such account (and no such setting)", fatal=False)
+            continue
+        if uid in found:
+            blame(Path(), ("users", name), f"uid {uid} is named twice")
+        found[uid] = Share(**share.model_dump())
+    return found

@@ -1,0 +1,66 @@
+"""C04: SIGHUP makes a running daemon read its configuration again, and ``config check`` says beforehand what it would say."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from tests.harness import Host, wait_until
+from tests.integration.test_c04_remotectl import Terminal
+
+LIMITED = """
+import json
+from remoted_client import remote, CpuLiveServerless, SubmissionRefused
+@remote(CpuLiveServerless(name="p", workersMax=1))
+def f(): return 1
+try: print(json.dumps(f().result().unwrap()))
+except SubmissionRefused as error: print(json.dumps(str(error)))
+"""
+
+
+def _reload(host: Host, says: str) -> None:
+    assert host.process is not None
+    before = host.log().count(says)
+    host.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: host.log().count(says) > before, 30, host.log)
+
+
+def test_c04_a_reload_changes_limits_live_names_what_waits_and_a_bad_file_changes_nothing(bare_host: Host) -> None:
+    host, remotectl = bare_host.start(), Terminal(bare_host)
+    folder = host.config.parent / "conf.d"
+    folder.mkdir()
+
+    (folder / "10.toml").write_text(f"[users.{os.geteuid()}]\nqueued_jobs = 0\n[limits]\nworkers_total = 3\n", encoding="utf-8")
+    _reload(host, "the configuration was reloaded")
+    assert "limits.workers_total: changes at the next start" in host.log()
+    assert "your limit queued_jobs is 0" in host.run(LIMITED).json
+    shown = remotectl.json("config", "show")
+    assert (shown["at_restart"], shown["limits"]["workers_total"]) == (["limits.workers_total"], 256)
+
+    (folder / "20.toml").write_text(f"[users.{os.geteuid()}]\nqueued_jobs = 9\n[limits]\nspeed = 1\n", encoding="utf-8")
+    _reload(host, "the configuration was not reloaded")
+    assert "20.toml: limits.speed: this limit does not exist" in host.log()
+    assert "your limit queued_jobs is 0" in host.run(LIMITED).json
+
+    (folder / "20.toml").unlink()
+    (folder / "10.toml").unlink()
+    _reload(host, "the configuration was reloaded")
+    assert host.run(LIMITED).json == 1
+
+
+def test_c04_config_check_reports_every_problem_with_its_file(bare_host: Host) -> None:
+    remotectl = Terminal(bare_host)
+    (remotectl.folder / "conf.d").mkdir()
+    file, other = remotectl.folder / "config.toml", remotectl.folder / "conf.d" / "10.toml"
+    file.write_text("[gpu]\npol_seconds = 1\n", encoding="utf-8")
+    other.write_text("[limits]\nspeed = 1\n[users.nobody-has-this-name]\nweight = 2\n", encoding="utf-8")
+
+    code, _, err = remotectl("config", "check", str(file))
+
+    assert code == 1
+    for expected in (f"{file}: gpu.pol_seconds: ", f"{other}: limits.speed: ", f"{other}: users.nobody-has-this-name: "):
+        assert expected in err
+    file.write_text("cpus = 2\n[limits]\nnesting_depth = 3\n[gpu]\n[environments]\n", encoding="utf-8")
+    other.unlink()
+    document = remotectl.json("config", "check", str(file))
+    assert (document["good"], document["at_restart"], document["files"]) == (True, ["cpus"], [str(file)])

@@ -1,0 +1,92 @@
+"""C04, C10: what root sees and steers of a daemon for many users, and what those users see of each other."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.harness import wait_until
+from tests.root.system_host import UNKNOWN, SystemHost, User, system_host
+
+pytestmark = pytest.mark.root
+
+SECRET = "swordfish-project"
+SCRIPT = f"""
+from remoted_client import remote, CpuLiveServerless
+@remote(CpuLiveServerless(name="{SECRET}"))
+def f(): return 1
+f.options(name="{SECRET}")().result().unwrap()
+"""
+METRICS = "import sys; from remoted.cli import transport; sys.stdout.buffer.write(transport.request('GET', '/metrics').read())"
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[SystemHost]:
+    with system_host(UNKNOWN) as made:
+        yield made.start()
+
+
+@pytest.fixture
+def people(host: SystemHost) -> tuple[User, User, User]:
+    return host.user("root", 0), host.user("alice", 60001), host.user("bob", 60002)
+
+
+def _metrics(user: User) -> str:
+    process = user.popen_command([str(user.host.python), "-c", METRICS])
+    return process.communicate(timeout=60)[0]
+
+
+def test_c10_metrics_name_users_to_root_and_jobs_to_nobody(people: tuple[User, User, User]) -> None:
+    root, alice, bob = people
+    alice.run(SCRIPT)
+
+    assert 'remoted_user_jobs_ended_total{status="COMPLETED",uid="60001"}' in _metrics(root)
+    assert "remoted_jobs_ended_total" in _metrics(bob)
+    assert "60001" not in _metrics(bob)
+    assert SECRET not in _metrics(root) + _metrics(bob)
+
+
+def test_c10_users_shows_root_everybody_and_others_themselves(people: tuple[User, User, User]) -> None:
+    root, alice, bob = people
+    alice.run(SCRIPT)
+
+    assert "60001" in root.remotectl("users").out
+    assert "60001" not in bob.remotectl("users", "--json").out
+    assert "others" in bob.remotectl("users").out
+
+
+def test_c04_only_root_may_drain_and_everybody_sees_it(people: tuple[User, User, User]) -> None:
+    root, alice, bob = people
+    refused = alice.remotectl("drain", check=False)
+    assert (refused.code, "administrator" in refused.err) == (1, True)
+
+    root.remotectl("drain", "--refuse", "--why", "new driver")
+    try:
+        assert "drained (new driver)" in bob.remotectl("status").out
+        assert "an administrator drains this daemon (new driver)" in alice.run(SCRIPT, check=False).err
+        assert bob.remotectl("resume", check=False).code == 1
+    finally:
+        root.remotectl("resume")
+    alice.run(SCRIPT)
+
+
+def test_c10_the_systems_daemon_writes_an_audit_line_for_each_job(host: SystemHost, people: tuple[User, User, User]) -> None:
+    people[1].run(SCRIPT)
+
+    assert f'uid=60001 name="{SECRET}" pool="{SECRET}" status=COMPLETED' in host.log()
+
+
+def test_t31_a_reload_does_not_believe_what_is_not_roots(host: SystemHost) -> None:
+    assert host.process is not None
+    folder = host.prefix / "etc/remoted/conf.d"
+    folder.mkdir()
+    file = folder / "10.toml"
+    file.write_text("[limits]\nnesting_depth = 1\n", encoding="utf-8")
+    file.chmod(0o666)
+
+    host.process.send_signal(signal.SIGHUP)
+
+    wait_until(lambda: "the configuration was not reloaded" in host.log(), 30, host.log)
+    assert "others than its owner may write" in host.log()
