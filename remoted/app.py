@@ -267,7 +267,10 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         loop.add_signal_handler(signal.SIGQUIT, self.stop, True)
-        loop.add_signal_handler(signal.SIGHUP, lambda: engine.spawn(self._reload(engine)))
+        if os.isatty(0):
+            loop.add_signal_handler(signal.SIGHUP, self.stop)  # the terminal in which it was typed is closed
+        else:
+            loop.add_signal_handler(signal.SIGHUP, lambda: engine.spawn(self._reload(engine)))
 
     async def _reload(self, engine: Engine) -> None:
         """Read the configuration again; a bad one changes nothing."""
