@@ -2,7 +2,8 @@
 
 A kill leaves no trace in the dead process itself: it is an ordinary SIGKILL. But its memory cgroup counts such kills
 (v2: memory.events, v1: memory.oom_control), and so does the host. The counts are sampled every second while there are
-workers, and each kill explains one death, so somebody else's want of memory is no excuse for the rest of the day.
+workers, and each kill explains one death, so somebody else's want of memory is no excuse for the rest of the day. A kill
+is counted a moment before its process is dead, so the last look may have seen it: the one before has not.
 """
 
 from __future__ import annotations
@@ -17,23 +18,28 @@ SAMPLE_SECONDS = 1.0
 
 
 class MemoryKills:
-    """What was counted at the last look."""
+    """What was counted at the last two looks."""
 
     def __init__(self) -> None:
+        self._before: dict[Path, int] = {}
         self._counts: dict[Path, int] = {}
 
     def sample(self, pids: list[int]) -> None:
         """Look at the host and at the cgroups of these processes."""
-        self._counts = {file: _count(file) for file in {_HOST, *map(counter_of, pids)}}
+        self._before, self._counts = self._counts, {file: _count(file) for file in {_HOST, *map(counter_of, pids)}}
 
     def explain(self, counter: Path) -> bool:
-        """Has the kernel killed somebody there since the last look? One kill explains one death."""
-        if counter not in self._counts:  # it came into this cgroup after the last look
+        """Has the kernel killed somebody there since the last look but one? One kill explains one death."""
+        looks = [look for look in (self._before, self._counts) if counter in look]
+        if not looks:  # it came into this cgroup after the last look
             counter = _HOST
-        if counter not in self._counts or _count(counter) <= self._counts[counter]:
+            looks = [look for look in (self._before, self._counts) if counter in look]
+        if not looks or _count(counter) <= looks[0][counter]:
             return False
-        for file in {counter, _HOST} & self._counts.keys():
-            self._counts[file] += 1
+        for file in {counter, _HOST}:
+            for look in (self._before, self._counts):
+                if file in look and look[file] < _count(file):
+                    look[file] += 1
         return True
 
 
