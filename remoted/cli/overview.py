@@ -136,11 +136,12 @@ def worker_lines(workers: list[Document], now: float) -> list[str]:
             str(worker["calls_done"]),
             _gpus(worker["gpus"]),
             worker["start"],
+            str(worker["leftovers"] or ""),
             _doing(worker, now),
         ]
         for worker in workers
     ]
-    lines = table(["WORKER", "POOL", "STATE", "PID", "PYTHON", "CALLS", "GPUS", "START", "DOING"], rows)
+    lines = table(["WORKER", "POOL", "STATE", "PID", "PYTHON", "CALLS", "GPUS", "START", "LEFTOVERS", "DOING"], rows)
     reasons = dict.fromkeys(worker["start_reason"] for worker in workers if worker["start_reason"])
     return lines + [f"plain start: {cell(reason, 200)}" for reason in reasons]
 

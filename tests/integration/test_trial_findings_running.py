@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import pytest
 
+from tests.harness import wait_until
 from tests.integration.test_c04_remotectl import Terminal, remotectl  # noqa: F401
 
 
@@ -31,3 +36,56 @@ def test_c04_a_command_without_a_gpu_is_not_told_about_functions(remotectl: Term
     assert code == 1
     assert "leave --gpus and --gpu out" in err
     assert "local" not in err
+
+
+HEAD = """
+import json, os, signal, subprocess, sys, time
+from remoted_client import *
+from remoted_client import remote, CpuLiveServerless
+"""
+
+
+def test_c04_what_a_body_leaves_running_is_counted(remotectl: Terminal) -> None:  # noqa: F811
+    path = remotectl.folder / "leaving.py"
+    path.write_text(
+        HEAD
+        + """
+queue = CpuLiveServerless(name="leaving", workersMax=1)
+@remote(queue)
+def leave(): return subprocess.Popen(["sleep", "600"], start_new_session=True).pid
+@remote(queue)
+def start_and_wait():
+    subprocess.Popen(["sleep", "600"])
+    print("started", flush=True)
+    time.sleep(600)
+pid = leave().result().unwrap()
+print(json.dumps(pid), flush=True)
+sys.stdin.readline()
+handle = start_and_wait()
+print(handle.id, flush=True)
+sys.stdin.readline()
+handle.cancel()
+handle.result()
+os.kill(pid, signal.SIGKILL)
+""",
+        encoding="utf-8",
+    )
+    script = subprocess.Popen([sys.executable, str(path)], env=remotectl.environ, cwd=remotectl.folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert script.stdin is not None
+    assert script.stdout is not None
+
+    def counted() -> list[int]:
+        shown = [document["workers"] for document in (remotectl.json("workers"), remotectl.json("status"))]
+        assert [worker["id"] for worker in shown[0]] == [worker["id"] for worker in shown[1]]
+        return [worker["leftovers"] for worker in shown[0] if worker["pool"] == "leaving"]
+
+    assert json.loads(script.stdout.readline()) > 0
+    assert counted() == [1]
+    assert "LEFTOVERS" in remotectl("workers")[1]
+    script.stdin.write("\n")
+    script.stdin.flush()
+    job = script.stdout.readline().strip()
+    wait_until(lambda: "started" in remotectl("logs", job)[1], 30)
+    assert counted() == [1], "what the running call has started is its own"
+    script.communicate("\n", timeout=60)
+    wait_until(lambda: counted() == [0], 30)
