@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.harness import wait_until
-from tests.integration.test_c04_remotectl import Terminal, remotectl  # noqa: F401
+from tests.integration.test_c04_remotectl import PATIENCE_SECONDS, Terminal, remotectl  # noqa: F401
 
 
 @pytest.mark.parametrize(
@@ -89,3 +89,17 @@ os.kill(pid, signal.SIGKILL)
     assert counted() == [1], "what the running call has started is its own"
     script.communicate("\n", timeout=60)
     wait_until(lambda: counted() == [0], 30)
+
+
+@pytest.mark.parametrize("command", [["top"], ["status", "-w"], ["status", "-w", "--json"]])
+def test_c04_what_is_shown_again_and_again_is_plain_in_a_pipe_and_ends_with_its_reader(remotectl: Terminal, command: list[str]) -> None:  # noqa: F811
+    process = remotectl.start(*command)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    shown = process.stdout.readline()
+    process.stdout.close()
+    err = process.stderr.read()
+    process.stderr.close()
+    assert shown
+    assert b"\x1b" not in shown
+    assert (process.wait(PATIENCE_SECONDS), err) == (0, b"")
