@@ -50,6 +50,8 @@ class Adoption:
         self._contents = contents
         self._engine = engine
         self._spool = engine.spool
+        #: Whose output is taken.
+        self._heard: set[str] = set()
         self._jobs = jobs
         self._clock = clock
 
@@ -177,14 +179,26 @@ class Adoption:
     async def _conclude(self, call: Call, attempt: Row, stopped_by: Reason | None = None) -> None:
         """The attempt is over: as its worker left it, else as lost unless it never began. The files go when that is committed."""
         if self._ran_last(attempt):
-            for stream, data in self._spool.output(attempt["worker"]):
-                self._jobs.add_output(call, stream, data)
+            await self._add_output(call, attempt["worker"])
         end = await asyncio.to_thread(self._spool.outcome, attempt["worker"], call.token, stopped_by)
         if end is None and self._never_began(attempt):
             end = _unbegun(stopped_by)
         if end is None:
             end = AttemptEnd("died", message="the daemon was restarted and the worker's outcome is lost", reason=Reason.LOST, stopped_by=stopped_by)
         self._jobs.attempt_ended(call, call.token, end)
+
+    async def _add_output(self, call: Call, worker: str) -> None:
+        """Once, and page by page: what stands there is the worker's word, and others wait meanwhile."""
+        if worker in self._heard:
+            return
+        self._heard.add(worker)
+        offset, end = -1, 0
+        while offset < end:
+            offset = end
+            records, end = await asyncio.to_thread(self._spool.output, worker, offset)
+            for stream, data in records:
+                self._jobs.add_output(call, stream, data)
+        self._spool.drop_output(worker)
 
     def _never_began(self, attempt: Row) -> bool:
         """As the page of its dead worker says. What that held before the machine went down was never synced, and says nothing."""

@@ -114,6 +114,14 @@ class Group:
         """Counts how often a process or thread was not made because of the limit; "" if nobody counts."""
         return next((os.fspath(folder / "pids.events") for folder in self._folders if (folder / "pids.events").exists()), "")
 
+    def refusals(self) -> int:
+        """How often that was."""
+        return self._count("pids.events", "max")
+
+    def tasks(self) -> int:
+        """How many processes and threads are in it now; 0 if nobody counts."""
+        return next((int(text) for folder in self._folders if (text := _read(folder / "pids.current"))), 0)
+
     def memory_kills(self) -> int:
         """How many processes of it the kernel has killed for want of memory."""
         return self._count("memory.events", "oom_kill") or self._count("memory.oom_control", "oom_kill")

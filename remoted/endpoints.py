@@ -21,6 +21,8 @@ from remoted.limits import Limits
 
 METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH")
 _PATH_CHARACTERS = 200
+#: So many routes are named to somebody who is lost.
+_TOLD = 20
 
 
 class Owner(Protocol):
@@ -126,7 +128,15 @@ class Endpoints:
                 return endpoint, parameters
         if here:
             raise WrongMethod(", ".join(sorted({endpoint.method for endpoint, _ in here})))
-        raise NotFound("NO_ROUTE", "cannot find this path: you have no function with such a route; GET /v1/endpoints lists what there is")
+        raise NotFound("NO_ROUTE", f"cannot find this path: {self._tell(peer, pid)}")
+
+    def _tell(self, peer: Peer, pid: int | None) -> str:
+        """What there is. Whoever asks for one process's routes (``remotectl serve``) has its own place for them."""
+        found = [f"{endpoint.method} {endpoint.path}" for endpoint in self.of(peer, pid)]
+        if not found:
+            return "no function has a route here; serve() or `remotectl serve` gives it one"
+        more = [f"{len(found) - _TOLD} more"] if len(found) > _TOLD else []
+        return f"there is {', '.join(found[:_TOLD] + more)}" + ("" if pid is not None else ", each below /f")
 
     def _matching(self, endpoints: list[Endpoint], parts: list[str]) -> Iterator[tuple[Endpoint, dict[str, str]]]:
         for endpoint in endpoints:

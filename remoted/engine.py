@@ -134,7 +134,7 @@ class Engine:
     def ended(self, ticket_id: TicketId) -> None:
         """The attempt is over; its worker is free."""
         self._owners.pop(ticket_id, None)
-        self._close_dead(ticket_id)
+        self._close_useless(ticket_id)
         self.handle(events.Ended(ticket_id))
 
     def returned(self, ticket_id: TicketId, owner: TicketOwner) -> bool:
@@ -142,7 +142,7 @@ class Engine:
         if ticket_id not in self.scheduler.placed:
             return False
         self._owners[ticket_id] = owner  # of one that was adopted nobody has been told
-        self._close_dead(ticket_id)
+        self._close_useless(ticket_id)
         ticket = self.scheduler.tickets[ticket_id]
         if self.is_closed_to(ticket.ancestors):
             self.handle(events.Ended(ticket_id))
@@ -151,11 +151,13 @@ class Engine:
             self.handle(events.Returned(ticket_id))
         return True
 
-    def _close_dead(self, ticket_id: TicketId) -> None:
-        """Nobody else is given to the dead."""
+    def _close_useless(self, ticket_id: TicketId) -> None:
+        """Nobody else is given to the dead, nor to one that is full of what its calls have left behind."""
         worker = self.workers.get(self.scheduler.placed.get(ticket_id, WorkerId("")))
         if worker is not None and not worker.is_alive:
             self.handle(events.WorkerClosing(worker.id))
+        elif worker is not None and not worker.has_attempts and worker.family.is_full:
+            self.retire(worker, "its processes take up what it may have")
 
     def line_behind(self, worker: Worker) -> Iterator[TicketId]:
         """What could be given to the worker ahead, the next one first."""
@@ -195,8 +197,7 @@ class Engine:
 
     def waiting_for(self, ticket_id: TicketId) -> tuple[Reason, str, int] | None:
         """(why, detail, place in its lane) of a waiting ticket."""
-        found = self.scheduler.lane_of(ticket_id)
-        if found is None:
+        if (found := self.scheduler.lane_of(ticket_id)) is None:
             return None
         lane, place = found
         return lane.reason, lane.detail, place

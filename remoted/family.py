@@ -15,6 +15,7 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Mapping
 
 import psutil
 
@@ -63,6 +64,20 @@ class Family:
         if self._group is not None:
             return set(self._group.pids())
         return {self.pid, *(process.pid for process in reaper.descendants(self.pid))} if self.pid else set()
+
+    def count_older(self, than: float, children: Mapping[int, list[int]]) -> int:
+        """How many of it live beside the worker that began before then (seconds since boot). ``children``: a look at the host."""
+        if not self.pid:
+            return 0
+        pids = self._group.pids() if self._group is not None else reaper.tree(self.pid, children)
+        began = [reaper.living_since(pid) for pid in pids if pid != self.pid]
+        return sum(moment is not None and moment < than for moment in began)
+
+    @property
+    def is_full(self) -> bool:
+        """Was it refused a process or thread, and is more than half of what it may have still there? Blocking, and quick."""
+        most = self._bounds.tasks
+        return self._group is not None and bool(most) and self._group.refusals() > 0 and self._group.tasks() * 2 > (most or 0)
 
     async def look(self) -> None:
         """Before the worker is signalled: its orphans are not found later."""
@@ -116,6 +131,12 @@ class Family:
         limit = self._bounds.memory_bytes
         size = f"{limit / (1 << 30):.3g} GiB" if limit else "what all workers may use"
         return f"its processes needed more memory than {size} (memory_gb of its config, else worker_memory_bytes of [limits])"
+
+
+def count_leftovers(asked: list[tuple[Family, float]]) -> dict[str, int]:
+    """By worker: what lives of its family and is older than the moment beside it. One look for all; blocking."""
+    children = reaper.children_by_parent() if any(not family.has_group for family, _ in asked) else {}
+    return {family.name: family.count_older(than, children) for family, than in asked}
 
 
 def adopted(name: str, pid: int, groups: Groups | None) -> Family:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 _RECORD = struct.Struct("!BI")
@@ -82,16 +81,6 @@ def read_records(path: Path, offset: int, limit_bytes: int) -> tuple[list[tuple[
             if len(data) < length:
                 break
             records.append((stream, data))
-            taken += length
+            taken += RECORD_OVERHEAD + length
             offset += RECORD_OVERHEAD + length
     return records, offset
-
-
-def iterate(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Every record of a log."""
-    offset = 0
-    while True:
-        records, offset = read_records(path, offset, 1 << 20)
-        if not records:
-            return
-        yield from records

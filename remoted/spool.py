@@ -11,11 +11,13 @@ finished, and is none.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +30,11 @@ from remoted_client import wire
 
 _WORKER = re.compile(r"w[0-9a-f]{1,16}-[0-9]{1,12}")
 _LENGTH_BYTES = 4
+#: As ``worker/streams.py`` keeps it, with room for the heads of records.
+_OUTPUT_BYTES = 80 << 20
+_PAGE_BYTES = 64 << 10
+#: A worker that was given all its calls ahead leaves fewer.
+_OUTCOMES = 1024
 _T = TypeVar("_T")
 
 
@@ -83,11 +90,16 @@ class Spool:
                 del self._claims[worker]
                 self.remove(worker)
 
-    def output(self, worker: str) -> Iterator[tuple[int, bytes]]:
-        """What was printed while no daemon was there; given once."""
-        path = self.output_path(worker)
-        yield from logs.iterate(path)
-        path.unlink(missing_ok=True)
+    def output(self, worker: str, offset: int) -> tuple[list[tuple[int, bytes]], int]:
+        """Some of what was printed while no daemon was there, and where it goes on. An honest worker writes no more than is read."""
+        if offset >= _OUTPUT_BYTES:
+            return [], offset
+        records, end = logs.read_records(self.output_path(worker), offset, _PAGE_BYTES)
+        return [(stream, data) for stream, data in records if data and stream in (logs.STDOUT, logs.STDERR)], end
+
+    def drop_output(self, worker: str) -> None:
+        """It is given once."""
+        self.output_path(worker).unlink(missing_ok=True)
 
     def holds(self, worker: str, token: str) -> bool:
         """Is the attempt's outcome there, whole?"""
@@ -103,7 +115,7 @@ class Spool:
         except OSError:
             return None
         try:
-            return next((read(record) for record in _records(fd) if record.head.get("attempt") == token), None)
+            return next((read(record) for record in islice(_records(fd), _OUTCOMES) if record.head.get("attempt") == token), None)
         except (OSError, ValueError, KeyError, TypeError, MemoryError):
             return None
         finally:
@@ -151,9 +163,34 @@ def _checked(worker: str) -> str:
 
 
 def _copied(source: int, offset: int, size: int) -> int:
-    """A descriptor of the payload alone, as a worker would have sent it."""
+    """A descriptor of the payload alone, as a worker would have sent it, with the holes that the file has.
+
+    A file of nothing but a hole may claim any size, and memory shall not be filled with what nobody has written.
+    """
     target = wire.memfd("remoted-outcome")
-    end = offset + size
-    while offset < end and (count := os.sendfile(target, source, offset, min(1 << 30, end - offset))):
-        offset += count
+    try:
+        os.ftruncate(target, size)
+        for start, end in _extents(source, offset, offset + size):
+            os.lseek(target, start - offset, os.SEEK_SET)
+            while start < end and (count := os.sendfile(target, source, start, min(1 << 30, end - start))):
+                start += count
+        os.lseek(target, 0, os.SEEK_SET)
+    except OSError:
+        os.close(target)
+        raise
     return target
+
+
+def _extents(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """What was written of this part of a file."""
+    while start < end:
+        try:
+            start = os.lseek(fd, start, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return
+        hole = os.lseek(fd, start, os.SEEK_HOLE)
+        if start < end:
+            yield start, min(hole, end)
+        start = hole

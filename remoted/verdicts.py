@@ -12,6 +12,8 @@ _OUT_OF_MEMORY = {
     "torch.cuda.OutOfMemoryError": Reason.OOM_GPU,
     "cupy.cuda.memory.OutOfMemoryError": Reason.OOM_GPU,
 }
+#: What `remotectl run` makes of a command's end: it says for itself how it ended, and no line of Python is to blame.
+_COMMAND_ENDED = "remoted_client.command.CommandEnded"
 _STOPPED: dict[Reason | None, str] = {
     Reason.CALLER_GONE: "stopped: its caller is gone",
     Reason.DAEMON_STOPPED: "stopped: the daemon was told to end at once, running jobs included",
@@ -56,6 +58,8 @@ def describe(end: AttemptEnd, status: Status | None, reason: Reason | None, time
         return f"the attempt ran longer than its timeout of {timeout_seconds or 0:g} s and was stopped", "", end.traceback
     if status is Status.CANCELLED:
         return stopped(reason), "", end.traceback
+    if end.error_type == _COMMAND_ENDED:
+        return end.message, end.error_type, ""
     if end.kind == "exited":
         return f"the function called sys.exit({end.exit_code})", end.error_type, end.traceback
     message = f"{_short(end.error_type)}: {end.message}" if end.error_type else end.message

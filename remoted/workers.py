@@ -40,6 +40,8 @@ from remoted_client import wire
 
 _EARLY_BYTES = 64 * 1024
 _ACKNOWLEDGED_MOST = 512
+#: The kernel counts start times in ticks of 10 ms.
+_TICK_SECONDS = 0.02
 _PROBABLY = "probably the kernel was out of memory (it killed a process for that at this moment)"
 
 
@@ -359,7 +361,7 @@ class Worker:
 
     async def _clean_up(self, attempt: Attempt, end: AttemptEnd) -> None:
         """The worker survived a stop: what the attempt started does not."""
-        await self.family.end_younger(attempt.started - 0.02)  # the kernel counts start times in ticks of 10 ms
+        await self.family.end_younger(attempt.started - _TICK_SECONDS)
         self._end_attempt(attempt.token, end)
 
     def _end_attempt(self, token: str, end: AttemptEnd) -> None:
@@ -441,6 +443,11 @@ class Worker:
     @property
     def has_attempts(self) -> bool:
         return bool(self._workload)
+
+    @property
+    def begun_since(self) -> float:
+        """What is older than this in its family was started by nobody who still runs. Seconds since boot."""
+        return self._workload.begun_since - _TICK_SECONDS
 
     @property
     def runs_on(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from math import inf
 
 from remoted.attempts import AttemptListener
 from remoted.model import AttemptToken, Reason
@@ -73,6 +74,11 @@ class Workload:
     def newest_begun(self) -> Attempt | None:
         """Whom output belongs to that names nobody."""
         return next(reversed(self._begun.values())) if self._begun else None
+
+    @property
+    def begun_since(self) -> float:
+        """When the oldest that runs began, in seconds since boot; never if nothing runs."""
+        return min((attempt.started for attempt in self._begun.values()), default=inf)
 
     def take_next(self) -> Attempt | None:
         """The one that begins now, if it is its turn."""

@@ -23,6 +23,9 @@ from __future__ import annotations
 
 from typing import Any
 
+#: What to do about ``NoMatchingGPU`` in a script; a command is told something else.
+WITHOUT_GPU = "; without such a GPU use one of the Cpu classes, or run it here: local=True, f.local(...) or REMOTED_LOCAL=1"
+
 
 class RemotedError(Exception):
     """Base of every exception of remoted."""
@@ -137,7 +140,7 @@ def for_code(code: str, message: str) -> RemotedError:
     if code == "POOL_BUSY":
         return PoolBusy(f"{message}; raise workersMax of its config if the host has room for more workers, or call again later")
     if code == "NO_MATCHING_GPU":
-        message += "; without such a GPU use one of the Cpu classes, or run it here: local=True, f.local(...) or REMOTED_LOCAL=1"
+        message += WITHOUT_GPU
     return kinds.get(code, SubmissionRefused)(message, code)
 
 

@@ -23,7 +23,7 @@ from remoted_client.daemon import connect, connect_or_start, socket_directory
 from remoted_client.errors import DaemonUnreachable, RemotedError, for_code
 from remoted_client.function import RemoteFunction
 from remoted_client.greeting import hello
-from remoted_client.http.route import Route, route_of, routes_in
+from remoted_client.http.route import Route, functions_in, route_of, routes_in
 from remoted_client.lease import put
 from remoted_client.submission import _describe, _modules_upload
 
@@ -55,7 +55,9 @@ def serve(*functions: RemoteFunction[Any, Any], on_served: OnServed | None = Non
         ...     served.wait()          # until Ctrl-C
         $ curl --unix-socket $XDG_RUNTIME_DIR/remoted/api.sock http://remoted/f/predict -d '{"x": 3}'
     """
-    routes = [route_of(function) for function in functions] if functions else routes_in(vars(sys.modules["__main__"]))
+    if functions:
+        return Served([route_of(function) for function in functions], on_served)
+    routes = routes_in(functions_in(vars(sys.modules["__main__"])), "to leave it out, name the functions to serve: serve(f, g)")
     if not routes:
         raise TypeError("cannot serve: the script has no load-balanced function with @remote at its top level")
     return Served(routes, on_served)

@@ -20,8 +20,9 @@ from remoted.endpoints import Owner
 
 _HEAD_BYTES = 1024
 _CHUNK_BYTES = 256 * 1024
+NDJSON, EVENTS = "application/x-ndjson", "text/event-stream"
 #: What a worker may call its answer. Nothing that a browser runs is among them.
-_TYPES = frozenset({"application/json", "application/octet-stream", "application/x-ndjson", "text/event-stream", "text/plain; charset=utf-8"})
+_TYPES = frozenset({"application/json", "application/octet-stream", NDJSON, EVENTS, "text/plain; charset=utf-8"})
 
 
 class BadAnswer(Exception):

@@ -13,8 +13,8 @@ import json
 from aiohttp import web
 
 from remoted.api import bodies, schemas, strict_json
-from remoted.api.answering import Answering, BadAnswer, Head, Part, exception_of
-from remoted.api.exchange import Ask, HttpRefusal, reply
+from remoted.api.answering import EVENTS, NDJSON, Answering, BadAnswer, Head, Part, exception_of
+from remoted.api.exchange import Ask, HttpRefusal, refusal_body, reply
 from remoted.api.openapi import describe_endpoints
 from remoted.api.services import Services
 from remoted.calls import Call
@@ -144,7 +144,7 @@ async def _send(ask: Ask, response: web.StreamResponse, part: Part, start: int) 
 
 
 async def _send_stream(services: Services, ask: Ask, call: Call, watcher: Answering, first: Part, head: Head) -> web.StreamResponse:
-    """The worker may be so many items ahead of what the client has taken. What breaks off lacks its last chunk."""
+    """The worker may be so many items ahead of what the client has taken. What breaks off says why, and lacks its last chunk."""
     response = _response(call, head)
     response.enable_chunked_encoding()
     part: Part | None = first
@@ -160,9 +160,17 @@ async def _send_stream(services: Services, ask: Ask, call: Call, watcher: Answer
         services.endpoints.credit(call, 1)
         part, start = await watcher.next(), 0
     if call.status is not Status.COMPLETED:
+        await response.write(_last_words(call, head))
         raise ConnectionError(f"the stream broke off: {call.error}")
     await response.write_eof()
     return response
+
+
+def _last_words(call: Call, head: Head) -> bytes:
+    """Why a stream breaks off, where its form has a place for that: an event, or a line. Text and bytes could not be told apart from it."""
+    failure = _failure(call)
+    body = refusal_body(failure.code, str(failure), failure.document)
+    return {EVENTS: b"event: error\ndata: " + body + b"\n\n", NDJSON: body + b"\n"}.get(head.content_type, b"")
 
 
 def _response(call: Call, head: Head) -> web.StreamResponse:

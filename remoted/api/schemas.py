@@ -197,7 +197,8 @@ class Worker(_Shape):
     """``idle_until``: when it ends if nobody needs it; None while it works.
 
     ``start``: forked (by ``fork_server``), plain (for ``start_reason``), or "" before it has started. ``memory`` is None for
-    one that shares nothing, or that is too large to be measured in passing.
+    one that shares nothing, or that is too large to be measured in passing. ``leftovers``: its processes that no attempt has
+    started that still runs; on a lease, those from before the lease.
     """
 
     id: str
@@ -216,6 +217,7 @@ class Worker(_Shape):
     start_reason: str
     fork_server: str
     memory: Memory | None
+    leftovers: int
 
 
 class ForkServer(_Shape):

@@ -12,6 +12,7 @@ from remoted.access import Peer
 from remoted.api import schemas
 from remoted.api.exchange import Ask, reply
 from remoted.api.services import Services
+from remoted.family import count_leftovers
 from remoted.scheduler.state import PoolKey, PoolPolicy, WorkerState, WorkerView
 from remoted.spawn.footprint import Footprint, measure
 from remoted.spawn.forkserver import ForkServer
@@ -29,7 +30,9 @@ async def views(services: Services, peer: Peer) -> tuple[list[schemas.Worker], l
     forked = [process.pid for worker in found if (process := services.engine.workers.get(worker.id)) and process.born_as and process.born_as.server]
     pids = [*(server.pid for server in servers if server.pid), *forked]
     memory = await asyncio.to_thread(measure, pids) if pids else {}
-    return [_view(services, worker, memory) for worker in found], [_server_view(services, server, memory) for server in servers]
+    families = [(process.family, process.begun_since) for worker in found if (process := services.engine.workers.get(worker.id))]
+    leftovers = await asyncio.to_thread(count_leftovers, families)
+    return [_view(services, worker, memory, leftovers.get(worker.id, 0)) for worker in found], [_server_view(services, server, memory) for server in servers]
 
 
 def _server_view(services: Services, server: ForkServer, memory: dict[int, Footprint]) -> schemas.ForkServer:
@@ -50,7 +53,7 @@ def _memory(found: Footprint | None) -> schemas.Memory | None:
     return schemas.Memory(resident=found.resident, shared=found.shared, private=found.private) if found else None
 
 
-def _view(services: Services, view: WorkerView, memory: dict[int, Footprint]) -> schemas.Worker:
+def _view(services: Services, view: WorkerView, memory: dict[int, Footprint], leftovers: int) -> schemas.Worker:
     process = services.engine.workers.get(view.id)
     hello = process.hello if process else None
     born = process.born_as if process else None
@@ -71,6 +74,7 @@ def _view(services: Services, view: WorkerView, memory: dict[int, Footprint]) ->
         start_reason=born.reason if born else "",
         fork_server=born.server if born else "",
         memory=_memory(memory.get(process.pid)) if process else None,
+        leftovers=leftovers,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -61,16 +60,16 @@ def top(once: bool, as_json: bool) -> int:
     """Your workers by the CPU that their processes use now."""
     before = _measure()
     while True:
-        time.sleep(1.0)
+        overview.pause(1.0)
         now = _measure()
         rows = _differences(before, now)
         if as_json:
             print_json({"workers": rows})
             return 0
-        home = "\x1b[H\x1b[2J" if sys.stdout.isatty() and not once else ""
-        print(home + "\n".join(_top_lines(rows)), flush=True)
         if once:
+            print("\n".join(_top_lines(rows)))
             return 0
+        overview.print_frame(_top_lines(rows))
         before = now
 
 

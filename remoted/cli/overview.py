@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import sys
 import time
 from typing import Any
@@ -26,12 +27,22 @@ def watch(as_json: bool, seconds: float = 1.0) -> int:
     while True:
         if as_json:
             print_json_line(transport.get("/v1/status"))
-            time.sleep(seconds)
-            continue
-        shown = "\n".join(lines(transport.get("/v1/status")))
-        home = "\x1b[H\x1b[2J" if sys.stdout.isatty() else ""
-        print(home + shown, flush=True)
-        time.sleep(seconds)
+        else:
+            print_frame(lines(transport.get("/v1/status")))
+        pause(seconds)
+
+
+def print_frame(shown: list[str]) -> None:
+    """One of many: over the last one on a terminal, else behind it."""
+    print("\x1b[H\x1b[2J" + "\n".join(shown) if sys.stdout.isatty() else "\n".join([*shown, ""]), flush=True)
+
+
+def pause(seconds: float) -> None:
+    """Raises BrokenPipeError as soon as whoever reads our output has left: there is nobody to go on for."""
+    poller = select.poll()
+    poller.register(sys.stdout.fileno(), 0)  # errors are always told
+    if poller.poll(seconds * 1000):
+        raise BrokenPipeError("nobody reads the output")
 
 
 def lines(document: Document) -> list[str]:
@@ -136,11 +147,12 @@ def worker_lines(workers: list[Document], now: float) -> list[str]:
             str(worker["calls_done"]),
             _gpus(worker["gpus"]),
             worker["start"],
+            str(worker["leftovers"] or ""),
             _doing(worker, now),
         ]
         for worker in workers
     ]
-    lines = table(["WORKER", "POOL", "STATE", "PID", "PYTHON", "CALLS", "GPUS", "START", "DOING"], rows)
+    lines = table(["WORKER", "POOL", "STATE", "PID", "PYTHON", "CALLS", "GPUS", "START", "LEFTOVERS", "DOING"], rows)
     reasons = dict.fromkeys(worker["start_reason"] for worker in workers if worker["start_reason"])
     return lines + [f"plain start: {cell(reason, 200)}" for reason in reasons]
 

@@ -93,7 +93,8 @@ def _config(gpus: int | None, groups: tuple[str, ...], cpus: int | None) -> Any:
 
 
 def _submit(config: Any, command: list[str], stdin: bytes, name: str, timeout: float | None, detach: bool, as_json: bool) -> int:
-    from remoted_client import DaemonUnreachable, RemotedError, remote
+    from remoted_client import DaemonUnreachable, NoMatchingGPU, RemotedError, remote
+    from remoted_client.errors import WITHOUT_GPU
 
     try:
         function = remote(config, max_retries=0, timeout=timeout or _NO_LIMIT_SECONDS)(run_command)
@@ -107,6 +108,8 @@ def _submit(config: Any, command: list[str], stdin: bytes, name: str, timeout: f
         return _exit_code(job, as_json)
     except DaemonUnreachable as error:
         raise NoDaemon(str(error)) from error
+    except NoMatchingGPU as error:
+        raise CliError(f"{str(error).removesuffix(WITHOUT_GPU)}; leave --gpus and --gpu out if the command needs none, or see `remotectl gpus`") from error
     except RemotedError as error:
         raise CliError(str(error)) from error
 
@@ -153,14 +156,17 @@ def run_command(command: list[str], stdin: bytes) -> None:
     import subprocess
     import tempfile
 
+    from remoted_client.command import cannot_run, ended
+
     try:
         with tempfile.TemporaryFile() as file:  # and no pipe: nobody has to keep filling it
             file.write(stdin)
             file.seek(0)
             process = subprocess.Popen(command, stdin=file if stdin else subprocess.DEVNULL, start_new_session=True)
     except OSError as error:
-        os.write(2, f"cannot run {command[0]}: {error.strerror}\n".encode(errors="replace"))
-        sys.exit(127 if isinstance(error, FileNotFoundError) else 126)
+        end = cannot_run(command[0], error)
+        os.write(2, f"{end}\n".encode(errors="replace"))
+        raise end from None
     try:
         code = process.wait()
     finally:
@@ -171,4 +177,4 @@ def run_command(command: list[str], stdin: bytes) -> None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(seconds)
     if code:
-        sys.exit(128 - code if code < 0 else code)
+        raise ended(code)

@@ -53,14 +53,14 @@ def serve(script: Path, host: str, port: int, names: tuple[str, ...], as_json: b
 
 def _routes(script: Path, names: tuple[str, ...]) -> list[Route]:
     from remoted.cli.gateway import RESERVED
-    from remoted_client.http.route import routes_in
+    from remoted_client.http.route import functions_in, routes_in
 
     module = _load(script)
     for name in names:
         if name not in vars(module):
             raise UsageError(f"cannot serve {name}: {script} has nothing of this name at its top level")
     try:
-        routes = routes_in(vars(module), names)
+        routes = routes_in(functions_in(vars(module), names), "to leave it out, name the functions to serve: --only NAME")
     except TypeError as error:
         raise CliError(str(error)) from error
     if not routes:

@@ -12,8 +12,8 @@ import ctypes
 import os
 import signal
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 
@@ -21,6 +21,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 #: Present in the environment of every process of a worker, unless the user's code removed it.
 WORKER_VARIABLE = "REMOTED_WORKER_ID"
 _STRAY_SECONDS = 2.0
+_DEAD = ("Z", "X", "x")
 #: Dead children by pid, and when they were first seen dead.
 _seen_dead: dict[int, float] = {}
 
@@ -82,17 +83,46 @@ def descendants(pid: int, younger_than: float | None = None) -> list[psutil.Proc
     return [process for process in found if younger_than is None or started_at(process.pid) >= younger_than]
 
 
+def children_by_parent() -> dict[int, list[int]]:
+    """Everybody on this host at this moment: one look for the trees of many."""
+    found: dict[int, list[int]] = {}
+    for pid in psutil.pids():
+        if len(fields := _stat(pid)) > 1:
+            found.setdefault(int(fields[1]), []).append(pid)
+    return found
+
+
+def tree(pid: int, children: Mapping[int, list[int]]) -> list[int]:
+    """Everybody below ``pid``."""
+    found = list(children.get(pid, ()))
+    for child in found:
+        found += children.get(child, ())
+    return found
+
+
+def living_since(pid: int) -> float | None:
+    """When a process began, in seconds since boot; None for the dead, reaped or not."""
+    fields = _stat(pid)
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK") if fields and fields[0] not in _DEAD else None
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat behind the name (proc(5)); none when it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace", buffering=512) as file:
+            return file.read().rsplit(")", 1)[1].split()
+    except (OSError, IndexError):
+        return []
+
+
 def started_at(pid: int) -> float:
     """When the process began, in seconds since boot, to 10 ms; 0 if it is gone.
 
     Not psutil's ``create_time``: that adds the boot time of /proc/stat, which is whole seconds, so a child may
     look a second older than its parent's wall clock.
     """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rsplit(")", 1)[1].split()
-    except (OSError, IndexError):
-        return 0.0
-    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    fields = _stat(pid)
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK") if fields else 0.0
 
 
 def kill_descendants(pid: int, younger_than: float | None = None, rounds: int = 20) -> int:

@@ -60,6 +60,8 @@ class Runtime:
         #: Something may be going on there between two calls.
         self._loop_was_used = False
         self._sync_attempt = ""
+        #: Which of them the SIGINT that is under way is for.
+        self._interrupting = ""
         #: Where output goes when no daemon is there, and whether anybody will ask for that of the newest call.
         self._spool = -1
         self._is_kept = False
@@ -145,6 +147,7 @@ class Runtime:
         self._cancelled[attempt] = frame.header["why"]
         self._close_window(attempt)
         if self._sync_attempt == attempt:
+            self._interrupting = attempt
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         else:
             self._loop.call_soon_threadsafe(self._cancel_task, attempt)
@@ -242,9 +245,17 @@ class Runtime:
         )
 
     def _on_interrupt(self, number: int, frame: Any) -> None:
-        """SIGINT stops the sync body that was cancelled, and nothing else."""
-        if self._sync_attempt and self._sync_attempt in self._cancelled:
+        """Ours stops the sync body that was cancelled and no later one; any other is the running body's, as without a daemon."""
+        ours, self._interrupting = self._interrupting, ""
+        if self._sync_attempt and ours in ("", self._sync_attempt):
             raise KeyboardInterrupt
+        if not ours and (task := self._running_task()) is not None:
+            task.cancel()  # as asyncio.run does
+
+    def _running_task(self) -> asyncio.Task[Any] | None:
+        """Of an async body that is at work in this moment."""
+        task = asyncio.current_task(self._loop)
+        return task if task in self._tasks.values() else None
 
     def _run_given(self, run: Run) -> None:
         """The next of the daemon's calls, unless it was taken back; without concurrency nothing else begins beside it."""

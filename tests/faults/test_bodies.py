@@ -471,6 +471,41 @@ print(json.dumps([out.status, out.state_reason, out.attempts]))
     assert len(path.read_text(encoding="utf-8").split()) == 1
 
 
+def test_f25_a_sigint_that_is_no_cancel_is_the_bodys_own(quick: Host) -> None:
+    result = quick.run(
+        HEAD
+        + """
+import asyncio
+one = CpuLiveServerless(name="one", workersMax=1)
+@remote(one, max_retries=0)
+def interrupt(catches):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(30)
+    except KeyboardInterrupt:
+        if not catches: raise
+    return "caught"
+@remote(one, max_retries=0)
+async def interrupt_loop():
+    os.kill(os.getpid(), signal.SIGINT)
+    await asyncio.sleep(30)
+@remote(one)
+def pid(): return os.getpid()
+def seen(handle):
+    out = handle.result()
+    return [out.status, out.state_reason, out.output, type(out.exception).__name__]
+before = pid().result().unwrap()
+found = [seen(interrupt(False)), seen(interrupt(True)), seen(interrupt_loop())]
+print(json.dumps([*found, pid().result().unwrap() == before]))
+"""
+    )
+    raised, caught, cancelled, same_worker = result.json
+    assert raised == ["FAILED", "EXCEPTION", None, "KeyboardInterrupt"]
+    assert caught == ["COMPLETED", "", "caught", "NoneType"]
+    assert cancelled == ["FAILED", "EXCEPTION", None, "CancelledError"]
+    assert same_worker
+
+
 def test_a_handle_waited_for_in_a_thread_survives_ctrl_c_in_the_main_thread(quick: Host) -> None:
     result = quick.run(
         HEAD

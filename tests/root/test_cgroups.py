@@ -112,6 +112,46 @@ print(json.dumps([out.status, out.error, one().result().unwrap()]))
     assert bob.run(HEAD + "print(json.dumps(one().result().unwrap()))").json == 1
 
 
+def test_t42_a_worker_full_of_leftovers_is_replaced_when_its_call_is_over(alice: User) -> None:
+    program = (
+        HEAD
+        + """
+@remote(queue, max_retries=0)
+def leave_all():
+    while True:
+        try: subprocess.Popen(["sleep", "600"])
+        except OSError: return os.getpid()
+@remote(queue, max_retries=0)
+def fork(): return subprocess.run(["true"]).returncode, os.getpid()
+first = leave_all().result().unwrap()
+code, second = fork().result().unwrap()
+print(json.dumps([code, first != second]))
+"""
+    )
+    assert alice.run(program, POOL="full").json == [0, True]
+
+
+def test_c04_what_a_body_leaves_in_its_group_is_counted_even_if_it_hides(alice: User, house: SystemHost) -> None:
+    folder = _folder(alice, "pids-counted")
+    program = (
+        HEAD
+        + _DAEMONISE
+        + """
+import http.client, socket
+@remote(queue)
+def leave(folder): daemonise(folder, 3)
+leave(sys.argv[1]).result().unwrap()
+connection = http.client.HTTPConnection("remoted")
+connection.sock = socket.socket(socket.AF_UNIX)
+connection.sock.connect(os.environ["REMOTED_SOCKET"] + "/api.sock")
+connection.request("GET", "/v1/workers")
+found = json.load(connection.getresponse())["workers"]
+print(json.dumps([worker["leftovers"] for worker in found if worker["pool"] == os.environ["POOL"]]))
+"""
+    )
+    assert alice.run(program, str(folder), POOL=folder.name).json == [3]
+
+
 _DAEMONISE = """
 def daemonise(folder, count):
     "Children that leave the session, clear their environment and hang below init."

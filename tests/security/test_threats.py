@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import signal
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
@@ -307,6 +309,33 @@ def test_t46_a_container_is_refused_before_anything_runs(shared_daemon: Host, fi
 
 
 # -- names, files, secrets ---------------------------------------------------------------------------------
+
+def test_t44_what_a_worker_claims_to_have_left_behind_costs_no_memory(tmp_path: Path) -> None:
+    spool, worker, token, size = Spool(tmp_path), "wa-1", "token", 1 << 40
+    outcomes, output = spool.open(worker)
+    words = {"kind": "returned", "message": "", "error_type": "", "traceback": "", "exit_code": None, "attempt": token, "payload_size": size}
+    head = json.dumps(words).encode()
+    os.write(outcomes, len(head).to_bytes(4, "big") + head + b"x")
+    os.ftruncate(outcomes, 4 + len(head) + size)
+    os.write(outcomes, wire.OUTCOME_MARK)
+    os.write(output, struct.pack("!BI", 1, 5) + b"hello")
+    os.ftruncate(output, size)
+    wire.close_all((outcomes, output))
+
+    end = spool.outcome(worker, token, None)
+    assert end is not None
+    assert isinstance(end.payload, int)
+    found = os.fstat(end.payload)
+    os.close(end.payload)
+    assert (found.st_size, found.st_blocks < 1024) == (size, True), "a hole stays one"
+    offset, last, printed = 0, -1, []
+    while last < offset:
+        last = offset
+        records, offset = spool.output(worker, last)
+        printed += records
+    assert printed == [(1, b"hello")]
+    assert offset < 1 << 30
+
 
 HOSTILE_NAMES = ["..", "../x", "/etc/passwd", "a/b", "", ".", "a\0b", "a" * 65, "A" * 32, "\N{FULLWIDTH FULL STOP}" * 2, "0" * 32 + "\n", "0" * 32 + ".x"]
 

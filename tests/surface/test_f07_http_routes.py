@@ -401,7 +401,24 @@ def test_f07_a_stream_that_fails_before_its_first_item_is_500_and_later_lacks_it
     for name, parameters in (("breaks", {"at": 2}), ("mixed", {})):
         with pytest.raises(http.client.IncompleteRead) as cut:
             post(streams, name, **parameters)
-        assert cut.value.partial in (b"0\n1\n", b"text")
+        assert cut.value.partial in (b'0\n1\n{"error": {"code": "EXCEPTION", "message": "broke"}, "exception": "RuntimeError"}\n', b"text")
+
+
+def test_f07_a_stream_of_events_that_breaks_off_ends_with_an_error_event(streams: Host) -> None:
+    with pytest.raises(http.client.IncompleteRead) as cut:
+        ask(streams, "POST", "/f/breaks", {"at": 1}, Accept="text/event-stream")
+    item, error, end = cut.value.partial.split(b"\n\n")
+    assert (item, end) == (b"data: 0", b"")
+    name, data = error.split(b"\n")
+    assert name == b"event: error"
+    assert json.loads(data.removeprefix(b"data: "))["error"]["code"] == "EXCEPTION"
+
+
+def test_f07_a_path_that_is_not_there_is_told_what_is(streams: Host) -> None:
+    reply = ask(streams, "GET", "/f/v1/endpoints")
+    assert (reply.status, reply.json["error"]["code"]) == (404, "NO_ROUTE")
+    assert "POST /breaks" in reply.json["error"]["message"]
+    assert "each below /f" in reply.json["error"]["message"]
 
 
 def test_f07_a_client_that_stops_reading_stops_the_generator_and_leaving_ends_it(streams: Host) -> None:

@@ -224,6 +224,13 @@ def test_f07_serve_streams_and_what_breaks_off_lacks_its_end(site: Site) -> None
         site.ask("POST", "/breaks", {})
 
 
+def test_f07_serve_tells_a_lost_client_what_it_serves(site: Site) -> None:
+    reply = site.ask("GET", "/v1/endpoints")
+    assert reply.status == 404
+    assert "GET /items/{id}" in reply.json["error"]["message"]
+    assert "/f" not in reply.json["error"]["message"]
+
+
 def test_f07_serve_takes_a_call_back_when_its_client_leaves(site: Site) -> None:
     line = http.client.HTTPConnection(site.address)
     line.request("POST", "/held", "{}", site.token)
@@ -303,6 +310,7 @@ def test_f07_serve_in_words_ends_with_ctrl_c_and_takes_its_routes_along(daemon: 
         ("1 / 0", "importing it raised ZeroDivisionError"),
         (HEAD + "@remote(lb, method='GET', path='/docs')\ndef docs(): ...", "GET /docs is where its description stands"),
         (HEAD + "class Thing: ...\n@remote(lb)\ndef f(thing: Thing): ...", "cannot serve f: the parameter 'thing' cannot come over HTTP"),
+        (HEAD + "@remote(lb)\ndef f(data: bytes): ...\n@remote(lb)\ndef g(): ...", "no form for the type bytes; to leave it out, name the functions to serve: --only NAME"),
         (HEAD + "@remote(lb)\ndef f(thing: Nothing): ...", "cannot read the type hints of f: name 'Nothing' is not defined"),
     ],
 )

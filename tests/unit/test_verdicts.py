@@ -51,3 +51,8 @@ def test_errors_read_as_sentences() -> None:
     assert describe(end("returned"), Status.COMPLETED, None, None, 0) == ("", "", "")
     assert describe(end("died"), Status.TIMED_OUT, Reason.TIMEOUT, 2.5, 0)[0] == "the attempt ran longer than its timeout of 2.5 s and was stopped"
     assert describe(end("raised", error_type="builtins.KeyError"), Status.FAILED, Reason.EXCEPTION, None, 2)[0] == "KeyError: m (2 items had been delivered)"
+
+
+def test_c04_a_command_that_ended_says_so_itself_and_blames_no_line_of_python() -> None:
+    ended = AttemptEnd("exited", message="the command exited with code 3", error_type="remoted_client.command.CommandEnded", traceback="Traceback", exit_code=3)
+    assert describe(ended, Status.FAILED, Reason.EXITED, None, 0) == ("the command exited with code 3", ended.error_type, "")

@@ -64,10 +64,18 @@ def _encode(described: dict[str, Any]) -> bytes:
     return data
 
 
-def routes_in(names: dict[str, Any], chosen: Iterable[str] = ()) -> list[Route]:
-    """The routes of a script's load-balanced functions, each once; those of ``chosen`` names alone, if there are any."""
+def functions_in(names: dict[str, Any], chosen: Iterable[str] = ()) -> list[RemoteFunction[Any, Any]]:
+    """A script's load-balanced functions, each once; those of ``chosen`` names alone, if there are any."""
     functions: dict[int, RemoteFunction[Any, Any]] = {}
     for name, value in names.items():
         if isinstance(value, RemoteFunction) and value._settings.config.is_load_balanced and (not chosen or name in chosen):
             functions.setdefault(id(value), value)
-    return [route_of(function) for function in functions.values()]
+    return list(functions.values())
+
+
+def routes_in(functions: list[RemoteFunction[Any, Any]], advice: str) -> list[Route]:
+    """Their routes. ``advice``: how to leave one of them out. Raises TypeError, naming the one that cannot have a route."""
+    try:
+        return [route_of(function) for function in functions]
+    except TypeError as error:
+        raise TypeError(f"{error}; {advice}" if len(functions) > 1 else str(error)) from error
