@@ -380,7 +380,7 @@ def _advice(error: Exception) -> str:
     if isinstance(error, ImportError):
         name = (error.name or "the module").partition(".")[0]
         return f"; this process lacks a module of the worker's: install {name} here too, or return plain data (numbers, text, lists, dicts) instead"
-    if isinstance(error, AttributeError):
+    if isinstance(error, AttributeError) and str(error).startswith("Can't get attribute"):  # pickle's words for a name that its module lacks
         return "; its class is not in this process's version of the module: install the same version here, or return plain data instead"
     return ""
 
