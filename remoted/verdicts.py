@@ -57,7 +57,7 @@ def describe(end: AttemptEnd, status: Status | None, reason: Reason | None, time
     if status is Status.CANCELLED:
         return stopped(reason), "", end.traceback
     if end.kind == "exited":
-        return f"the function called sys.exit({end.exit_code})", end.error_type, end.traceback
+        return end.message, end.error_type, end.traceback
     message = f"{_short(end.error_type)}: {end.message}" if end.error_type else end.message
     if delivered:
         message += f" ({delivered} items had been delivered)"

@@ -274,7 +274,7 @@ class StreamHandle(Handle[T_co], Generic[T_co]):
         header = state.done_frame.header
         if header["status"] != Status.COMPLETED:
             _, exception = _decode_done(state.done_frame)
-            raise exception or for_outcome(header["status"], header["reason"], header["error"])
+            raise _failure_of(header, exception)
 
 
 class Job(Handle[Any]):
@@ -391,9 +391,16 @@ def _direct_outcome(header: dict[str, Any], output: Any, exception: BaseExceptio
         return output, None
     if header["error_type"] == "POOL_BUSY":
         return None, for_code("POOL_BUSY", header["error"])
-    if header["status"] == Status.FAILED and exception is not None and not isinstance(exception, SystemExit):
-        return None, exception
-    return None, for_outcome(header["status"], header["reason"], header["error"])
+    return None, _failure_of(header, exception)
+
+
+def _failure_of(header: dict[str, Any], exception: BaseException | None) -> BaseException:
+    """The exception itself; a SystemExit would end the caller, and so is only the cause of another one."""
+    if exception is not None and header["status"] == Status.FAILED and not isinstance(exception, SystemExit):
+        return exception
+    error = for_outcome(header["status"], header["reason"], header["error"])
+    error.__cause__ = exception
+    return error
 
 
 @contextlib.contextmanager

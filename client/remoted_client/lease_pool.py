@@ -429,7 +429,7 @@ def _translated(lease: Lease, call: LeasedCall, header: dict[str, Any]) -> dict[
     elif why:
         status, reason = Status.CANCELLED, why
     else:
-        status, reason = Status.FAILED, "EXCEPTION"
+        status, reason = Status.FAILED, "EXITED" if kind == "exited" else "EXCEPTION"
     error = header["message"]
     if status is Status.TIMED_OUT:
         error = f"the call ran longer than its timeout of {call.use[3] / 1000:g} s and was stopped"

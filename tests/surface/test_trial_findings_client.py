@@ -369,3 +369,31 @@ print(len(list(f.map([1, 2, 3], range(3), progress=True))))
     assert len(lines) == 1
     assert lines[0].startswith("f: 3/3 in ")
     assert "/s" in lines[0]
+
+
+def test_f04_sys_exit_is_told_alike_by_a_queue_and_by_a_direct_call(shared_daemon: Host) -> None:
+    result = shared_daemon.run(
+        HEAD
+        + """
+CODES = (3, "bye now", None, ["a", 1])
+def leave(number): sys.exit(CODES[number])
+def leave_at_once(): yield sys.exit("no item")
+queued, called = remote(queue, max_retries=0)(leave), remote(direct)(leave)
+found = []
+for number in range(len(CODES)):
+    job = queued(number).result()
+    try:
+        called(number).result()
+    except rc.JobFailed as error:
+        found.append([job.error, str(error), type(error).__name__, error.reason, repr(error.__cause__) == repr(job.exception), "in leave" in str(error.__cause__.__cause__)])
+try:
+    list(remote(direct)(leave_at_once)())
+except rc.JobFailed as error:
+    found.append([str(error), error.reason, repr(error.__cause__)])
+print(json.dumps(found))
+"""
+    )
+    *calls, stream = result.json
+    texts = ["sys.exit(3)", "sys.exit('bye now')", "sys.exit()", "sys.exit(['a', 1])"]
+    assert calls == [[f"the function called {text}", f"the function called {text}", "JobFailed", "EXITED", True, True] for text in texts]
+    assert stream == ["the function called sys.exit('no item')", "EXITED", "SystemExit('no item')"]
