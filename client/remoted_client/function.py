@@ -6,8 +6,8 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
 
+from remoted_client.call_options import checked, refuse_unknown
 from remoted_client.settings import Settings, name_of, streams
-from remoted_client.suggest import check_amount, check_int, did_you_mean
 
 if TYPE_CHECKING:
     import inspect
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 H = TypeVar("H")
+MAP_KEYWORDS = ["return_exceptions", "progress"]
 #: ``submission.start``, from the first call on: until then nothing that pickles or connects is imported.
 _start: Callable[..., Any] | None = None
 
@@ -108,20 +109,7 @@ class RemoteFunction(Generic[P, H]):
         call outlive this process; ``copy=True`` gives arrays memory of their own at either end, instead of pages
         that are mapped and count as shared until the array is gone.
         """
-        _refuse_unknown("options", unknown)
-        changed: dict[str, Any] = {}
-        if timeout is not None:
-            changed["timeout_seconds"] = check_amount("timeout", timeout)
-        if max_retries is not None:
-            changed["max_retries"] = check_int("max_retries", max_retries, 0, 1000)
-        if detach is not None:
-            changed["detach"] = bool(detach)
-        if name is not None:
-            changed["name"] = str(name)[:200]
-        if priority is not None:
-            changed["priority"] = check_int("priority", priority, -100, 100)
-        if copy is not None:
-            changed["copy"] = bool(copy)
+        changed = checked(dict(timeout=timeout, max_retries=max_retries, detach=detach, name=name, priority=priority, copy=copy, **unknown))
         return RemoteFunction(self._function, self._settings, {**self._options, **changed})
 
     def map(self, *iterables: Iterable[Any], return_exceptions: bool = False, progress: bool = False, **unknown: NoReturn) -> MapResult[Any]:
@@ -130,12 +118,12 @@ class RemoteFunction(Generic[P, H]):
         Yields what awaiting each handle gives; the first call is made when the first result is asked for. At most
         1,000 calls are on their way, so an endless iterable is fine. ``progress=True`` shows a line on stderr.
         """
-        _refuse_unknown("map", unknown)
+        refuse_unknown("map", list(unknown), MAP_KEYWORDS)
         return self._mapped(zip(*iterables, strict=False), iterables, return_exceptions, progress)
 
     def starmap(self, arguments: Iterable[tuple[Any, ...]], *, return_exceptions: bool = False, progress: bool = False, **unknown: NoReturn) -> MapResult[Any]:
         """As ``map``, each element being the arguments of one call."""
-        _refuse_unknown("starmap", unknown)
+        refuse_unknown("starmap", list(unknown), MAP_KEYWORDS)
         return self._mapped(arguments, (arguments,), return_exceptions, progress)
 
     def _mapped(self, arguments: Iterable[tuple[Any, ...]], measured: Iterable[Any], return_exceptions: bool, progress: bool) -> MapResult[Any]:
@@ -155,12 +143,6 @@ class RemoteFunction(Generic[P, H]):
             self._signature.bind(*args, **kwargs)
         except TypeError as error:
             raise TypeError(f"{name_of(self._function)}() {error}") from None
-
-
-def _refuse_unknown(method: str, unknown: dict[str, Any]) -> None:
-    for word in unknown:
-        known = list(getattr(RemoteFunction, method).__kwdefaults__ or ())
-        raise TypeError(f"{method}() has no keyword {word!r}{did_you_mean(word, known) or '; its keywords are ' + ', '.join(known)}")
 
 
 def _positional(function: Callable[..., Any]) -> range | None:
