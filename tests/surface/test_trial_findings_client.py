@@ -397,3 +397,44 @@ print(json.dumps(found))
     texts = ["sys.exit(3)", "sys.exit('bye now')", "sys.exit()", "sys.exit(['a', 1])"]
     assert calls == [[f"the function called {text}", f"the function called {text}", "JobFailed", "EXITED", True, True] for text in texts]
     assert stream == ["the function called sys.exit('no item')", "EXITED", "SystemExit('no item')"]
+
+
+def test_f03_a_map_is_an_iterator_and_whoever_leaves_it_cancels_the_rest(shared_daemon: Host) -> None:
+    result = shared_daemon.run(
+        HEAD
+        + """
+from collections.abc import Iterator
+@remote(queue, max_retries=0)
+def f(n):
+    if n == 9: raise ValueError("nine")
+    return n
+called = remote(direct)(lambda n: 1 // (n - 3))
+@remote(queue, max_retries=0)
+def slow(n): time.sleep(30 * bool(n))
+results = f.map(range(4))
+found = [isinstance(results, Iterator), next(results).output, [out.output for out in results], list(results), next(results, "end")]
+one, two = f.map([1, 2, 3]), f.map([4, 5, 6])
+found.append([[a.output, b.output] for a, b in zip(one, two)])
+broken = called.map([0, 3, 5])
+try: list(broken)
+except ZeroDivisionError: found.append(list(broken))
+handles = []
+original = type(slow).__call__
+type(slow).__call__ = lambda *a: handles.append(original(*a)) or handles[-1]
+for out in slow.map(range(5)): break
+type(slow).__call__ = original
+found.append([str(handle.result().status) for handle in handles])
+async def main():
+    results = f.map(range(3))
+    first = await anext(results)
+    return [first.output, [out.output async for out in results], [out.output async for out in results]]
+found.append(asyncio.run(main()))
+print(json.dumps(found))
+"""
+    )
+    is_iterator, first, rest, again, end, pairs, after_error, left, later = result.json
+    assert (is_iterator, first, rest, again, end) == (True, 0, [1, 2, 3], [], "end")
+    assert pairs == [[1, 4], [2, 5], [3, 6]]
+    assert after_error == []
+    assert left == ["COMPLETED", *["CANCELLED"] * 4]
+    assert later == [0, [1, 2], []]
