@@ -12,10 +12,12 @@ from remoted_client.settings import Settings, name_of, streams
 if TYPE_CHECKING:
     import inspect
 
+    from remoted_client.handle import Handle
     from remoted_client.mapping import MapResult
 
 P = ParamSpec("P")
-H = TypeVar("H")
+H_co = TypeVar("H_co", covariant=True)
+T = TypeVar("T")
 MAP_KEYWORDS = ["return_exceptions", "progress"]
 #: ``submission.start``, from the first call on: until then nothing that pickles or connects is imported.
 _start: Callable[..., Any] | None = None
@@ -29,8 +31,8 @@ def _load_start() -> Callable[..., Any]:
     return start
 
 
-class RemoteFunction(Generic[P, H]):
-    """A function that runs in a worker. Calling it starts a call; ``H`` is the handle it gives.
+class RemoteFunction(Generic[P, H_co]):
+    """A function that runs in a worker. Calling it starts a call; ``H_co`` is the handle it gives.
 
     Example:
         >>> @remote(resource_config=CpuLiveServerless(name="demo"))
@@ -72,24 +74,24 @@ class RemoteFunction(Generic[P, H]):
     def __reduce__(self) -> tuple[Any, ...]:
         return rebuild, (self._function, self._settings.without_values, self._options)
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> H:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> H_co:
         """Start a call. Raises TypeError for arguments that do not fit, SerializationError for what cannot be sent."""
         self._check_arguments(args, kwargs)
         if self._settings.runs_here:
             return self.local(*args, **kwargs)
         handle: Any = (_start or _load_start())(self._function, self._settings, self._options, args, kwargs, self._stream)
         handle._state.workers_max = self._workers_max
-        result: H = handle
+        result: H_co = handle
         return result
 
-    def local(self, *args: P.args, **kwargs: P.kwargs) -> H:
+    def local(self, *args: P.args, **kwargs: P.kwargs) -> H_co:
         """Run it here, without a daemon; gives the same types."""
         from remoted_client.local import LocalHandle, LocalStream, limits_of
 
         self._check_arguments(args, kwargs)
         kind = LocalStream if self._stream else LocalHandle
         handle: Any = kind(name_of(self._function), lambda: self._function(*args, **kwargs), limits_of(self._settings, self._options))
-        result: H = handle
+        result: H_co = handle
         return result
 
     def options(
@@ -102,7 +104,7 @@ class RemoteFunction(Generic[P, H]):
         priority: int | None = None,
         copy: bool | None = None,
         **unknown: NoReturn,
-    ) -> RemoteFunction[P, H]:
+    ) -> RemoteFunction[P, H_co]:
         """The same function, with other settings for the calls made through what this returns.
 
         ``timeout`` in seconds per attempt; ``priority`` -100..100, among your own calls; ``detach=True`` lets the
@@ -112,7 +114,9 @@ class RemoteFunction(Generic[P, H]):
         changed = checked(dict(timeout=timeout, max_retries=max_retries, detach=detach, name=name, priority=priority, copy=copy, **unknown))
         return RemoteFunction(self._function, self._settings, {**self._options, **changed})
 
-    def map(self, *iterables: Iterable[Any], return_exceptions: bool = False, progress: bool = False, **unknown: NoReturn) -> MapResult[Any]:
+    def map(
+        self: RemoteFunction[Any, Handle[T]], *iterables: Iterable[Any], return_exceptions: bool = False, progress: bool = False, **unknown: NoReturn
+    ) -> MapResult[T]:
         """Call it for every element (of several iterables in step); results come in input order.
 
         Yields what awaiting each handle gives; the first call is made when the first result is asked for. At most
@@ -121,7 +125,9 @@ class RemoteFunction(Generic[P, H]):
         refuse_unknown("map", list(unknown), MAP_KEYWORDS)
         return self._mapped(zip(*iterables, strict=False), iterables, return_exceptions, progress)
 
-    def starmap(self, arguments: Iterable[tuple[Any, ...]], *, return_exceptions: bool = False, progress: bool = False, **unknown: NoReturn) -> MapResult[Any]:
+    def starmap(
+        self: RemoteFunction[Any, Handle[T]], arguments: Iterable[tuple[Any, ...]], *, return_exceptions: bool = False, progress: bool = False, **unknown: NoReturn
+    ) -> MapResult[T]:
         """As ``map``, each element being the arguments of one call."""
         refuse_unknown("starmap", list(unknown), MAP_KEYWORDS)
         return self._mapped(arguments, (arguments,), return_exceptions, progress)
