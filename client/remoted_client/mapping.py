@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
+from remoted_client.printed import echo
 from remoted_client.suggest import check_amount
 
 T = TypeVar("T")
@@ -141,7 +142,6 @@ class _Progress:
         if not self._over:
             self._over = True
             self._show()
-            sys.stderr.write("\n")
 
     def _show(self) -> None:
         self._shown = time.monotonic()
@@ -153,8 +153,11 @@ class _Progress:
         if self._total and 0 < self._done < self._total and not self._over:
             left = f", {seconds / self._done * (self._total - self._done):.0f} s left"
         line = f"{self._name}: {self._done}{of} in {seconds:.1f} s{rate}{failed}{left}"
-        sys.stderr.write(f"\r{line}\x1b[K" if self._live else line)
-        sys.stderr.flush()
+        if self._live:
+            echo.draw(line, is_last=self._over)
+        else:
+            sys.stderr.write(f"{line}\n")
+            sys.stderr.flush()
 
 
 def shortest(iterables: Iterable[Any]) -> int | None:

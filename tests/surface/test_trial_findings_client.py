@@ -222,7 +222,7 @@ asyncio.run(main())
 
 
 def test_f22_output_that_was_cut_says_so() -> None:
-    from remoted_client.call_state import Printed
+    from remoted_client.printed import Printed
 
     printed = Printed(echo=False)
     for _ in range(20):
@@ -438,3 +438,25 @@ print(json.dumps(found))
     assert after_error == []
     assert left == ["COMPLETED", *["CANCELLED"] * 4]
     assert later == [0, [1, 2], []]
+
+
+def test_f22_what_calls_print_does_not_stand_on_the_line_of_progress(shared_daemon: Host) -> None:
+    script = shared_daemon.write(
+        "progress.py",
+        HEAD
+        + """
+@remote(CpuLiveServerless(name="in-turn", workersMax=1))
+def f(n): print("line", n); time.sleep(0.2)
+print(len(list(f.map(range(3), progress=True))))
+""",
+    )
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen([sys.executable, str(script)], env=shared_daemon.environ, cwd=shared_daemon.project, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    assert process.wait(60) == 0
+    lines = os.read(ours, 65536).decode().splitlines()
+    os.close(ours)
+    shown = [line.rpartition("\r")[2].replace("\x1b[K", "") for line in lines]
+    assert [line for line in shown if "line" in line] == ["line 0", "line 1", "line 2"], shown
+    assert shown[-2].startswith("f: 3/3 in ")
+    assert shown[-1] == "3"
