@@ -14,6 +14,7 @@ _OUT_OF_MEMORY = {
 }
 _STOPPED: dict[Reason | None, str] = {
     Reason.CALLER_GONE: "stopped: its caller is gone",
+    Reason.PARENT_ENDED: "stopped: the call whose body made it was cancelled, or is over",
     Reason.DAEMON_STOPPED: "stopped: the daemon was told to end at once, running jobs included",
 }
 #: A nested call that was refused is refused again: trying would only multiply along the chain of callers.

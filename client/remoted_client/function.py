@@ -144,7 +144,10 @@ class RemoteFunction(Generic[P, H_co]):
         if self._signature is None:
             import inspect
 
-            self._signature = inspect.signature(self._function)
+            try:
+                self._signature = inspect.signature(self._function)
+            except ValueError:  # a builtin may have none: the call itself will tell
+                return
         try:
             self._signature.bind(*args, **kwargs)
         except TypeError as error:

@@ -460,3 +460,46 @@ print(len(list(f.map(range(3), progress=True))))
     assert [line for line in shown if "line" in line] == ["line 0", "line 1", "line 2"], shown
     assert shown[-2].startswith("f: 3/3 in ")
     assert shown[-1] == "3"
+
+
+def test_f29_a_call_that_ends_with_its_parent_says_so(shared_daemon: Host) -> None:
+    result = shared_daemon.run(
+        HEAD
+        + """
+one = CpuLiveServerless(name="children", workersMax=1, max_concurrency=1)
+@remote(one, max_retries=0)
+def child(): time.sleep(600)
+@remote(one, max_retries=0)
+def parent(path):
+    h = child()
+    with open(path + "_", "w") as file: file.write(h.id)
+    os.rename(path + "_", path)
+    h.result()
+h = parent(sys.argv[1])
+while not os.path.exists(sys.argv[1]): time.sleep(0.01)
+h.cancel()
+found = [h.result(), Job.from_id(open(sys.argv[1]).read()).result()]
+print(json.dumps([[str(out.status), out.state_reason, out.error] for out in found]))
+""",
+        str(shared_daemon.project / "f29-child"),
+    )
+    assert result.json == [
+        ["CANCELLED", "CANCELLED", "stopped: it was cancelled"],
+        ["CANCELLED", "PARENT_ENDED", "stopped: the call whose body made it was cancelled, or is over"],
+    ]
+
+
+def test_f01_a_callable_without_a_signature_is_called_as_it_is(shared_daemon: Host) -> None:
+    result = shared_daemon.run(
+        HEAD
+        + """
+import functools
+most = remote(queue)(functools.partial(max, 3))
+print(json.dumps([most(4).result().output, most.local(2).result().output, remote(direct)(functools.partial(max, 3))(5).result()]))
+try: LiveServerless(name="x", gpuCount=99)
+except ValueError as error: print(error, file=sys.stderr)
+"""
+    )
+    assert result.json == [4, 3, 5]
+    assert "gpuCount" in result.err
+    assert "64" in result.err
