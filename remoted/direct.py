@@ -198,4 +198,4 @@ def _verdict(end: AttemptEnd) -> tuple[Status, Reason | None]:
         return Status.TIMED_OUT, Reason.TIMEOUT
     if end.stopped_by is not None:
         return Status.CANCELLED, end.stopped_by
-    return Status.FAILED, end.reason or Reason.EXCEPTION
+    return Status.FAILED, end.reason or (Reason.EXITED if end.kind == "exited" else Reason.EXCEPTION)

@@ -428,7 +428,7 @@ class Jobs(CallRunner):
         for child_id in list(call.children):
             child = self.calls.get(child_id)
             if child is not None and not child.request.options.detach:
-                self.cancel(child, Reason.CALLER_GONE)
+                self.cancel(child, Reason.PARENT_ENDED)
 
     # -- after a restart -----------------------------------------------------------------------------------
 

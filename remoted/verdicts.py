@@ -16,6 +16,7 @@ _OUT_OF_MEMORY = {
 _COMMAND_ENDED = "remoted_client.command.CommandEnded"
 _STOPPED: dict[Reason | None, str] = {
     Reason.CALLER_GONE: "stopped: its caller is gone",
+    Reason.PARENT_ENDED: "stopped: the call whose body made it was cancelled, or is over",
     Reason.DAEMON_STOPPED: "stopped: the daemon was told to end at once, running jobs included",
 }
 #: A nested call that was refused is refused again: trying would only multiply along the chain of callers.
@@ -61,7 +62,7 @@ def describe(end: AttemptEnd, status: Status | None, reason: Reason | None, time
     if end.error_type == _COMMAND_ENDED:
         return end.message, end.error_type, ""
     if end.kind == "exited":
-        return f"the function called sys.exit({end.exit_code})", end.error_type, end.traceback
+        return end.message, end.error_type, end.traceback
     message = f"{_short(end.error_type)}: {end.message}" if end.error_type else end.message
     if delivered:
         message += f" ({delivered} items had been delivered)"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import codecs
 import contextlib
 import os
 import sys
@@ -15,13 +14,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from remoted_client import context, wire
+from remoted_client.printed import Printed, echo, tell_preload
 from remoted_client.wire import Status
 
 if TYPE_CHECKING:
     from remoted_client.connection import Outgoing
 
-#: What is kept of a call's output for ``JobOutput.stdout``: its last part. The daemon keeps more.
-_KEPT_CHARACTERS = 16 << 20
 _TELL_SECONDS = 2.0
 _WAITING = {
     "NO_ANSWER": "the daemon has not answered yet",
@@ -105,6 +103,7 @@ class CallState:
                 self.status, self.reason = Status(frame.header["status"]), frame.header["reason"]
                 self.worker = frame.header["worker"]
                 self._notify_news()
+            tell_preload(self.name, frame.header)
         frame.close()
 
     def _on_output(self, frame: wire.Frame) -> None:
@@ -238,8 +237,7 @@ class CallState:
         if reason and _told.get(self.name) != reason:
             _told[self.name] = reason
             words = _WAITING.get(reason, "").format(f" (workersMax={self.workers_max})" if self.workers_max else "")
-            sys.stderr.write(f"remoted: {self.name} waits: {words or reason} ({reason})\n")
-            sys.stderr.flush()
+            echo.show(2, f"remoted: {self.name} waits: {words or reason} ({reason})\n")
 
     async def wait_async(self, condition: Callable[[], bool], news: bool = True) -> None:
         """The same for the running loop."""
@@ -260,66 +258,6 @@ class CallState:
     def take_item(self) -> wire.Frame | None:
         with self._lock:
             return self.items.popleft() if self.items else None
-
-
-class Printed:
-    """What a call has printed: shown at once where the caller is, and its last part kept."""
-
-    def __init__(self, echo: bool) -> None:
-        self._echo = echo
-        self._texts: dict[int, list[str]] = {1: [], 2: []}
-        self._kept = {1: 0, 2: 0}
-        self._dropped = {1: 0, 2: 0}
-        self._decoders = {stream: codecs.getincrementaldecoder("utf-8")("replace") for stream in (1, 2)}
-
-    def add(self, stream: int, data: bytes) -> None:
-        text = self._decoders[stream].decode(data)
-        kept = self._texts[stream]
-        kept.append(text)
-        self._kept[stream] += len(text)
-        while self._kept[stream] > _KEPT_CHARACTERS and len(kept) > 1:
-            first = len(kept.pop(0))
-            self._kept[stream] -= first
-            self._dropped[stream] += first
-        if self._echo and text:
-            echo.show(stream, text)
-
-    def text(self, stream: int, call_id: str) -> str:
-        missing = self._dropped[stream]
-        head = f"[remoted: the first {missing:,} characters are not here; `remotectl logs {call_id}` has them]\n" if missing else ""
-        return head + "".join(self._texts[stream])
-
-
-class _Echo:
-    """Shows what calls print. The interpreter aborts when a thread of ours is in a stream as it ends, so that is waited for."""
-
-    _LAST_WORD_SECONDS = 1.0
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._is_over = False
-
-    def show(self, stream: int, text: str) -> None:
-        target = sys.stdout if stream == 1 else sys.stderr
-        with self._lock, contextlib.suppress(Exception):  # a closed or replaced stream of the caller's is not our failure
-            if not self._is_over:
-                target.write(text)
-                target.flush()
-
-    def end(self) -> None:
-        """The script ends: nothing more is shown. A stream that takes nothing is not waited for."""
-        acquired = self._lock.acquire(timeout=self._LAST_WORD_SECONDS)
-        self._is_over = True
-        if acquired:
-            self._lock.release()
-
-    def forget(self) -> None:
-        """In a forked child: the parent's thread may have been at it."""
-        self._lock = threading.Lock()
-
-
-echo = _Echo()
-os.register_at_fork(after_in_child=echo.forget)
 
 
 def _is_watched() -> bool:

@@ -382,7 +382,7 @@ def _check_gpus(given: Fields) -> Fields:
     gpus = check_gpus(given["gpus"], given["gpuIds"])
     return {
         "gpus": gpus,
-        "gpuCount": None if count is None else check_int("gpuCount", count, 1, 1024),
+        "gpuCount": None if count is None else check_int("gpuCount", count, 1, 64),
         "gpuIds": ",".join(dict.fromkeys(map(str, gpus))),
         "gpu_memory_gb": None if memory is None else check_amount("gpu_memory_gb", memory),
     }

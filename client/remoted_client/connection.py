@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoted_client import context, wire
 from remoted_client.attendant import Attendant
-from remoted_client.call_state import echo
 from remoted_client.daemon import connect, connect_or_start
 from remoted_client.errors import DaemonUnreachable, RemotedError, VersionMismatch, WorkerLost, for_code
 from remoted_client.greeting import hello
 from remoted_client.lease import LINE, Lease, put
 from remoted_client.payload import Payload
+from remoted_client.printed import echo
 from remoted_client.segments import SegmentPool
 from remoted_client.surroundings import Surroundings
 

@@ -81,7 +81,7 @@ def _start() -> subprocess.Popen[bytes]:
     """The daemon, in a session of its own, so that it outlives this script."""
     if importlib.util.find_spec("remoted") is None or importlib.util.find_spec("aiohttp") is None:
         raise DaemonUnreachable(
-            f"no daemon answers in {socket_directory()}, and none can be started: {sys.executable} lacks its packages; run: {sys.executable} -m pip install 'remoted[daemon]'"
+            f"no daemon answers in {socket_directory()}, and none can be started: {sys.executable} lacks its packages; run: {sys.executable} -m pip install '.[daemon]' in the folder of remoted"
         )
     folder = _state_folder()
     os.makedirs(folder, mode=0o700, exist_ok=True)

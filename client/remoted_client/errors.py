@@ -150,7 +150,7 @@ def for_outcome(status: str, reason: str, message: str) -> RemoteExecutionError:
         return JobCancelled(message)
     if status == "TIMED_OUT":
         return JobTimedOut(message)
-    if reason in ("WORKER_DIED", "LOST", "OOM_RAM", "EXITED"):
+    if reason in ("WORKER_DIED", "LOST", "OOM_RAM"):
         return WorkerLost(message, reason=reason)
     if reason == "ENVIRONMENT":
         return DependencyError(message, reason=reason)

@@ -56,7 +56,7 @@ def _relations(link: BaseException, order: list[BaseException]) -> dict[str, Any
 
 def _describe_one(error: BaseException, pickles: Callable[[Any], bool]) -> dict[str, Any]:
     kind = type(error)
-    plain = {"type_name": f"{kind.__module__}.{kind.__qualname__}", "message": _message(error)}
+    plain = {"type_name": f"{kind.__module__}.{kind.__qualname__}", "message": message_of(error)}
     # BaseException.__reduce__ gives (type, args, __dict__); a class of the user's may say otherwise.
     if pickles(error):
         return {**plain, "how": "whole", "value": error}
@@ -67,7 +67,8 @@ def _describe_one(error: BaseException, pickles: Callable[[Any], bool]) -> dict[
     return {**plain, "how": "described", "why": _why_not(error, pickles)}
 
 
-def _message(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
+    """Its text, whatever its class does."""
     try:
         return str(error)
     except Exception as problem:

@@ -6,16 +6,19 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
 
+from remoted_client.call_options import checked, refuse_unknown
 from remoted_client.settings import Settings, name_of, streams
-from remoted_client.suggest import check_amount, check_int, did_you_mean
 
 if TYPE_CHECKING:
     import inspect
 
+    from remoted_client.handle import Handle
     from remoted_client.mapping import MapResult
 
 P = ParamSpec("P")
-H = TypeVar("H")
+H_co = TypeVar("H_co", covariant=True)
+T = TypeVar("T")
+MAP_KEYWORDS = ["return_exceptions", "progress"]
 #: ``submission.start``, from the first call on: until then nothing that pickles or connects is imported.
 _start: Callable[..., Any] | None = None
 
@@ -28,8 +31,8 @@ def _load_start() -> Callable[..., Any]:
     return start
 
 
-class RemoteFunction(Generic[P, H]):
-    """A function that runs in a worker. Calling it starts a call; ``H`` is the handle it gives.
+class RemoteFunction(Generic[P, H_co]):
+    """A function that runs in a worker. Calling it starts a call; ``H_co`` is the handle it gives.
 
     Example:
         >>> @remote(resource_config=CpuLiveServerless(name="demo"))
@@ -71,24 +74,24 @@ class RemoteFunction(Generic[P, H]):
     def __reduce__(self) -> tuple[Any, ...]:
         return rebuild, (self._function, self._settings.without_values, self._options)
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> H:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> H_co:
         """Start a call. Raises TypeError for arguments that do not fit, SerializationError for what cannot be sent."""
         self._check_arguments(args, kwargs)
         if self._settings.runs_here:
             return self.local(*args, **kwargs)
         handle: Any = (_start or _load_start())(self._function, self._settings, self._options, args, kwargs, self._stream)
         handle._state.workers_max = self._workers_max
-        result: H = handle
+        result: H_co = handle
         return result
 
-    def local(self, *args: P.args, **kwargs: P.kwargs) -> H:
+    def local(self, *args: P.args, **kwargs: P.kwargs) -> H_co:
         """Run it here, without a daemon; gives the same types."""
         from remoted_client.local import LocalHandle, LocalStream, limits_of
 
         self._check_arguments(args, kwargs)
         kind = LocalStream if self._stream else LocalHandle
         handle: Any = kind(name_of(self._function), lambda: self._function(*args, **kwargs), limits_of(self._settings, self._options))
-        result: H = handle
+        result: H_co = handle
         return result
 
     def options(
@@ -101,41 +104,32 @@ class RemoteFunction(Generic[P, H]):
         priority: int | None = None,
         copy: bool | None = None,
         **unknown: NoReturn,
-    ) -> RemoteFunction[P, H]:
+    ) -> RemoteFunction[P, H_co]:
         """The same function, with other settings for the calls made through what this returns.
 
         ``timeout`` in seconds per attempt; ``priority`` -100..100, among your own calls; ``detach=True`` lets the
         call outlive this process; ``copy=True`` gives arrays memory of their own at either end, instead of pages
         that are mapped and count as shared until the array is gone.
         """
-        _refuse_unknown("options", unknown)
-        changed: dict[str, Any] = {}
-        if timeout is not None:
-            changed["timeout_seconds"] = check_amount("timeout", timeout)
-        if max_retries is not None:
-            changed["max_retries"] = check_int("max_retries", max_retries, 0, 1000)
-        if detach is not None:
-            changed["detach"] = bool(detach)
-        if name is not None:
-            changed["name"] = str(name)[:200]
-        if priority is not None:
-            changed["priority"] = check_int("priority", priority, -100, 100)
-        if copy is not None:
-            changed["copy"] = bool(copy)
+        changed = checked(dict(timeout=timeout, max_retries=max_retries, detach=detach, name=name, priority=priority, copy=copy, **unknown))
         return RemoteFunction(self._function, self._settings, {**self._options, **changed})
 
-    def map(self, *iterables: Iterable[Any], return_exceptions: bool = False, progress: bool = False, **unknown: NoReturn) -> MapResult[Any]:
+    def map(
+        self: RemoteFunction[Any, Handle[T]], *iterables: Iterable[Any], return_exceptions: bool = False, progress: bool = False, **unknown: NoReturn
+    ) -> MapResult[T]:
         """Call it for every element (of several iterables in step); results come in input order.
 
         Yields what awaiting each handle gives; the first call is made when the first result is asked for. At most
         1,000 calls are on their way, so an endless iterable is fine. ``progress=True`` shows a line on stderr.
         """
-        _refuse_unknown("map", unknown)
+        refuse_unknown("map", list(unknown), MAP_KEYWORDS)
         return self._mapped(zip(*iterables, strict=False), iterables, return_exceptions, progress)
 
-    def starmap(self, arguments: Iterable[tuple[Any, ...]], *, return_exceptions: bool = False, progress: bool = False, **unknown: NoReturn) -> MapResult[Any]:
+    def starmap(
+        self: RemoteFunction[Any, Handle[T]], arguments: Iterable[tuple[Any, ...]], *, return_exceptions: bool = False, progress: bool = False, **unknown: NoReturn
+    ) -> MapResult[T]:
         """As ``map``, each element being the arguments of one call."""
-        _refuse_unknown("starmap", unknown)
+        refuse_unknown("starmap", list(unknown), MAP_KEYWORDS)
         return self._mapped(arguments, (arguments,), return_exceptions, progress)
 
     def _mapped(self, arguments: Iterable[tuple[Any, ...]], measured: Iterable[Any], return_exceptions: bool, progress: bool) -> MapResult[Any]:
@@ -150,17 +144,14 @@ class RemoteFunction(Generic[P, H]):
         if self._signature is None:
             import inspect
 
-            self._signature = inspect.signature(self._function)
+            try:
+                self._signature = inspect.signature(self._function)
+            except ValueError:  # a builtin may have none: the call itself will tell
+                return
         try:
             self._signature.bind(*args, **kwargs)
         except TypeError as error:
             raise TypeError(f"{name_of(self._function)}() {error}") from None
-
-
-def _refuse_unknown(method: str, unknown: dict[str, Any]) -> None:
-    for word in unknown:
-        known = list(getattr(RemoteFunction, method).__kwdefaults__ or ())
-        raise TypeError(f"{method}() has no keyword {word!r}{did_you_mean(word, known) or '; its keywords are ' + ', '.join(known)}")
 
 
 def _positional(function: Callable[..., Any]) -> range | None:

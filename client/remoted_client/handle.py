@@ -11,16 +11,17 @@ import contextlib
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from remoted_client import connection, context, failure, plain, segments
 from remoted_client.call_state import CallState, payload_of
 from remoted_client.errors import RemoteExecutionError, for_code, for_outcome
-from remoted_client.output import from_done
+from remoted_client.output import JobOutput, from_done
 from remoted_client.suggest import bad_value, check_amount, check_type
 from remoted_client.wire import Frame, Status
 
 T_co = TypeVar("T_co", covariant=True)
+Item = TypeVar("Item")
 _ID_DIGITS = 32
 _NOTHING = contextlib.nullcontext()
 
@@ -212,13 +213,24 @@ class StreamHandle(Handle[T_co], Generic[T_co]):
         self._credited: int = 0
         self._items: Iterator[Any] | None = None
 
+    @overload
+    def __next__(self: StreamHandle[JobOutput[list[Item]]]) -> Item: ...
+    @overload
+    def __next__(self: StreamHandle[list[Item]]) -> Item: ...
     def __next__(self) -> Any:
         """One item: ``next(handle)``. The handle keeps the place."""
         if self._items is None:
-            self._items = iter(self)
+            self._items = self._each()
         return next(self._items)
 
+    @overload
+    def __iter__(self: StreamHandle[JobOutput[list[Item]]]) -> Iterator[Item]: ...
+    @overload
+    def __iter__(self: StreamHandle[list[Item]]) -> Iterator[Item]: ...
     def __iter__(self) -> Iterator[Any]:
+        return self._each()
+
+    def _each(self) -> Iterator[Any]:
         self._state.was_awaited = True
         try:
             while True:
@@ -232,6 +244,10 @@ class StreamHandle(Handle[T_co], Generic[T_co]):
         finally:
             self._leave()
 
+    @overload
+    def __aiter__(self: StreamHandle[JobOutput[list[Item]]]) -> AsyncIterator[Item]: ...
+    @overload
+    def __aiter__(self: StreamHandle[list[Item]]) -> AsyncIterator[Item]: ...
     async def __aiter__(self) -> AsyncIterator[Any]:
         self._state.was_awaited = True
         try:
@@ -274,7 +290,7 @@ class StreamHandle(Handle[T_co], Generic[T_co]):
         header = state.done_frame.header
         if header["status"] != Status.COMPLETED:
             _, exception = _decode_done(state.done_frame)
-            raise exception or for_outcome(header["status"], header["reason"], header["error"])
+            raise _failure_of(header, exception)
 
 
 class Job(Handle[Any]):
@@ -380,7 +396,7 @@ def _advice(error: Exception) -> str:
     if isinstance(error, ImportError):
         name = (error.name or "the module").partition(".")[0]
         return f"; this process lacks a module of the worker's: install {name} here too, or return plain data (numbers, text, lists, dicts) instead"
-    if isinstance(error, AttributeError):
+    if isinstance(error, AttributeError) and str(error).startswith("Can't get attribute"):  # pickle's words for a name that its module lacks
         return "; its class is not in this process's version of the module: install the same version here, or return plain data instead"
     return ""
 
@@ -391,9 +407,16 @@ def _direct_outcome(header: dict[str, Any], output: Any, exception: BaseExceptio
         return output, None
     if header["error_type"] == "POOL_BUSY":
         return None, for_code("POOL_BUSY", header["error"])
-    if header["status"] == Status.FAILED and exception is not None and not isinstance(exception, SystemExit):
-        return None, exception
-    return None, for_outcome(header["status"], header["reason"], header["error"])
+    return None, _failure_of(header, exception)
+
+
+def _failure_of(header: dict[str, Any], exception: BaseException | None) -> BaseException:
+    """The exception itself; a SystemExit would end the caller, and so is only the cause of another one."""
+    if exception is not None and header["status"] == Status.FAILED and not isinstance(exception, SystemExit):
+        return exception
+    error = for_outcome(header["status"], header["reason"], header["error"])
+    error.__cause__ = exception
+    return error
 
 
 @contextlib.contextmanager

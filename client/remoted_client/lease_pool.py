@@ -16,6 +16,7 @@ from remoted_client import wire
 from remoted_client.errors import RemotedError, WorkerLost, for_code
 from remoted_client.lease import LINE, Lease
 from remoted_client.leased_call import LeasedCall
+from remoted_client.printed import tell_preload
 from remoted_client.wire import Frame, Status
 
 if TYPE_CHECKING:
@@ -322,6 +323,7 @@ class LeasePool:
             held()
 
     def _on_state(self, header: dict[str, Any]) -> None:
+        tell_preload(self._name, header)
         if header["status"] == Status.IN_QUEUE:
             with self._lock:
                 for call in self._queue:
@@ -429,7 +431,7 @@ def _translated(lease: Lease, call: LeasedCall, header: dict[str, Any]) -> dict[
     elif why:
         status, reason = Status.CANCELLED, why
     else:
-        status, reason = Status.FAILED, "EXCEPTION"
+        status, reason = Status.FAILED, "EXITED" if kind == "exited" else "EXCEPTION"
     error = header["message"]
     if status is Status.TIMED_OUT:
         error = f"the call ran longer than its timeout of {call.use[3] / 1000:g} s and was stopped"

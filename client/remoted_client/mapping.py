@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import sys
 import time
@@ -10,6 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
+from remoted_client.printed import echo
 from remoted_client.suggest import check_amount
 
 T = TypeVar("T")
@@ -18,14 +20,14 @@ IN_FLIGHT = 1000
 
 
 class MapResult(Generic[T]):
-    """The results of a map in input order, for ``for`` and ``async for``; consumed once, lazily."""
+    """The results of a map in input order, for ``for``, ``next`` and ``async for``: an iterator, so consumed once, lazily."""
 
     def __init__(
         self, call: Callable[..., Any], arguments: Iterable[tuple[Any, ...]], name: str, total: int | None, *, return_exceptions: bool, progress: bool
     ) -> None:
         self._call = call
         self._name = name
-        self._arguments = iter(arguments)
+        self._arguments: Iterator[tuple[Any, ...]] = iter(arguments)
         self._total = total
         self._return_exceptions = return_exceptions
         self._flying: deque[Any] = deque()
@@ -36,10 +38,53 @@ class MapResult(Generic[T]):
         of = "" if self._total is None else f" of {self._total} calls"
         return f"<map{of} of {self._name}: iterate over it for the results; nothing is called before>"
 
-    def _begin(self) -> None:
+    def __iter__(self) -> MapResult[T]:
+        return self
+
+    def __next__(self) -> T:
+        """One result, as from the builtin ``map``. The first one makes the first calls."""
+        with self._to_its_end():
+            if not self._begin():
+                raise StopIteration
+            value: T = self._settle(self._flying[0].result)
+            self._advance()
+        return value
+
+    def __aiter__(self) -> MapResult[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        with self._to_its_end():
+            if not self._begin():
+                raise StopAsyncIteration
+            try:
+                value: T = await self._flying[0]
+            except Exception as error:
+                value = self._keep(error)
+            self._advance()
+        return value
+
+    def __del__(self) -> None:
+        """Whoever leaves the loop early does not want the rest."""
+        with contextlib.suppress(Exception):  # at the end of the interpreter
+            self._stop()
+
+    @contextlib.contextmanager
+    def _to_its_end(self) -> Iterator[None]:
+        """Nothing follows an exception, the end among them."""
+        try:
+            yield
+        except BaseException:
+            self._stop()
+            raise
+
+    def _begin(self) -> bool:
+        """Make the first calls, if they are not made; is there a result to wait for?"""
         if self._shows_progress and self._progress is None:
             self._progress = _Progress(self._name, self._total)
-        self._fill()
+        if not self._flying:
+            self._fill()
+        return bool(self._flying)
 
     def _fill(self) -> None:
         while len(self._flying) < IN_FLIGHT:
@@ -48,31 +93,6 @@ class MapResult(Generic[T]):
             except StopIteration:
                 return
             self._flying.append(self._call(*arguments))
-
-    def __iter__(self) -> Iterator[T]:
-        try:
-            self._begin()
-            while self._flying:
-                handle = self._flying[0]
-                value = self._settle(handle.result)
-                self._advance()
-                yield value
-        finally:
-            self._stop()
-
-    async def __aiter__(self) -> AsyncIterator[T]:
-        try:
-            self._begin()
-            while self._flying:
-                handle = self._flying[0]
-                try:
-                    value = await handle
-                except Exception as error:
-                    value = self._keep(error)
-                self._advance()
-                yield value
-        finally:
-            self._stop()
 
     def _settle(self, wait: Callable[[], Any]) -> Any:
         try:
@@ -92,7 +112,7 @@ class MapResult(Generic[T]):
             self._progress.step(getattr(getattr(handle, "_state", None), "status", ""))
 
     def _stop(self) -> None:
-        """Whoever leaves the loop early does not want the rest."""
+        self._arguments = iter(())
         for handle in self._flying:
             handle.cancel()
         self._flying.clear()
@@ -122,7 +142,6 @@ class _Progress:
         if not self._over:
             self._over = True
             self._show()
-            sys.stderr.write("\n")
 
     def _show(self) -> None:
         self._shown = time.monotonic()
@@ -134,8 +153,11 @@ class _Progress:
         if self._total and 0 < self._done < self._total and not self._over:
             left = f", {seconds / self._done * (self._total - self._done):.0f} s left"
         line = f"{self._name}: {self._done}{of} in {seconds:.1f} s{rate}{failed}{left}"
-        sys.stderr.write(f"\r{line}\x1b[K" if self._live else line)
-        sys.stderr.flush()
+        if self._live:
+            echo.draw(line, is_last=self._over)
+        else:
+            sys.stderr.write(f"{line}\n")
+            sys.stderr.flush()
 
 
 def shortest(iterables: Iterable[Any]) -> int | None:

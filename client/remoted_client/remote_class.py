@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
 import secrets
 import weakref
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from remoted_client import connection
+from remoted_client.call_options import checked, refuse_unknown
+from remoted_client.codec import function_identity
+from remoted_client.errors import SerializationError
+from remoted_client.function import MAP_KEYWORDS
 from remoted_client.handle import Handle, StreamHandle
 from remoted_client.local import LocalHandle, LocalStream, limits_of
+from remoted_client.mapping import MapResult, shortest
 from remoted_client.settings import Settings, streams
 from remoted_client.submission import encode_arguments, submit
 from remoted_client.suggest import did_you_mean
@@ -30,28 +37,47 @@ class RemoteClass(Generic[C]):
         >>> job = await model.predict(3)
     """
 
-    def __init__(self, cls: type[C], settings: Settings) -> None:
+    def __init__(self, cls: type[C], settings: Settings, options: dict[str, Any] | None = None) -> None:
         self._class = cls
         self._settings = settings
+        self._options = dict(options or {})
         functools.update_wrapper(self, cls, updated=())
 
     def __repr__(self) -> str:
         return f"<remote class {self._class.__qualname__} on {self._settings.config.name}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RemoteClass, (self._class, self._settings.without_values)
+        return RemoteClass, (self._class, self._settings.without_values, self._options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """An instance. Raises TypeError when the arguments do not fit ``__init__``, SerializationError when they cannot be sent."""
         if self._settings.runs_here:
             return self.local(*args, **kwargs)
         self._check_arguments(args, kwargs)
-        return RemoteInstance(self._class, self._settings, args, kwargs)
+        return RemoteInstance(self._class, self._settings, self._options, args, kwargs)
 
     def local(self, *args: Any, **kwargs: Any) -> Any:
         """An instance here, without a daemon; its methods give the same types."""
         self._check_arguments(args, kwargs)
-        return _LocalInstance(self._class(*args, **kwargs), self._settings)
+        return _LocalInstance(self._class(*args, **kwargs), self._settings, self._options)
+
+    def options(
+        self,
+        *,
+        name: str | None = None,
+        timeout: float | None = None,
+        max_retries: int | None = None,
+        detach: bool | None = None,
+        priority: int | None = None,
+        **unknown: NoReturn,
+    ) -> RemoteClass[C]:
+        """The same class, with other settings for the calls of its instances' methods.
+
+        With a ``name`` an instance outlives its handle and this process: whoever constructs it again, by this name, from
+        the same source and equal plain arguments, has the same one, until ``close()`` or the worker's idleTimeout.
+        """
+        changed = checked(dict(name=name, timeout=timeout, max_retries=max_retries, detach=detach, priority=priority, **unknown))
+        return RemoteClass(self._class, self._settings, {**self._options, **changed})
 
     def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         try:
@@ -64,6 +90,7 @@ class _Methods:
     """Public methods of the class as calls; anything else says what there is."""
 
     _class: type
+    _options: dict[str, Any]
 
     def __getattr__(self, name: str) -> Any:
         found = inspect.getattr_static(self._class, name, None)
@@ -71,9 +98,9 @@ class _Methods:
             public = [word for word, value in vars(self._class).items() if inspect.isfunction(value) and not word.startswith("_")]
             hint = "it is a property: give it a method" if isinstance(found, property) else f"it has {', '.join(public) or 'no methods'}"
             raise AttributeError(f"cannot call {self._class.__qualname__}.{name} remotely: {hint}{did_you_mean(name, public)}")
-        return functools.partial(self._call, name)
+        return RemoteMethod(self, name, {word: value for word, value in self._options.items() if word != "name"})
 
-    def _call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
+    def _call(self, method: str, options: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         raise NotImplementedError
 
     def _check(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -87,17 +114,55 @@ class _Methods:
         return getattr(found, "__func__", found)
 
 
-class RemoteInstance(_Methods):
-    """One instance. ``await obj.method(x)`` runs in its worker; leaving the scope or ``close()`` drops it there."""
+class RemoteMethod:
+    """A method of one instance: called, it starts a call; ``options``, ``map`` and ``starmap`` are those of functions."""
 
-    def __init__(self, cls: type, settings: Settings, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, instance: _Methods, name: str, options: dict[str, Any]) -> None:
+        self._instance = instance
+        self._name = name
+        self._options = options
+
+    def __repr__(self) -> str:
+        return f"<remote method {self._qualname} of {self._instance!r}>"
+
+    @property
+    def _qualname(self) -> str:
+        return f"{self._instance._class.__qualname__}.{self._name}"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._instance._call(self._name, self._options, args, kwargs)
+
+    def options(self, **options: Any) -> RemoteMethod:
+        """The same method, with other settings for the calls made through what this returns: those of a function."""
+        return RemoteMethod(self._instance, self._name, {**self._options, **checked(options)})
+
+    def map(self, *iterables: Iterable[Any], return_exceptions: bool = False, progress: bool = False, **unknown: NoReturn) -> MapResult[Any]:
+        """Call it for every element (of several iterables in step); results come in input order."""
+        refuse_unknown("map", list(unknown), MAP_KEYWORDS)
+        return MapResult(self, zip(*iterables, strict=False), self._qualname, shortest(iterables), return_exceptions=return_exceptions, progress=progress)
+
+    def starmap(self, arguments: Iterable[tuple[Any, ...]], *, return_exceptions: bool = False, progress: bool = False, **unknown: NoReturn) -> MapResult[Any]:
+        """As ``map``, each element being the arguments of one call."""
+        refuse_unknown("starmap", list(unknown), MAP_KEYWORDS)
+        return MapResult(self, arguments, self._qualname, shortest((arguments,)), return_exceptions=return_exceptions, progress=progress)
+
+
+class RemoteInstance(_Methods):
+    """One instance. ``await obj.method(x)`` runs in its worker; leaving the scope or ``close()`` drops it there.
+
+    One with a name is not dropped with its handle.
+    """
+
+    def __init__(self, cls: type, settings: Settings, options: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._class = cls
         self._settings = settings
-        self._id = secrets.token_hex(16)
+        self._options = options
         line = connection.current()
+        name = options.get("name")
+        self._id = secrets.token_hex(16) if name is None else _id_of(line, cls, settings, name, args, kwargs)
         # Complete in itself: it may be replayed in another worker, beside newer code.
         self._constructor = encode_arguments(line, args, kwargs, None)
-        self._finalizer = weakref.finalize(self, _drop, self._id)
+        self._finalizer: Callable[[], object] = weakref.finalize(self, _drop, self._id) if name is None else functools.partial(_drop, self._id)
 
     if not TYPE_CHECKING:
 
@@ -110,14 +175,14 @@ class RemoteInstance(_Methods):
     def __repr__(self) -> str:
         return f"<remote instance {self._id[:8]} of {self._class.__qualname__}>"
 
-    def _call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
+    def _call(self, method: str, options: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         function = self._check(method, args, kwargs)
         stream = streams(function)
         state = submit(
             connection.current(),
             self._class,
             self._settings,
-            {},
+            options,
             args,
             kwargs,
             stream=stream,
@@ -131,6 +196,16 @@ class RemoteInstance(_Methods):
         self._finalizer()
 
 
+def _id_of(line: connection.Connection, cls: type, settings: Settings, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """Equal in every process of the user that means the same instance. Raises SerializationError for arguments that have no content to compare."""
+    pool = (type(settings.config).__name__, settings.config.name, settings.dependencies)
+    content = [line.encoder.content_digest(value) for value in (*args, *sorted(kwargs.items()))]
+    if None in content:
+        raise SerializationError(f"cannot name this instance of {cls.__qualname__}: its arguments cannot be compared with those of another process; pass plain data")
+    parts = (function_identity(cls), pool, name, len(args), content)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
 def _drop(instance: str) -> None:
     connection.current().send({"op": "drop_instance", "instance": instance})
 
@@ -138,16 +213,17 @@ def _drop(instance: str) -> None:
 class _LocalInstance(_Methods):
     """The same, here."""
 
-    def __init__(self, instance: Any, settings: Settings) -> None:
+    def __init__(self, instance: Any, settings: Settings, options: dict[str, Any]) -> None:
         self._class = type(instance)
         self._instance = instance
+        self._options = options
         self._settings = settings
 
-    def _call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
+    def _call(self, method: str, options: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         function = self._check(method, args, kwargs)
         bound = getattr(self._instance, method)
         kind = LocalStream if streams(function) else LocalHandle
-        return kind(f"{self._class.__qualname__}.{method}", lambda: bound(*args, **kwargs), limits_of(self._settings, {}))
+        return kind(f"{self._class.__qualname__}.{method}", lambda: bound(*args, **kwargs), limits_of(self._settings, options))
 
     def close(self) -> None:
         close = getattr(self._instance, "close", None)

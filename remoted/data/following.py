@@ -78,7 +78,7 @@ class Following:
             self._late.setdefault(call.id, call)
             return
         reason = call.reason.value if call.reason else ""
-        self._transport.send({"op": "state", "id": call.id, "status": call.status.value, "reason": reason, "worker": call.worker_id})
+        self._transport.send({"op": "state", "id": call.id, "status": call.status.value, "reason": reason, "worker": call.worker_id, **_about_preload(call)})
 
     def on_output(self, call: Call, stream: int, data: bytes, offset: int) -> None:
         """Straight on when the reader keeps up; else the log is read when it has caught up."""
@@ -237,3 +237,9 @@ class Following:
                 self._transport.send(header, fds=(content.open(),), bounded=bounded)
         except OSError as error:
             self._transport.send({**header, "lost": f"cannot read the stored payload: {error}"})
+
+
+def _about_preload(call: Call) -> dict[str, str]:
+    """Why the worker at work has not what its config preloads: its user asked for it, and would not hear of it."""
+    born = call.worker.born_as if call.worker is not None and call.spec.pool.preload else None
+    return {"no_preload": born.reason} if born is not None and born.reason else {}

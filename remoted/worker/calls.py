@@ -86,7 +86,7 @@ def raised(error: BaseException, pickles: Callable[[Any], bool], cancelled: bool
     first = description["links"][0]
     outcome = Outcome("raised", description, first["type_name"], _with_notes(first["message"], error), description["traceback"])
     if isinstance(error, SystemExit):
-        outcome.kind, outcome.exit_code = "exited", _exit_code(error)
+        outcome.kind, outcome.exit_code, outcome.message = "exited", _exit_code(error), _with_notes(_exit_message(error), error)
     if cancelled:
         outcome.kind = "cancelled"
     return outcome
@@ -113,6 +113,12 @@ def _exit_code(error: SystemExit) -> int:
     if error.code is None:
         return 0
     return error.code if isinstance(error.code, int) and abs(error.code) < 1 << 32 else 1
+
+
+def _exit_message(error: SystemExit) -> str:
+    """The interpreter would print what is no number; it is shown here."""
+    plain = error.code is None or isinstance(error.code, (int, str))
+    return f"the function called sys.exit({'' if error.code is None else repr(error.code) if plain else failure.message_of(error)})"
 
 
 def shorten(text: str, size: int, keep_end: bool = False) -> str:

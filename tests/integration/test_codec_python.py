@@ -359,6 +359,28 @@ def test_the_traceback_shows_the_text_that_ran(peers: Peers) -> None:
     assert out == "True True\n"
 
 
+def test_code_arrives_as_it_is_with_its_file_whatever_cloudpickle_does(peers: Peers) -> None:
+    out = peers.run(
+        """
+        import types
+        def back(value): return value
+        def outer(a, /, b=1, *rest, c):
+            def inner(x):
+                try: return [a + x for _ in rest]
+                except ValueError: return c
+            return inner
+        def parts(code):
+            yield {name: getattr(code, name) for name in dir(code) if name.startswith("co_") and name not in ("co_lines", "co_positions", "co_branches", "co_lnotab", "co_consts")}
+            for each in code.co_consts:
+                yield from parts(each) if isinstance(each, types.CodeType) else [each]
+        code = outer.__code__
+        found = call(back, code)
+        print(found is not code, list(parts(found)) == list(parts(code)), call(lambda: outer.__code__.co_filename == __file__))
+        """
+    )
+    assert out == "True True True\n"
+
+
 def test_pydantic_models(peers: Peers) -> None:
     pytest.importorskip("pydantic")
     out = peers.run(

@@ -329,3 +329,20 @@ def test_c05_a_server_that_dies_while_it_forks_costs_no_job(shared_daemon: Host)
     result = shared_daemon.run(HEAD + "print(json.dumps(remote(pool('dies-late', preload='dies_late'))(lambda: 'served')().result().unwrap()))", PYTHONPATH=path)
     assert result.json == "served"
     assert worker_of(shared_daemon, "dies-late")["start"] in ("plain", "forked")
+
+
+def test_f30_preload_without_effect_is_said_once_where_the_caller_is(shared_daemon: Host) -> None:
+    result = shared_daemon.run(
+        HEAD
+        + """
+queued = remote(pool("said", preload=["no_such_module"]))(lambda: 1)
+called = remote(CpuLiveLoadBalancer(name="said-directly", workersMax=1, preload=["no_such_module_too"]))(lambda: 1)
+silent = remote(pool("silent", preload=["json"]))(lambda: 1)
+for call in (queued, called, silent, queued, called): call().result()
+"""
+    )
+    lines = [line for line in result.err.splitlines() if "preload=" in line]
+    assert lines == [
+        f"remoted: preload= has no effect for <lambda>: cannot import {name}: ModuleNotFoundError: No module named '{name}'; its workers start without it"
+        for name in ("no_such_module", "no_such_module_too")
+    ]

@@ -41,6 +41,59 @@ print(json.dumps([found, errors]))
     assert errors == ["AttributeError", "AttributeError", "TypeError", "TypeError"]
 
 
+def test_f20_methods_have_the_options_and_the_map_of_functions(shared_daemon: Host) -> None:
+    result = shared_daemon.run(
+        HEAD
+        + """
+@remote(queue, max_retries=0)
+class Adder:
+    def __init__(self, start): self.total = start
+    def add(self, n, m=0): self.total += n + m; return self.total
+    def sleep(self): time.sleep(30)
+adder = Adder(10)
+found = [[out.output for out in adder.add.map(range(4))], [out.output for out in adder.add.starmap([(1, 2), (3, 4)])]]
+found.append([str(adder.sleep.options(timeout=0.2)().result().status), str(Adder.options(timeout=0.2)(0).sleep().result().status)])
+found.append([out.unwrap() for out in Adder.local(1).add.map([1, 1])])
+def error(attempt):
+    try: attempt()
+    except (TypeError, ValueError) as problem: return str(problem)
+found.append([error(lambda: adder.add.options(timeuot=1)), error(lambda: adder.add.map([1], progres=True)), error(lambda: Adder.options(priority=1000)), repr(adder.add)])
+print(json.dumps(found))
+"""
+    )
+    mapped, starmapped, statuses, local, errors = result.json
+    assert mapped == [10, 11, 13, 16]
+    assert starmapped == [19, 26]
+    assert statuses == ["TIMED_OUT", "TIMED_OUT"]
+    assert local == [2, 3]
+    assert "did you mean" in errors[0]
+    assert "did you mean" in errors[1]
+    assert "priority" in errors[2]
+    assert errors[3].startswith("<remote method Adder.add of <remote instance ")
+
+
+def test_f20_an_instance_with_a_name_is_found_by_the_same_users_next_process(shared_daemon: Host) -> None:
+    script = (
+        HEAD
+        + """
+@remote(queue)
+class Named:
+    def __init__(self, start, *, table): self.n = start
+    def inc(self): self.n += 1; return self.n
+mine = Named.options(name="mine")
+one = mine(5, table={"a": [1, 2.5]})
+outs = [one.inc().result(), mine(5, table={"a": [1, 2.5]}).inc().result()]
+others = [mine(6, table={}).inc().result(), Named.options(name="other")(5, table={"a": [1, 2.5]}).inc().result(), Named(5, table={"a": [1, 2.5]}).inc().result()]
+if len(sys.argv) > 1: one.close()
+print(json.dumps([[out.output for out in outs + others], [out.reconstructed for out in outs]]))
+"""
+    )
+    first, second, third = (shared_daemon.run(script, *more).json for more in ((), ("close",), ()))
+    assert first == [[6, 7, 7, 6, 6], [False, False]]
+    assert second == [[8, 9, 8, 7, 6], [False, False]], "the same instances, from another process"
+    assert third[0] == [6, 7, 9, 8, 6], "the one that was closed is made anew, the others live on"
+
+
 def test_f21_generators_stream_with_back_pressure_and_stop_when_left(shared_daemon: Host) -> None:
     result = shared_daemon.run(
         HEAD

@@ -222,7 +222,7 @@ asyncio.run(main())
 
 
 def test_f22_output_that_was_cut_says_so() -> None:
-    from remoted_client.call_state import Printed
+    from remoted_client.printed import Printed
 
     printed = Printed(echo=False)
     for _ in range(20):
@@ -369,3 +369,137 @@ print(len(list(f.map([1, 2, 3], range(3), progress=True))))
     assert len(lines) == 1
     assert lines[0].startswith("f: 3/3 in ")
     assert "/s" in lines[0]
+
+
+def test_f04_sys_exit_is_told_alike_by_a_queue_and_by_a_direct_call(shared_daemon: Host) -> None:
+    result = shared_daemon.run(
+        HEAD
+        + """
+CODES = (3, "bye now", None, ["a", 1])
+def leave(number): sys.exit(CODES[number])
+def leave_at_once(): yield sys.exit("no item")
+queued, called = remote(queue, max_retries=0)(leave), remote(direct)(leave)
+found = []
+for number in range(len(CODES)):
+    job = queued(number).result()
+    try:
+        called(number).result()
+    except rc.JobFailed as error:
+        found.append([job.error, str(error), type(error).__name__, error.reason, repr(error.__cause__) == repr(job.exception), "in leave" in str(error.__cause__.__cause__)])
+try:
+    list(remote(direct)(leave_at_once)())
+except rc.JobFailed as error:
+    found.append([str(error), error.reason, repr(error.__cause__)])
+print(json.dumps(found))
+"""
+    )
+    *calls, stream = result.json
+    texts = ["sys.exit(3)", "sys.exit('bye now')", "sys.exit()", "sys.exit(['a', 1])"]
+    assert calls == [[f"the function called {text}", f"the function called {text}", "JobFailed", "EXITED", True, True] for text in texts]
+    assert stream == ["the function called sys.exit('no item')", "EXITED", "SystemExit('no item')"]
+
+
+def test_f03_a_map_is_an_iterator_and_whoever_leaves_it_cancels_the_rest(shared_daemon: Host) -> None:
+    result = shared_daemon.run(
+        HEAD
+        + """
+from collections.abc import Iterator
+@remote(queue, max_retries=0)
+def f(n):
+    if n == 9: raise ValueError("nine")
+    return n
+called = remote(direct)(lambda n: 1 // (n - 3))
+@remote(queue, max_retries=0)
+def slow(n): time.sleep(30 * bool(n))
+results = f.map(range(4))
+found = [isinstance(results, Iterator), next(results).output, [out.output for out in results], list(results), next(results, "end")]
+one, two = f.map([1, 2, 3]), f.map([4, 5, 6])
+found.append([[a.output, b.output] for a, b in zip(one, two)])
+broken = called.map([0, 3, 5])
+try: list(broken)
+except ZeroDivisionError: found.append(list(broken))
+handles = []
+original = type(slow).__call__
+type(slow).__call__ = lambda *a: handles.append(original(*a)) or handles[-1]
+for out in slow.map(range(5)): break
+type(slow).__call__ = original
+found.append([str(handle.result().status) for handle in handles])
+async def main():
+    results = f.map(range(3))
+    first = await anext(results)
+    return [first.output, [out.output async for out in results], [out.output async for out in results]]
+found.append(asyncio.run(main()))
+print(json.dumps(found))
+"""
+    )
+    is_iterator, first, rest, again, end, pairs, after_error, left, later = result.json
+    assert (is_iterator, first, rest, again, end) == (True, 0, [1, 2, 3], [], "end")
+    assert pairs == [[1, 4], [2, 5], [3, 6]]
+    assert after_error == []
+    assert left == ["COMPLETED", *["CANCELLED"] * 4]
+    assert later == [0, [1, 2], []]
+
+
+def test_f22_what_calls_print_does_not_stand_on_the_line_of_progress(shared_daemon: Host) -> None:
+    script = shared_daemon.write(
+        "progress.py",
+        HEAD
+        + """
+@remote(CpuLiveServerless(name="in-turn", workersMax=1))
+def f(n): print("line", n); time.sleep(0.2)
+print(len(list(f.map(range(3), progress=True))))
+""",
+    )
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen([sys.executable, str(script)], env=shared_daemon.environ, cwd=shared_daemon.project, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    assert process.wait(60) == 0
+    lines = os.read(ours, 65536).decode().splitlines()
+    os.close(ours)
+    shown = [line.rpartition("\r")[2].replace("\x1b[K", "") for line in lines]
+    assert [line for line in shown if "line" in line] == ["line 0", "line 1", "line 2"], shown
+    assert shown[-2].startswith("f: 3/3 in ")
+    assert shown[-1] == "3"
+
+
+def test_f29_a_call_that_ends_with_its_parent_says_so(shared_daemon: Host) -> None:
+    result = shared_daemon.run(
+        HEAD
+        + """
+one = CpuLiveServerless(name="children", workersMax=1, max_concurrency=1)
+@remote(one, max_retries=0)
+def child(): time.sleep(600)
+@remote(one, max_retries=0)
+def parent(path):
+    h = child()
+    with open(path + "_", "w") as file: file.write(h.id)
+    os.rename(path + "_", path)
+    h.result()
+h = parent(sys.argv[1])
+while not os.path.exists(sys.argv[1]): time.sleep(0.01)
+h.cancel()
+found = [h.result(), Job.from_id(open(sys.argv[1]).read()).result()]
+print(json.dumps([[str(out.status), out.state_reason, out.error] for out in found]))
+""",
+        str(shared_daemon.project / "f29-child"),
+    )
+    assert result.json == [
+        ["CANCELLED", "CANCELLED", "stopped: it was cancelled"],
+        ["CANCELLED", "PARENT_ENDED", "stopped: the call whose body made it was cancelled, or is over"],
+    ]
+
+
+def test_f01_a_callable_without_a_signature_is_called_as_it_is(shared_daemon: Host) -> None:
+    result = shared_daemon.run(
+        HEAD
+        + """
+import functools
+most = remote(queue)(functools.partial(max, 3))
+print(json.dumps([most(4).result().output, most.local(2).result().output, remote(direct)(functools.partial(max, 3))(5).result()]))
+try: LiveServerless(name="x", gpuCount=99)
+except ValueError as error: print(error, file=sys.stderr)
+"""
+    )
+    assert result.json == [4, 3, 5]
+    assert "gpuCount" in result.err
+    assert "64" in result.err

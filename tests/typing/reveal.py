@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import assert_type
 
 from remoted_client import CpuLiveLoadBalancer, CpuLiveServerless, Handle, JobOutput, StreamHandle, batched, remote
+from remoted_client.mapping import MapResult
 
 queue = CpuLiveServerless(name="queue")
 direct = CpuLiveLoadBalancer(name="direct")
@@ -67,6 +68,21 @@ async def use() -> None:
     assert_type(await one_by_one("a"), int)
     assert_type(plain_one_by_one("a").result(), int)
     assert_type(plain.options(timeout=5)(1), Handle[JobOutput[list[int]]])
+
+
+    assert_type(generator.local(3), StreamHandle[JobOutput[list[int]]])
+    assert_type(coroutine.local(1).result().unwrap(), str)
+    assert_type(coroutine.map([1], return_exceptions=True), MapResult[JobOutput[str]])
+    assert_type(direct_plain.options(timeout=5).starmap([(1,)]), MapResult[bytes])
+    assert_type(generator.map([1]), MapResult[JobOutput[list[int]]])
+    assert_type(next(direct_coroutine.map([1])), float)
+    assert_type(next(generator(3)), int)
+    for item in generator(3):
+        assert_type(item, int)
+    async for text in async_generator(3):
+        assert_type(text, str)
+    async for number in direct_coroutine.map([1]):
+        assert_type(number, float)
 
 
 def misuse() -> None:

@@ -7,6 +7,8 @@ own reduction gives, not its attributes: a class may leave its lock out of its s
 from __future__ import annotations
 
 import functools
+import io
+import os
 import types
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -17,7 +19,7 @@ from .files import null_file
 from .identity import functions_in
 from .marks import is_special
 from .origin import Origin, contents
-from .reference import by_reference
+from .reference import by_reference, is_made_in_c
 from .walk import names_of
 
 Part = tuple[str, Any]
@@ -30,7 +32,7 @@ def explain(roots: Iterable[Part], origin: Origin, error: BaseException) -> Unpi
         failure = _failure(root[1], origin)
         if failure is not None:
             (path, value), failure = _descend(root, failure, origin)
-            return UnpicklableError(path, _type_name(value), _reason(failure))
+            return UnpicklableError(path, _type_name(value), _reason(failure) + _advice(value))
     return UnpicklableError("the call", "", _reason(error))
 
 
@@ -105,7 +107,7 @@ def _function_parts(function: types.FunctionType) -> Iterator[Part]:
 
 
 def _class_parts(cls: type) -> Iterator[Part]:
-    if is_special(cls) or by_reference(cls):
+    if is_special(cls) or by_reference(cls) or is_made_in_c(cls):
         return
     for base in cls.__bases__:
         yield f"base class {base.__name__!r} of {cls.__qualname__!r}", base
@@ -145,6 +147,16 @@ def _reason(error: BaseException) -> str:
     if _is_recursion(error):
         return "it is nested too deeply for pickle; send a flat form of it"
     return str(error) or type(error).__name__
+
+
+def _advice(value: object) -> str:
+    """An open file, not a closed one, has a way that works: its path, if it has one, and its content, if it can be read."""
+    if not isinstance(value, io.IOBase) or value.closed:
+        return ""
+    name = getattr(value, "name", None)
+    ways = ["its path, and open it there"] if isinstance(name, (str, bytes)) and os.path.isfile(name) else []
+    ways += ["what it holds: .read()"] if value.readable() else []
+    return "; an open file stays in its process" + (f": send {', or '.join(ways)}" if ways else "")
 
 
 def _type_name(value: object) -> str:

@@ -15,6 +15,7 @@ from collections import ChainMap
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from pickle import PicklingError
 from typing import Any, BinaryIO, ClassVar
 
 from cloudpickle import cloudpickle as cp  # type: ignore[import-untyped, unused-ignore]
@@ -24,7 +25,7 @@ from .blank import shown
 from .marks import MISSING, Mark, is_special, mark
 from .origin import Origin, Ref, Scope, contents
 from .reducers import TABLE
-from .reference import MAIN_NAMES, by_reference, importable
+from .reference import MAIN_NAMES, by_reference, import_name, importable, is_made_in_c
 from .tensors import reduce_storage
 from .walk import names_of
 
@@ -195,6 +196,8 @@ class Pickler(cp.Pickler):  # type: ignore[misc]
         tracker = cp._get_or_create_tracker_id(cls)
         if tracker in self._known.classes:
             return ops.known_class, (tracker,)
+        if is_made_in_c(cls):
+            raise PicklingError(f"the class {cls.__module__}.{cls.__qualname__} is made in C, and its module does not have it under this name")
         self.classes[tracker] = cls
         _, made, (attributes, _), *_ = cp._dynamic_class_reduce(cls)
         state = (attributes, _member_states(cls), self._home(cls))
@@ -209,8 +212,9 @@ class Pickler(cp.Pickler):  # type: ignore[misc]
         return self._bindings(scope, [cls.__name__]) if scope.get(cls.__qualname__) is cls else []
 
     def _module(self, module: types.ModuleType) -> Any:
-        if importable(sys.modules.get(module.__name__, module)):
-            return cp.subimport, (module.__name__,)
+        for found in (module, sys.modules.get(module.__name__, module)):
+            if importable(found):
+                return cp.subimport, (import_name(found),)
         scope = module.__dict__
         listed = () if module.__name__ in MAIN_NAMES else [name for name in scope if not name.startswith("__")]
         state = self._bindings(scope, listed)

@@ -91,6 +91,14 @@ class Encoder:
         with self._lock:
             return self._engine().read(payload, buffers=buffers)
 
+    def content_digest(self, value: object) -> str | None:
+        """Equal for equal plain values, in every process; None if it cannot be pickled."""
+        from .marks import digest
+
+        with self._lock:
+            found = digest(value, self._engine().origin)
+        return None if found is None else found.hex()
+
     def _engine(self) -> Engine:
         """A forked child goes its own way, so it is a run of its own."""
         if self._made is None or self._generation != _generation:

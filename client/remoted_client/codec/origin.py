@@ -19,7 +19,7 @@ from typing import Any
 
 from .identity import code_digest
 from .marks import MISSING, Mark, is_frozen, mark
-from .reference import importable, owner
+from .reference import import_name, importable, owner
 
 #: ``("module", name)``, or ``("value", run, label, ((attribute, value), ...))``.
 Ref = tuple[Any, ...]
@@ -97,7 +97,7 @@ class Origin:
     def _new_ref(self, scope: Scope) -> Ref:
         module = owner(scope)
         if module is not None and importable(module):
-            return ("module", module.__name__)
+            return ("module", import_name(module))
         name = str(scope.get("__name__") or "<anonymous>")
         label = next(each for each in _labels(name) if each not in self._scopes)
         self._scopes[label] = scope

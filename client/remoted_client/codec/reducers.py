@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
+import types
 import typing
 import weakref
 from collections.abc import Callable, Iterable
@@ -15,10 +16,22 @@ from typing import Any
 
 from .reference import importable
 
+#: What ``types.CodeType`` takes, in its order.
+_CODE_ARGUMENTS = (
+    *("co_argcount", "co_posonlyargcount", "co_kwonlyargcount", "co_nlocals", "co_stacksize", "co_flags", "co_code", "co_consts", "co_names", "co_varnames"),
+    *("co_filename", "co_name", *(("co_qualname",) if sys.version_info >= (3, 11) else ()), "co_firstlineno", "co_linetable"),
+    *(*(("co_exceptiontable",) if sys.version_info >= (3, 11) else ()), "co_freevars", "co_cellvars"),
+)
+
 
 def _is_global(value: Any, name: str) -> bool:
     module = sys.modules.get(getattr(value, "__module__", None) or "")
     return module is not None and importable(module) and getattr(module, name, None) is value
+
+
+def _code(value: types.CodeType) -> tuple[Any, ...]:
+    """From cloudpickle 3.1.3 on it loses its file, without which there are no lines in tracebacks and no sources."""
+    return types.CodeType, tuple(getattr(value, name) for name in _CODE_ARGUMENTS)
 
 
 def _lru_cache(value: Any) -> str | tuple[Any, ...]:
@@ -100,6 +113,7 @@ def _config(value: Any) -> Any:
 def _table() -> dict[type, Callable[[Any], Any]]:
     wrapper: Any = functools.lru_cache(None)(int)
     table: dict[type, Callable[[Any], Any]] = {
+        types.CodeType: _code,
         type(wrapper): _lru_cache,
         functools.cached_property: _cached_property,
         weakref.WeakKeyDictionary: _weak_keys,
