@@ -54,12 +54,15 @@ class JobOutput(Generic[R]):
     reconstructed: bool = False
 
     def unwrap(self) -> R:
-        """The return value. Raises the function's own exception, or the one that says how the job ended."""
+        """The return value. Raises the function's own exception, or the one that says how the job ended.
+
+        A body's SystemExit or KeyboardInterrupt ends the body, not the script that looks at it: it is the cause of a JobFailed.
+        """
         if self.status is Status.COMPLETED:
             return self.output  # type: ignore[return-value]
-        if self.exception is not None:
+        if isinstance(self.exception, Exception):
             raise self.exception
-        raise for_outcome(self.status.value, self.state_reason, self.error or "the job failed")
+        raise for_outcome(self.status.value, self.state_reason, self.error or "the job failed") from self.exception
 
 
 def in_one_line(error: BaseException) -> str:

@@ -383,6 +383,10 @@ found = []
 for number in range(len(CODES)):
     job = queued(number).result()
     try:
+        job.unwrap()  # it must not end this script
+    except rc.JobFailed as error:
+        assert (str(error), error.__cause__) == (job.error, job.exception)
+    try:
         called(number).result()
     except rc.JobFailed as error:
         found.append([job.error, str(error), type(error).__name__, error.reason, repr(error.__cause__) == repr(job.exception), "in leave" in str(error.__cause__.__cause__)])
