@@ -4,7 +4,7 @@ UV_VERSION := 0.13.9
 DEV := .venv
 DEMO := .venv-demo
 
-.PHONY: demo test test-root lint bench clean
+.PHONY: demo test test-root soak lint bench clean
 
 demo: $(DEMO)/.ready
 	@echo "== first run: builds the environment, starts the daemon and the workers"
@@ -22,6 +22,12 @@ test: $(DEV)/.ready
 test-root: $(DEV)/.ready
 	bash tests/root/setup.sh
 	$(DEV)/bin/python -m pytest -m root $(TESTS)
+
+# Long ones, by hand; the figures go into docs/reliability.md.
+soak: $(DEV)/.ready
+	bash tests/root/setup.sh
+	REMOTED_TEST_IMAGES=1500 $(DEV)/bin/python -m pytest -m root tests/root/test_power_loss.py
+	for round in $$(seq 20); do $(DEV)/bin/python -m pytest -q tests/faults/test_daemon_deaths.py tests/integration/test_run_ahead.py || exit 1; done
 
 lint: $(DEV)/.ready
 	$(DEV)/bin/ruff check .
