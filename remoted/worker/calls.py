@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from remoted_client import failure
 from remoted_client.codec.errors import UnpicklableError
+from remoted_client.command import CommandEnded
 from remoted_client.context import RunningCall
 from remoted_client.errors import SerializationError
 
@@ -116,7 +117,9 @@ def _exit_code(error: SystemExit) -> int:
 
 
 def _exit_message(error: SystemExit) -> str:
-    """The interpreter would print what is no number; it is shown here."""
+    """The interpreter would print what is no number; it is shown here. A command says itself how it ended."""
+    if isinstance(error, CommandEnded):
+        return error.message
     plain = error.code is None or isinstance(error.code, (int, str))
     return f"the function called sys.exit({'' if error.code is None else repr(error.code) if plain else failure.message_of(error)})"
 

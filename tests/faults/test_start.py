@@ -132,6 +132,7 @@ def test_t52_a_database_of_the_first_schema_is_copied_and_then_changed(daemon: H
     daemon.stop()
     with sqlite3.connect(database(daemon)) as db:
         db.execute("ALTER TABLE attempts DROP COLUMN position")
+        db.execute("DROP TABLE usage")
         db.execute("PRAGMA user_version = 1")
     db.close()
     daemon.start().run(HEAD + f"Job.from_id({job!r}).result().unwrap(); f(1).result().unwrap()")
