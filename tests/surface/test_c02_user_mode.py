@@ -99,7 +99,7 @@ def test_c02_without_the_daemons_packages_one_sentence_names_the_command(bare_ho
         check=False,
     )
     assert process.returncode == 1
-    assert "pip install 'remoted[daemon]'" in process.stderr.splitlines()[-1]
+    assert "pip install '.[daemon]'" in process.stderr.splitlines()[-1]
     assert "DaemonUnreachable" in process.stderr.splitlines()[-1]
 
 
