@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from tests.harness import wait_until
 from tests.integration.test_c04_remotectl import PATIENCE_SECONDS, Terminal, remotectl  # noqa: F401
 
 
@@ -52,9 +53,19 @@ def test_c04_what_a_body_leaves_running_is_counted(remotectl: Terminal) -> None:
 queue = CpuLiveServerless(name="leaving", workersMax=1)
 @remote(queue)
 def leave(): return subprocess.Popen(["sleep", "600"], start_new_session=True).pid
+@remote(queue)
+def start_and_wait():
+    subprocess.Popen(["sleep", "600"])
+    print("started", flush=True)
+    time.sleep(600)
 pid = leave().result().unwrap()
 print(json.dumps(pid), flush=True)
 sys.stdin.readline()
+handle = start_and_wait()
+print(handle.id, flush=True)
+sys.stdin.readline()
+handle.cancel()
+handle.result()
 os.kill(pid, signal.SIGKILL)
 """,
         encoding="utf-8",
@@ -71,7 +82,13 @@ os.kill(pid, signal.SIGKILL)
     assert json.loads(script.stdout.readline()) > 0
     assert counted() == [1]
     assert "LEFTOVERS" in remotectl("workers")[1]
+    script.stdin.write("\n")
+    script.stdin.flush()
+    # What the body prints is echoed there too, and may come before its id.
+    assert "started" in (script.stdout.readline().strip(), script.stdout.readline().strip())
+    assert counted() == [1], "what the running call has started is its own"
     script.communicate("\n", timeout=60)
+    wait_until(lambda: counted() == [0], 30)
 
 
 @pytest.mark.parametrize("command", [["top"], ["status", "-w"], ["status", "-w", "--json"]])
