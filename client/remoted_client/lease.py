@@ -40,7 +40,8 @@ class Owner(Protocol):
 class Lease:
     """The socket, what the worker at its other end knows already, and the call in hand."""
 
-    def __init__(self, owner: Owner, opened_at: float) -> None:
+    def __init__(self, owner: Owner, client: str, opened_at: float) -> None:
+        """``client``: what this process calls itself."""
         self.id = secrets.token_hex(16)
         self.opened_at = opened_at
         self.worker = ""
@@ -55,13 +56,13 @@ class Lease:
         self.reader: str | None = None
         #: What is still to be done with an answer that waits for its output, or an end that waits for its reason.
         self.held: Callable[[], None] | None = None
-        #: Our segments that the worker has something of; its segments of which nothing is alive here any more.
-        self.lent: set[int] = set()
+        #: The worker's segments of which nothing is alive here any more.
         self.releases = Releases()
         #: The newest call of which all output was told.
         self.printed = 0
         self.output_bytes = 0
         self._owner = owner
+        self._client = client
         self._sock: socket.socket | None = None
         self._frames = wire.FrameReader()
         self._buffer = bytearray(_READ_BYTES)
@@ -89,9 +90,9 @@ class Lease:
     def fileno(self) -> int:
         return self._sock.fileno() if self._sock is not None else -1
 
-    def granted(self, worker: str, known: set[str]) -> None:
-        """``known``: what that worker has, shared by all leases of it."""
-        self.worker, self._known, self.is_granted = worker, known, True
+    def granted(self, worker: str, known: set[str], releases: Releases) -> None:
+        """``known``: what that worker has; this and ``releases`` are shared by all leases of it."""
+        self.worker, self._known, self.releases, self.is_granted = worker, known, releases, True
 
     # -- calls ---------------------------------------------------------------------------------------------
 
@@ -122,7 +123,7 @@ class Lease:
             header["copies"] = True
         if call.segment is not None:
             header["segment"], header["buffers"] = call.segment.number, call.buffers
-            self.lent.add(call.segment.number)
+            call.segment.borrower = self.worker
             fds = (call.segment.fd, *fds)
         return wire.encode_header(header), fds
 
@@ -136,7 +137,8 @@ class Lease:
                 self._told.add(upload.digest)
         self._uses[call.use] = len(self._uses)
         code, modules, context, timeout_ms = call.use
-        self._send(wire.encode({"op": "use", "use": self._uses[call.use], "code": code, "modules": modules, "context": context, "timeout_ms": timeout_ms}))
+        use = {"op": "use", "use": self._uses[call.use], "code": code, "modules": modules, "context": context, "timeout_ms": timeout_ms}
+        self._send(wire.encode({**use, "client": self._client}))
 
     def _send_content(self, upload: Upload) -> None:
         data, fds = put(upload)

@@ -153,7 +153,7 @@ class LeasePool:
         """As many as calls wait, within the pool's size."""
         opening = sum(not lease.is_granted for lease in self._leases)
         while len(self._leases) < self._most and opening < len(self._queue):
-            lease = Lease(self, time.monotonic())
+            lease = Lease(self, self._line.name, time.monotonic())
             self._leases.add(lease)
             opening += 1
             self._line.open_lease(self, lease, self._uploads, self._request(lease))
@@ -162,30 +162,29 @@ class LeasePool:
         spec, context = self._uploads
         return wire.encode({"op": "lease", "lease": lease.id, "client": self._line.name, "spec": spec.digest, "context": context.digest, "name": self._name})
 
-    def _retire(self, lease: Lease) -> None:
-        """It carries no more calls, and nobody reads it but whoever is here."""
+    def _retire(self, lease: Lease, is_lost: bool = False) -> None:
+        """It carries no more calls, and nobody reads it but whoever is here. ``is_lost``: with its worker."""
         lease.close()
         if lease in self._idle:
             self._idle.remove(lease)
+        if lease in self._leases and lease.is_granted:
+            self._line.segments.leave(lease.worker, is_lost)
         self._leases.discard(lease)
         self._asked_again.discard(lease)
-        for number in lease.lent:
-            self._line.segments.give_up(number)
-        lease.lent.clear()
         if self._queue:
             self._open_more()
 
     def _keep_segment(self, lease: Lease, call: LeasedCall) -> None:
         """The worker has not accepted this call, so its arguments are still ours."""
         if call.segment is not None:
-            lease.lent.discard(call.segment.number)
+            call.segment.borrower = ""
 
     def take_back(self, segment: Segment) -> None:
         self._line.segments.take_back(segment.number)
 
     def on_granted(self, lease: Lease, header: dict[str, Any]) -> None:
         with self._lock:
-            lease.granted(header["worker"], self._line.known_by(header["worker"]))
+            lease.granted(header["worker"], self._line.known_by(header["worker"]), self._line.segments.enter(header["worker"]))
             self._next(lease)
 
     def on_refused(self, lease: Lease, header: dict[str, Any]) -> None:
@@ -212,8 +211,7 @@ class LeasePool:
         with self._lock:
             call = lease.call
             for number in header.get("freed", ()):
-                lease.lent.discard(number)
-                self._line.segments.take_back(number)
+                self._line.segments.take_back(number, lease.worker)
             if call is None or header["n"] != call.number:
                 frame.close()
                 return
@@ -288,7 +286,7 @@ class LeasePool:
             if lease.call is not call:
                 return
             lease.call, lease.held = None, None
-            self._retire(lease)
+            self._retire(lease, is_lost=True)
         header = lease.ended
         if header is None or header["status"] == Status.COMPLETED:
             call.fail(WorkerLost("the worker ended the connection in the middle of the call; such calls are never sent twice", reason="WORKER_DIED"))

@@ -17,6 +17,7 @@ import pickle
 import struct
 import threading
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 from remoted_client.errors import QuotaExceeded
@@ -28,6 +29,9 @@ _ALIGNMENT = 64
 _STEP_BYTES = 2 << 20
 #: Free segments that are kept for the next message, in all.
 _IDLE_BYTES = 1 << 30
+#: Lent segments that are kept for peers without a lease at the moment, who may come back and return them.
+_ABSENT_BYTES = 256 << 20
+_PEERS_MOST = 64
 _F_SEAL_FUTURE_WRITE = 0x0010  # linux 5.1, include/uapi/linux/fcntl.h: nobody else may map it writably and shared
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | _F_SEAL_FUTURE_WRITE
 
@@ -39,12 +43,19 @@ class BadSegment(Exception):
 class Segment:
     """A sealed memfd, mapped by its owner."""
 
-    def __init__(self, number: int, capacity: int) -> None:
+    def __init__(self, number: int, capacity: int, parts: list[memoryview]) -> None:
+        """Filled before it is mapped: writing to a new page costs half of faulting it in and copying to it."""
         self.number = number
         self.capacity = capacity
+        #: Which peer has it.
+        self.borrower = ""
         self.fd = os.memfd_create("remoted-segment", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self.fd, capacity)
+            table, offsets = _layout(parts)
+            _write(self.fd, memoryview(table), 0)
+            for offset, part in zip(offsets, parts, strict=True):
+                _write(self.fd, part, offset)
             self._map = mmap.mmap(self.fd, capacity)
             fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)
         except BaseException:
@@ -52,39 +63,106 @@ class Segment:
             raise
 
     def fill(self, parts: list[memoryview]) -> None:
-        offset = _ENTRY.size * len(parts)
-        for index, part in enumerate(parts):
-            offset = _aligned(offset)
-            _ENTRY.pack_into(self._map, index * _ENTRY.size, offset, part.nbytes)
-            with memoryview(self._map) as view:
+        table, offsets = _layout(parts)
+        with memoryview(self._map) as view:
+            view[: len(table)] = table
+            for offset, part in zip(offsets, parts, strict=True):
                 view[offset : offset + part.nbytes] = part
-            offset += part.nbytes
 
     def close(self) -> None:
         self._map.close()
         os.close(self.fd)
 
 
+def _layout(parts: list[memoryview]) -> tuple[bytes, list[int]]:
+    """The table that stands first, and where each part lies."""
+    table, offsets, end = bytearray(), [], _ENTRY.size * len(parts)
+    for part in parts:
+        offset = _aligned(end)
+        table += _ENTRY.pack(offset, part.nbytes)
+        offsets.append(offset)
+        end = offset + part.nbytes
+    return bytes(table), offsets
+
+
+def _write(fd: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(fd, data, offset)
+        data, offset = data[written:], offset + written
+
+
+class _Peer:
+    """A process that this one exchanges segments with, over one lease after another."""
+
+    def __init__(self) -> None:
+        self.leases = 0
+        self.releases = Releases()
+
+
 class SegmentPool:
-    """The segments that this process owns. Thread-safe."""
+    """The segments that this process owns. Thread-safe.
+
+    A segment stays lent when the lease ends over which it went: its borrower says on the next one that nothing of it
+    is alive any more. A result that is dropped a moment too late would otherwise cost the next call all of its pages.
+    """
 
     def __init__(self, budget_bytes: int | None = None) -> None:
         self._lock = threading.Lock()
         self._free: list[Segment] = []
         self._lent: dict[int, Segment] = {}
+        self._peers: dict[str, _Peer] = {}
         self._next = 0
+        self._making_bytes = 0
         self.budget_bytes = budget_bytes or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
     @property
     def used_bytes(self) -> int:
         """All that is mapped, lent or free."""
-        return sum(segment.capacity for segment in (*self._free, *self._lent.values()))
+        return _capacity(self._free) + _capacity(self._lent.values()) + self._making_bytes
+
+    # -- peers ---------------------------------------------------------------------------------------------
+
+    def enter(self, name: str) -> Releases:
+        """A lease with this peer begins. Gives what it is to be told of its own segments."""
+        with self._lock:
+            peer = self._peers.pop(name, None) or _Peer()
+            self._peers[name] = peer  # the newest is the last
+            peer.leases += 1
+            for old in [old for old, known in self._peers.items() if not known.leases][:-_PEERS_MOST]:
+                del self._peers[old]
+            return peer.releases
+
+    def leave(self, name: str, is_gone: bool) -> None:
+        """A lease with it ends. ``is_gone``: what it has is not ours any more, for it will not come back."""
+        with self._lock:
+            peer = self._peers.get(name)
+            if peer is None:
+                return
+            peer.leases -= 1
+            if is_gone and not peer.leases:
+                del self._peers[name]
+            self._give_up_absent(_ABSENT_BYTES)
+
+    def _give_up_absent(self, most: int) -> None:
+        """Of what peers without a lease have, no more than so many bytes are kept; the oldest goes first."""
+        here = {name for name, peer in self._peers.items() if peer.leases}
+        absent = [segment for segment in self._lent.values() if segment.borrower and segment.borrower not in here]
+        excess = _capacity(absent) - most
+        for segment in absent:
+            if excess <= 0 and segment.borrower in self._peers:
+                continue
+            excess -= segment.capacity
+            self._lent.pop(segment.number).close()  # what is mapped of it elsewhere stays there
+
+    # -- segments ------------------------------------------------------------------------------------------
 
     def pack(self, buffers: list[pickle.PickleBuffer]) -> Segment:
         """A segment that holds copies of them, lent from now on. Raises QuotaExceeded."""
         parts = [buffer.raw() for buffer in buffers]
         size = _ENTRY.size * len(parts) + sum(part.nbytes + _ALIGNMENT for part in parts)
-        segment = self._take(size)
+        segment = self._take_free(size)
+        if segment is None:
+            return self._make(_rounded(size), parts)
         try:
             segment.fill(parts)
         except BaseException:
@@ -92,53 +170,69 @@ class SegmentPool:
             raise
         return segment
 
-    def _take(self, size: int) -> Segment:
+    def _take_free(self, size: int) -> Segment | None:
+        """The smallest that will do."""
         with self._lock:
             fitting = [segment for segment in self._free if segment.capacity >= size]
-            if fitting:
-                segment = min(fitting, key=lambda found: found.capacity)
-                self._free.remove(segment)
-            else:
-                segment = self._make(size)
+            if not fitting:
+                return None
+            segment = min(fitting, key=lambda found: found.capacity)
+            self._free.remove(segment)
             self._lent[segment.number] = segment
             return segment
 
-    def _make(self, size: int) -> Segment:
-        capacity = -(-size // _STEP_BYTES) * _STEP_BYTES
+    def _make(self, capacity: int, parts: list[memoryview]) -> Segment:
+        with self._lock:
+            self._make_room(capacity)
+            self._making_bytes += capacity
+            self._next += 1
+            number = self._next
+        try:
+            made = Segment(number, capacity, parts)
+        finally:
+            with self._lock:
+                self._making_bytes -= capacity
+        with self._lock:
+            self._lent[number] = made
+        return made
+
+    def _make_room(self, capacity: int) -> None:
         while self._free and self.used_bytes + capacity > self.budget_bytes:
             self._free.pop().close()
         if self.used_bytes + capacity > self.budget_bytes:
-            lent = sum(segment.capacity for segment in self._lent.values())
+            self._give_up_absent(0)
+        if self.used_bytes + capacity > self.budget_bytes:
             raise QuotaExceeded(
-                f"cannot send {size} bytes of arrays: this process may share {self.budget_bytes} bytes with its workers and {lent} are in use; "
+                f"cannot send {capacity} bytes of arrays: this process may share {self.budget_bytes} bytes with its workers and {_capacity(self._lent.values())} are in use; "
                 "wait for calls that are on their way, or send less at once"
             )
-        self._next += 1
-        return Segment(self._next, capacity)
 
-    def take_back(self, number: int) -> None:
-        """The receiver has nothing of it any more."""
+    def take_back(self, number: int, borrower: str = "") -> None:
+        """Its borrower has nothing of it any more, or nobody ever saw it."""
         with self._lock:
-            segment = self._lent.pop(number, None)
-            if segment is None:
+            segment = self._lent.get(number)
+            if segment is None or segment.borrower != borrower:
                 return
-            if sum(free.capacity for free in self._free) + segment.capacity <= _IDLE_BYTES:
+            del self._lent[number]
+            segment.borrower = ""
+            if _capacity(self._free) + segment.capacity <= _IDLE_BYTES:
                 self._free.append(segment)
             else:
                 segment.close()
-
-    def give_up(self, number: int) -> None:
-        """The receiver keeps it, or is gone: it is not ours any more. What is mapped there stays there."""
-        with self._lock:
-            segment = self._lent.pop(number, None)
-        if segment is not None:
-            segment.close()
 
     def forget(self) -> None:
         """In a forked child: they are the parent's."""
         for segment in (*self._free, *self._lent.values()):
             segment.close()
-        self._free, self._lent, self._lock = [], {}, threading.Lock()
+        self._free, self._lent, self._peers, self._lock = [], {}, {}, threading.Lock()
+
+
+def _capacity(segments: Iterable[Segment]) -> int:
+    return sum(segment.capacity for segment in segments)
+
+
+def _rounded(size: int) -> int:
+    return -(-size // _STEP_BYTES) * _STEP_BYTES
 
 
 class Releases:

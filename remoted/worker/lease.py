@@ -36,9 +36,9 @@ class Lease:
         self._worker: str = header["worker"]
         self._learn = learn
         self._segments = pool
+        #: What the client calls itself, and its segments of which nothing is alive here any more.
+        self._client = ""
         self._releases = segments.Releases()
-        #: This worker's segments that the client has something of.
-        self.lent: set[int] = set()
         self._sock = socket.socket(fileno=connection)
         self._sock.setblocking(True)  # the flag travels with the descriptor
         self._page = mmap.mmap(page, wire.LEASE_PAGE_BYTES)
@@ -90,9 +90,14 @@ class Lease:
             self._learn(header["digest"], frame.fds[0] if frame.fds else frame.body)
         elif op == "use":
             self._uses[header["use"]] = header
+            self._meet(header["client"])
         else:
             return self._accept(header, frame)
         return None
+
+    def _meet(self, client: str) -> None:
+        if not self._client:
+            self._client, self._releases = client, self._segments.enter(client)
 
     def _accept(self, header: dict[str, Any], frame: wire.Frame) -> Run:
         use = self._uses[header["use"]]
@@ -125,8 +130,7 @@ class Lease:
     def _buffers(self, header: dict[str, Any], frame: wire.Frame) -> tuple[list[memoryview] | None, segments.BadSegment | None]:
         """Arrays that lie in the client's segment; it gets it back when the last of them is gone. Or why they cannot be read."""
         for number in header.get("freed", ()):
-            self.lent.discard(number)
-            self._segments.take_back(number)
+            self._segments.take_back(number, self._client)
         if "segment" not in header:
             return None, None
         try:
@@ -138,7 +142,7 @@ class Lease:
         """The outcome of one call; the descriptor is closed here. Nobody may be there to hear it."""
         fds: tuple[int, ...] = ()
         if segment is not None:
-            self.lent.add(segment.number)
+            segment.borrower = self._client
             fds = (segment.fd,)
         if freed := self._releases.take():
             header["freed"] = freed
@@ -177,8 +181,8 @@ class Lease:
     def close(self) -> None:
         """Say which call was the last one accepted; the client sends later ones elsewhere."""
         self._send(wire.encode({"op": "goaway", "last": self._accepted}))
-        for number in self.lent:
-            self._segments.give_up(number)
+        if self._client:
+            self._segments.leave(self._client, is_gone=not self._revoked)
         self._sock.close()
         self._page.close()
         self._reader.close()

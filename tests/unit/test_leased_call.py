@@ -34,7 +34,7 @@ def a_call(pool: Sending) -> LeasedCall:
 
 def test_f25_a_cancel_in_the_moment_of_sending_reaches_the_worker() -> None:
     """The body may begin before the thread that sent it has noted so."""
-    lease = Lease(None, 0.0)  # type: ignore[arg-type]
+    lease = Lease(None, "client", 0.0)  # type: ignore[arg-type]
     sent: list[dict[str, Any]] = []
 
     call = a_call(Sending(lease))

@@ -58,9 +58,49 @@ def test_one_that_was_given_up_leaves_the_budget_and_keeps_its_bytes() -> None:
     pool, releases = SegmentPool(), Releases()
     segment = lend(pool, np.full(100_000, 7.0))
     kept = np.frombuffer(received(segment, 1, releases)[0])
-    pool.give_up(segment.number)
+    lease(pool, segment)
+    pool.leave("peer", is_gone=True)
     assert pool.used_bytes == 0
     assert (kept == 7).all()
+
+
+def lease(pool: SegmentPool, segment: Segment) -> None:
+    """A lease with a peer begins, and the segment goes over it."""
+    pool.enter("peer")
+    segment.borrower = "peer"
+
+
+def test_what_a_peer_returns_on_its_next_lease_is_used_again() -> None:
+    pool = SegmentPool()
+    segment = lend(pool, np.zeros(100_000))
+    lease(pool, segment)
+    pool.leave("peer", is_gone=False)
+    pool.enter("peer")
+    pool.take_back(segment.number, "another")
+    assert lend(pool, np.ones(100_000)) is not segment, "a stranger's word counts for nothing"
+    pool.take_back(segment.number, "peer")
+    assert lend(pool, np.ones(100_000)) is segment
+
+
+def test_peers_without_a_lease_keep_a_limited_amount_from_the_pool() -> None:
+    pool = SegmentPool()
+    segments = [lend(pool, np.zeros(100 << 17)) for _ in range(3)]
+    for segment in segments:
+        lease(pool, segment)
+        pool.leave("peer", is_gone=False)
+    assert pool.used_bytes == 2 * segments[0].capacity, "the oldest was given up"
+    pool.take_back(segments[0].number, "peer")
+    assert pool.used_bytes == 2 * segments[0].capacity
+
+
+def test_over_the_budget_what_absent_peers_have_goes_first() -> None:
+    pool = SegmentPool(budget_bytes=8 << 20)
+    segment = lend(pool, np.zeros(1 << 19))
+    lease(pool, segment)
+    with pytest.raises(QuotaExceeded):
+        lend(pool, np.zeros(1 << 19))
+    pool.leave("peer", is_gone=False)
+    lend(pool, np.zeros(1 << 19))
 
 
 def test_over_the_budget_is_a_named_refusal_and_the_next_one_works() -> None:
@@ -86,7 +126,7 @@ def test_t21_memory_that_could_shrink_is_not_mapped() -> None:
 
 
 def test_t21_a_table_that_points_outside_is_refused() -> None:
-    segment = Segment(1, 2 << 20)
+    segment = Segment(1, 2 << 20, [])
     segment._map[:16] = struct.pack("=QQ", 4096, 1 << 40)
     with pytest.raises(BadSegment, match="longer than their memory"):
         received(segment, 1, Releases())
