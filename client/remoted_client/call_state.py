@@ -37,10 +37,35 @@ _WAITING = {
 }
 #: The reason that was told last, by function.
 _told: dict[str, str] = {}
+#: ``Status(word)`` costs ten times as much.
+_STATUSES = {status.value: status for status in Status}
+#: The standard error that was asked last, and whether somebody watches it: that is a system call.
+_watched: tuple[Any, bool] = None, False
 
 
 class CallState:
     """One call. Everything that ends it goes through ``_end``, once."""
+
+    # What most calls never change stands here: making a call costs what is set in it.
+    was_awaited = False
+    resent = False
+    #: It may have reached the daemon: a direct call is not sent again then.
+    was_sent = False
+    status = Status.IN_QUEUE
+    reason = ""
+    worker = ""
+    log_offset = 0
+    items_received = 0
+    done_frame: wire.Frame | None = None
+    error: BaseException | None = None
+    known = False
+    #: Who gives its outcome, which can be read once.
+    handle: weakref.ref[Any] | None = None
+    #: Of its pool, for words about waiting.
+    workers_max = 0
+    _condition: threading.Condition | None = None
+    _news_waiters = 0
+    _printed: Printed | None = None
 
     def __init__(self, name: str, outgoing: Outgoing | None, *, durable: bool, detached: bool, stream: bool, echo: bool, call_id: str = "") -> None:
         self.name = name
@@ -52,30 +77,11 @@ class CallState:
         self.is_stream = stream
         #: Submitted by this process, and ended with it.
         self.is_mine = outgoing is not None and not detached
-        self.was_awaited = False
-        self.resent = False
-        #: It may have reached the daemon: a direct call is not sent again then.
-        self.was_sent = False
-        self.status = Status.IN_QUEUE
-        self.reason = ""
-        self.worker = ""
-        self.log_offset = 0
-        self.items_received = 0
         self.items: deque[wire.Frame] = deque()
-        self.done_frame: wire.Frame | None = None
-        self.error: BaseException | None = None
         self._lock = threading.Lock()
-        self._condition: threading.Condition | None = None
-        self._news_waiters = 0
         self._callbacks: list[Callable[[], None]] = []
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self._echo = echo
-        self._printed: Printed | None = None
-        self.known = False
-        #: Who gives its outcome, which can be read once.
-        self.handle: weakref.ref[Any] | None = None
-        #: Of its pool, for words about waiting.
-        self.workers_max = 0
 
     # -- the connection's thread ---------------------------------------------------------------------------
 
@@ -100,7 +106,7 @@ class CallState:
         elif frame.op == "state":
             with self._lock:
                 self.known = True
-                self.status, self.reason = Status(frame.header["status"]), frame.header["reason"]
+                self.status, self.reason = _STATUSES[frame.header["status"]], frame.header["reason"]
                 self.worker = frame.header["worker"]
                 self._notify_news()
             tell_preload(self.name, frame.header)
@@ -117,7 +123,7 @@ class CallState:
             self.known = True
             self.done_frame = frame
             self.id = frame.header["id"]
-            self.status, self.reason = Status(frame.header["status"]), frame.header["reason"]
+            self.status, self.reason = _STATUSES[frame.header["status"]], frame.header["reason"]
             self.worker = frame.header["worker"]
         self._end()
 
@@ -261,12 +267,15 @@ class CallState:
 
 
 def _is_watched() -> bool:
+    global _watched
     if context.in_worker or sys.stderr is None:
         return False
-    try:
-        return sys.stderr.isatty()
-    except Exception:  # whatever stands there
-        return False
+    if _watched[0] is not sys.stderr:
+        try:
+            _watched = sys.stderr, sys.stderr.isatty()
+        except Exception:  # whatever stands there
+            return False
+    return _watched[1]
 
 
 def _wake(future: asyncio.Future[None]) -> None:

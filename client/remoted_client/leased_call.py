@@ -41,24 +41,26 @@ class Pool(Protocol):
 class LeasedCall(CallState):
     """One call. ``use`` names what is called: digests of code, modules and context, and the timeout in milliseconds."""
 
+    known = True
+    #: No segments, in neither direction.
+    copies = False
+    #: The large buffers of its arguments, and how many they are.
+    segment: Segment | None = None
+    buffers = 0
+    lease: Lease | None = None
+    number = 0
+    #: A worker that had not accepted it does not get another one to run it.
+    is_cancelled = False
+
     def __init__(self, name: str, pool: Pool, use: tuple[str, str, str, int], uploads: tuple[Upload, ...], payload: Payload, is_plain: bool) -> None:
         super().__init__(name, None, durable=False, detached=False, stream=False, echo=True)
-        self.is_mine = self.known = True
+        self.is_mine = True
         self.pool = pool
         self.use = use
         self.uploads = uploads
         self.payload = payload
         self.is_plain = is_plain
-        #: No segments, in neither direction.
-        self.copies = False
-        #: The large buffers of its arguments, and how many they are.
-        self.segment: Segment | None = None
-        self.buffers = 0
         self.queued_at = time.monotonic()
-        self.lease: Lease | None = None
-        self.number = 0
-        #: A worker that had not accepted it does not get another one to run it.
-        self.is_cancelled = False
 
     # -- the pool ------------------------------------------------------------------------------------------
 
@@ -83,7 +85,7 @@ class LeasedCall(CallState):
 
     def on_answer(self, header: dict[str, Any], frame: Frame) -> None:
         """The end of it: the worker's answer in the words of a ``done`` frame."""
-        self.on_done(frame._replace(header={"id": self.id, "worker": self.worker, **header}))
+        self.on_done(Frame({"id": self.id, "worker": self.worker, **header}, frame.body, frame.fds))
 
     def _end(self) -> None:
         if self.segment is not None and self.lease is None:

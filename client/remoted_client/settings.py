@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 # inspect's CO_GENERATOR and CO_ASYNC_GENERATOR, without the 20 ms that importing it costs.
 _GENERATOR_FLAGS = 0x20 | 0x200
+#: What ``os.environ`` keeps the environment in: asking itself for a name that is not set raises and catches two exceptions.
+_environ = getattr(os.environ, "_data", {b"REMOTED_LOCAL": b""})
 
 
 def streams(function: object) -> bool:
@@ -98,7 +100,7 @@ class Settings:
 
     @property
     def runs_here(self) -> bool:
-        return self.local or os.environ.get("REMOTED_LOCAL", "").strip().lower() not in ("", "0", "false", "no", "off")
+        return self.local or (b"REMOTED_LOCAL" in _environ and os.environ.get("REMOTED_LOCAL", "").strip().lower() not in ("", "0", "false", "no", "off"))
 
     def spec(self, identity: tuple[str, str, str], imports: tuple[str, ...], stream: bool, cwd: str, sys_path: list[str]) -> dict[str, Any]:
         """The document that all calls of one function share."""

@@ -8,7 +8,7 @@ import json
 import resource
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from remoted_client import failure
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .lease import Lease
 
 
-@dataclass
+@dataclass(slots=True)
 class Run:
     """What the daemon asked for. ``body`` of the arguments is bytes, or the descriptor of a file."""
 
@@ -30,11 +30,11 @@ class Run:
     code: str
     modules: str
     context: str
-    stream: bool
-    inline: bool
-    #: Is its outcome kept for the next daemon when none is there?
-    is_kept: bool
     arguments: bytes | int
+    stream: bool = False
+    inline: bool = False
+    #: Is its outcome kept for the next daemon when none is there?
+    is_kept: bool = False
     #: The how manyth call that the daemon gives to this worker; 0 on a lease.
     position: int = 0
     #: Others may run beside it.
@@ -55,6 +55,8 @@ class Run:
     number: int = 0
     #: For the thread that reads a lease whose calls are run by another one.
     answered: threading.Event | None = None
+    #: What its body's nested calls are told.
+    running: RunningCall = field(init=False)
 
     def __post_init__(self) -> None:
         self.running = RunningCall(self.job, self.attempt)

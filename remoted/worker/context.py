@@ -47,9 +47,7 @@ class CallContext:
         if sys.argv != self.argv:
             sys.argv[:] = self.argv
         os.umask(self.umask)
-        # The folder may have been removed, or be closed to this process: the call then runs where it is.
-        with contextlib.suppress(OSError):
-            os.chdir(self.cwd)
+        _go_to(self.cwd)
 
     @contextlib.contextmanager
     def applied(self, own: dict[str, str], base_path: list[str]) -> Iterator[None]:
@@ -62,8 +60,7 @@ class CallContext:
             sys.path[:], sys.argv[:] = path, argv
             os.umask(umask)
             if cwd:
-                with contextlib.suppress(OSError):
-                    os.chdir(cwd)
+                _go_to(cwd)
 
     def _set_environ(self, own: dict[str, str]) -> None:
         if self._wanted is None:
@@ -129,6 +126,15 @@ class _Standard(_StreamHandler):
 
 
 _Logging.current = _Logging()
+
+
+def _go_to(folder: str) -> None:
+    """It may have been removed, or be closed to this process: the call then runs where it is."""
+    try:
+        if os.getcwd() != folder:  # half as dear as going there again
+            os.chdir(folder)
+    except OSError:
+        return
 
 
 def _directory() -> str:

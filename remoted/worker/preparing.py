@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from remoted_client import codec, plain
+from remoted_client.codec.installed import finder
 from remoted_client.settings import is_async
 
 from .calls import Instances, Run
@@ -76,7 +77,7 @@ class Preparer:
             found = codec.ModuleSet.from_bytes(self._content(run.modules)) if run.modules else codec.ModuleSet()
             self._modules = (run.modules, found)
         # A lease is one run of one script: it goes on with what it has imported, like any script.
-        codec.install_modules(self._modules[1], _MODULES_SECONDS if run.number > 1 else 0.0)
+        finder().install(self._modules[1], _MODULES_SECONDS if run.number > 1 else 0.0)
 
     def _content(self, digest: str) -> bytes:
         found = self._contents[digest]

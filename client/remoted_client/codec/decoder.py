@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -42,6 +43,8 @@ class Decoder:
         self._mains: dict[str, Ref] = {}
         self._run = ""
         self._first_main = sys.modules.get("__main__")
+        #: Whose script is ``__main__`` now, and that module.
+        self._entered: tuple[Ref, types.ModuleType] | None = None
 
     def load_target(self, payload: bytes | bytearray | memoryview, digest: str = "") -> Any:
         """The function or class of a ``Code.payload``; read once per digest."""
@@ -99,6 +102,7 @@ class Decoder:
             for digest in [digest for digest, target in self._targets.items() if target.main[1] == run_id]:
                 del self._targets[digest]
             self._mains.pop(run_id, None)
+            self._entered = None
 
     def _engine(self) -> Engine:
         if self._made is None:
@@ -122,9 +126,12 @@ class Decoder:
     def _enter(self, main: Ref) -> None:
         if main[0] != "value":
             return
+        if self._entered is not None and self._entered[0] is main and sys.modules.get("__main__") is self._entered[1]:
+            return
         self._run = main[1]
         self._mains[self._run] = main
         module = self._engine().home.module(main)
+        self._entered = main, module
         if sys.modules.get("__main__") is not module:
             sys.modules["__main__"] = module
             if module.__name__ != "__main__":  # the caller is a spawned child itself

@@ -7,6 +7,7 @@ equal digest, and whoever carries it may leave out what is there already.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import threading
@@ -42,7 +43,8 @@ class Encoder:
         self._lock = threading.RLock()
         self._generation = 0
         self._made: Engine | None = None
-        self._targets: weakref.WeakKeyDictionary[Any, Target] = weakref.WeakKeyDictionary()
+        #: By id; a weakref.WeakKeyDictionary costs three times as much to ask.
+        self._targets: dict[int, tuple[weakref.ref[Any], Target]] = {}
 
     @property
     def run_id(self) -> str:
@@ -109,16 +111,18 @@ class Encoder:
         return self._made
 
     def _known_target(self, function: object) -> Target | None:
-        try:
-            return self._targets.get(function)
-        except TypeError:
-            return None  # neither hashable nor weakly referable: built anew each time
+        known = self._targets.get(id(function))
+        return known[1] if known is not None and known[0]() is function else None
 
     def _keep_target(self, function: object, target: Target) -> None:
-        try:
-            self._targets[function] = target
-        except TypeError:
-            return
+        key, targets = id(function), self._targets
+
+        def forget(gone: weakref.ref[Any]) -> None:
+            if key in targets and targets[key][0] is gone:
+                del targets[key]
+
+        with contextlib.suppress(TypeError):  # not weakly referable: built anew each time
+            targets[key] = weakref.ref(function, forget), target
 
 
 def _parts(args: tuple[Any, ...], kwargs: dict[str, Any], code: Code | None) -> Iterator[tuple[str, Any]]:

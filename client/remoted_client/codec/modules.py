@@ -86,10 +86,11 @@ class ModuleCollector:
 
     def _all_same(self) -> bool:
         """``importlib.reload`` gives a module a new spec."""
-        return all(
-            sys.modules.get(name) is module and module.__spec__ is spec
-            for name, (module, spec, _) in self._known.items()
-        )
+        modules = sys.modules
+        for name, (module, spec, _) in self._known.items():  # noqa: SIM110 - asked at every call, and a generator costs as much again
+            if modules.get(name) is not module or module.__spec__ is not spec:
+                return False
+        return True
 
     def _rescan(self) -> None:
         known = {}
