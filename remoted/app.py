@@ -171,7 +171,7 @@ class Daemon:
         with self._listen(self._paths.data_socket) as data_socket, self._listen(self._paths.api_socket) as api_socket:
             endpoints = Endpoints(direct, self._limits)
             runners = Runners(jobs, direct, endpoints)
-            data = DataServer(data_socket, runners, self._limits, self._house.access, self._house.accounts, self._tally)
+            data = DataServer(data_socket, runners, self._limits, self._house.access, self._house.accounts, self._tally, self._clock)
             services = api.Services(
                 jobs=jobs,
                 direct=direct,

@@ -5,6 +5,8 @@ Unknown keys are refused with their names: a typing error must not silently mean
 
 from __future__ import annotations
 
+from enum import Enum
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -74,8 +76,26 @@ class AuditSettings(BaseModel):
     names: bool = True
 
 
+class Seen(str, Enum):
+    """How much users see of one another."""
+
+    #: Of each call its name, user, pool, state, GPUs and times.
+    WORK = "work"
+    #: How much of everything there is, and who has a GPU.
+    TOTALS = "totals"
+    #: That a GPU is not free.
+    NOTHING = "nothing"
+
+
+class PrivacySettings(BaseModel):
+    """``[privacy]``: nobody but an administrator sees more of others than this."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    others: Seen = Seen.WORK
+
+
 #: What is different where many users share a daemon: nobody may take half of it.
-SHARED_LIMITS = {"connections_per_uid": 256, "connections_total": 4096}
+SHARED_LIMITS = {"connections_per_uid": 256, "connections_total": 4096, "requests_per_second_per_uid": 500, "frames_per_second_per_uid": 20_000}
 
 
 class Config(BaseModel):
@@ -88,4 +108,5 @@ class Config(BaseModel):
     users: UserSettings = UserSettings()
     workers: WorkerSettings = WorkerSettings()
     audit: AuditSettings = AuditSettings()
+    privacy: PrivacySettings = PrivacySettings()
     limits: dict[str, float] = Field(default_factory=dict)

@@ -28,6 +28,9 @@ class Limits:
     # One user's share of each of the two sockets (T13): a flood by one user must leave root's calls alone.
     connections_per_uid: int = 512
     connections_total: int = 900
+    # A second, of one user (T18); 0 is no limit. Beyond it an HTTP request is refused, and frames of the data socket wait.
+    requests_per_second_per_uid: int = 0
+    frames_per_second_per_uid: int = 0
     # A silent or trickling peer (T12). Frames: from first byte to last; HTTP: head, then body.
     hello_deadline_seconds: float = 10.0
     frame_deadline_seconds: float = 30.0

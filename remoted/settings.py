@@ -13,7 +13,7 @@ from remoted.config import Config
 from remoted.config_files import Reading
 
 #: Keys, or beginnings of keys, that take effect at once.
-_LIVE = ("limits.", "users.", "gpu.poll_seconds", "audit.names")
+_LIVE = ("limits.", "users.", "gpu.poll_seconds", "audit.names", "privacy.")
 _AT_RESTART = frozenset(
     {
         "limits.workers_total",
@@ -83,6 +83,7 @@ def _with_live(old: Config, new: Config) -> Config:
             "limits": {**{name: value for name, value in new.limits.items() if is_live(f"limits.{name}")}, **{name: value for name, value in old.limits.items() if not is_live(f"limits.{name}")}},
             "users": new.users.model_copy(update=kept),
             "gpu": old.gpu.model_copy(update={"poll_seconds": new.gpu.poll_seconds}),
+            "privacy": new.privacy,
             "audit": old.audit.model_copy(update={"names": new.audit.names}),
         }
     )

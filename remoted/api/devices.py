@@ -10,9 +10,10 @@ from pathlib import Path
 from aiohttp import web
 
 from remoted.access import Peer
-from remoted.api import schemas
+from remoted.api import others, schemas
 from remoted.api.exchange import Ask, reply
 from remoted.api.services import Services
+from remoted.config import Seen
 from remoted.engine import Engine
 from remoted.model import Device, DeviceUse, DeviceUuid, WorkerId
 
@@ -61,11 +62,11 @@ async def views(services: Services, peer: Peer) -> list[schemas.Gpu]:
         device.uuid: pids for device in devices.known if (pids := devices.foreign.get(device.uuid, ()) + devices.desktop.get(device.uuid, ()))
     }
     foreign = await asyncio.to_thread(_describe_all, strangers, uses) if strangers else {}
-    return [_view(services.engine, peer, device, uses.get(device.uuid), foreign.get(device.uuid, [])) for device in devices.known]
+    return [_view(services, peer, device, uses.get(device.uuid), foreign.get(device.uuid, [])) for device in devices.known]
 
 
-def _view(engine: Engine, peer: Peer, device: Device, use: DeviceUse | None, foreign: list[schemas.ForeignProcess]) -> schemas.Gpu:
-    capability = device.compute_capability
+def _view(services: Services, peer: Peer, device: Device, use: DeviceUse | None, foreign: list[schemas.ForeignProcess]) -> schemas.Gpu:
+    capability, ledger = device.compute_capability, services.engine.scheduler.ledger
     return schemas.Gpu(
         uuid=device.uuid,
         index=device.index,
@@ -75,19 +76,21 @@ def _view(engine: Engine, peer: Peer, device: Device, use: DeviceUse | None, for
         memory_used_bytes=use.memory_used_bytes if use else None,
         utilization_percent=use.utilization_percent if use else None,
         compute_capability=f"{capability[0]}.{capability[1]}" if capability else "",
-        free=engine.scheduler.ledger.is_free(device.uuid),
-        holder=_holder(engine, peer, engine.scheduler.ledger.holders.get(device.uuid)),
+        free=ledger.is_free(device.uuid),
+        holder=_holder(services, peer, ledger.holders.get(device.uuid)),
         foreign=foreign,
     )
 
 
-def _holder(engine: Engine, peer: Peer, worker_id: WorkerId | None) -> schemas.Holder | None:
-    """That a device is taken, and by which user, everybody may know; for what is the holder's own affair."""
-    view = engine.view(worker_id) if worker_id else None
+def _holder(services: Services, peer: Peer, worker_id: WorkerId | None) -> schemas.Holder | None:
+    """That a device is taken everybody sees; by which user and in which pool as far as users see one another."""
+    view = services.engine.view(worker_id) if worker_id else None
     if view is None:
         return None
     if view.need.uid != peer.uid:
-        return schemas.Holder(worker="", pool="", uid=view.need.uid, jobs=[])
+        seen = others.seen(services, peer)
+        pool = view.need.pool[2] if seen is Seen.WORK else ""
+        return schemas.Holder(worker="", pool=pool, uid=view.need.uid, jobs=[]) if seen is not Seen.NOTHING else None
     return schemas.Holder(worker=view.id, pool=view.need.pool[2], uid=view.need.uid, jobs=list(view.running))
 
 

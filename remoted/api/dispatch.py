@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from typing import Any
 
 from aiohttp import web
@@ -21,6 +22,7 @@ from remoted.api.routes import ROUTES, Route
 from remoted.api.services import Services
 from remoted.errors import BadRequest, Refused, StoreError
 from remoted.limits import Limits
+from remoted.rates import Rate
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,7 @@ class Dispatcher:
     def __init__(self, services: Services, access: Access) -> None:
         self._services = services
         self._access = access
+        self._rate = Rate(lambda: services.limits.requests_per_second_per_uid, services.clock)
         self._busy: set[asyncio.Task[Any]] = set()
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -62,6 +65,9 @@ class Dispatcher:
             return refuse(503, "STORE_FAILED", "cannot answer: the daemon's database refuses; `remotectl doctor` may say why")
 
     async def _answer(self, request: web.BaseRequest, peer: Peer) -> web.StreamResponse:
+        if wait := self._rate.admit(peer.uid):
+            most = self._services.limits.requests_per_second_per_uid
+            raise HttpRefusal(429, "OVER_LIMIT", f"cannot answer so many requests: requests_per_second_per_uid is {most}; ask again in a moment", {"Retry-After": str(math.ceil(wait))})
         route, parameters = find_route(request.method, request.rel_url.raw_path)
         if not self._access.allows(route.rule, peer):
             raise HttpRefusal(403, "FORBIDDEN", "cannot do this for you: it needs an administrator")

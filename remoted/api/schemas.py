@@ -288,6 +288,18 @@ class Daemon(_Shape):
     sockets: str
 
 
+class OthersCall(_Shape):
+    """All that one user may see of another's call."""
+
+    uid: int
+    name: str
+    pool: str
+    status: str
+    gpus: list[str]
+    submitted_at: float
+    started_at: float | None
+
+
 class Counts(_Shape):
     queued: int
     running: int
@@ -298,7 +310,7 @@ class Counts(_Shape):
 
 
 class Status(_Shape):
-    """Everything at a glance. ``queue`` shows the first 200; ``counts.queued`` counts all."""
+    """Everything at a glance. ``queue`` shows the first 200; ``counts.queued`` counts all. ``others``: as far as ``[privacy]`` lets see."""
 
     daemon: Daemon
     gpus: list[Gpu]
@@ -309,6 +321,7 @@ class Status(_Shape):
     fork_servers: list[ForkServer]
     running: list[Job]
     queue: list[Job]
+    others: list[OthersCall]
     counts: Counts
 
 
@@ -346,7 +359,7 @@ class Others(_Shape):
 
 
 class Users(_Shape):
-    """An administrator sees everybody (``others`` is None), a user herself."""
+    """An administrator sees everybody, a user herself and, unless ``[privacy]`` forbids it, all others as one total."""
 
     users: list[User]
     others: Others | None

@@ -15,7 +15,7 @@ from aiohttp import web
 
 import remoted
 from remoted.access import Rule
-from remoted.api import devices, schemas, views, workers
+from remoted.api import devices, others, schemas, views, workers
 from remoted.api.exchange import Ask, reply
 from remoted.api.services import Services
 from remoted.errors import StoreError
@@ -51,6 +51,7 @@ async def status(services: Services, ask: Ask) -> web.StreamResponse:
             fork_servers=servers,
             running=[views.of_call(services, call) for call in calls.values() if call.status is Status.IN_PROGRESS],
             queue=views.queue(services, ask.peer, calls),
+            others=others.work(services, ask.peer),
             counts=_counts(services, [call.status for call in calls.values()]),
         )
     )

@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from aiohttp import web
 
 from remoted.access import Rule
-from remoted.api import schemas
+from remoted.api import others, schemas
 from remoted.api.exchange import Ask, reply
 from remoted.api.services import Services
 from remoted.calls import Call
+from remoted.config import Seen
 from remoted.model import Status
 from remoted.usage import Totals
 
@@ -83,4 +84,5 @@ async def users(services: Services, ask: Ask) -> web.StreamResponse:
     books = _Books(services, day, week, await records.kept_bytes(None if sees_all else ask.peer.uid))
     if sees_all:
         return reply(schemas.Users(users=[books.user(uid) for uid in sorted(books.uids | {ask.peer.uid})], others=None))
-    return reply(schemas.Users(users=[books.user(ask.peer.uid)], others=books.others(ask.peer.uid)))
+    may_see_others = others.seen(services, ask.peer) is not Seen.NOTHING
+    return reply(schemas.Users(users=[books.user(ask.peer.uid)], others=books.others(ask.peer.uid) if may_see_others else None))

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from remoted.cli import transport
-from remoted.cli.text import cell, duration, paint, print_json, print_json_line, short, size, table
+from remoted.cli.text import cell, duration, paint, print_json, print_json_line, short, size, table, user_name
 
 Document = dict[str, Any]
 
@@ -58,6 +58,8 @@ def lines(document: Document) -> list[str]:
         blocks.append(_running_lines(document["running"], now))
     if document["queue"]:
         blocks.append(_queue_lines(document, now))
+    if document["others"]:
+        blocks.append(_others_lines(document["others"], now))
     return [line for block in blocks for line in (*block, "")][:-1]
 
 
@@ -97,7 +99,8 @@ def gpu_lines(gpus: list[Document], problem: str) -> list[str]:
 def _used_by(gpu: Document) -> str:
     users = []
     if holder := gpu["holder"]:
-        whose = f"{holder['worker']} ({cell(holder['pool'])})" if holder["worker"] else f"uid {holder['uid']}"
+        pool = f" ({cell(holder['pool'])})" if holder["pool"] else ""
+        whose = (holder["worker"] or user_name(holder["uid"])) + pool
         users.append(" ".join([whose, *map(short, holder["jobs"])]))
     if gpu["free"]:  # a desktop may draw on it all the same
         users.append("free")
@@ -220,6 +223,21 @@ def _queue_lines(document: Document, now: float) -> list[str]:
     ]
     left = document["counts"]["queued"] - len(rows)
     return table(["QUEUED", "NAME", "POOL", "PLACE", "FOR", "WAITS FOR"], rows) + ([f"and {left} more"] if left > 0 else [])
+
+
+def _others_lines(calls: list[Document], now: float) -> list[str]:
+    rows = [
+        [
+            user_name(call["uid"]),
+            cell(call["name"]),
+            cell(call["pool"]),
+            call["status"],
+            _gpus(call["gpus"]),
+            duration(now - (call["started_at"] or call["submitted_at"])),
+        ]
+        for call in calls
+    ]
+    return table(["OTHERS", "NAME", "POOL", "STATE", "GPUS", "FOR"], rows)
 
 
 def why(job: Document) -> str:

@@ -61,6 +61,16 @@ def size(count: int | None) -> str:
     raise AssertionError("unreachable")
 
 
+def user_name(uid: int) -> str:
+    """Who that is on this host."""
+    import pwd
+
+    try:
+        return cell(pwd.getpwuid(uid).pw_name)
+    except KeyError:
+        return f"uid {uid}"
+
+
 def duration(seconds: float) -> str:
     seconds = max(0.0, seconds)
     if seconds < 60:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import pwd
 from typing import Any
 
 import click
 
 from remoted.cli import transport
-from remoted.cli.text import cell, duration, print_json, size, table
+from remoted.cli.text import duration, print_json, size, table, user_name
 
 
 @click.command()
@@ -31,11 +30,4 @@ def _row(user: dict[str, Any]) -> list[str]:
     running = f"{user['running']} of {user['running_jobs']}" if user["running_jobs"] else str(user["running"])
     uses = [duration(user[period][what]) for period in ("day", "week") for what in ("gpu_seconds", "cpu_seconds")]
     disk = f"{size(user['stored_bytes'])} of {size(user['stored_bytes_limit'])}"
-    return [_name(user["uid"]), str(user["queued"]), running, f"{user['share']:.0%}", *uses, disk]
-
-
-def _name(uid: int) -> str:
-    try:
-        return cell(pwd.getpwuid(uid).pw_name)
-    except KeyError:
-        return str(uid)
+    return [user_name(user["uid"]), str(user["queued"]), running, f"{user['share']:.0%}", *uses, disk]

@@ -27,6 +27,7 @@ from remoted.errors import BadRequest, NotFound, Refused, RemotedError, StoreErr
 from remoted.limits import Limits
 from remoted.model import Reason
 from remoted.peers import peer_pidfd
+from remoted.rates import Rate
 from remoted.tally import Tally
 from remoted_client import wire
 
@@ -37,7 +38,7 @@ _ID_DIGITS = 32
 class Connection:
     """Says hello first; afterwards each frame goes to its handler in ``_HANDLERS``."""
 
-    def __init__(self, sock: socket.socket, peer: Peer, runners: Runners, clients: Clients, limits: Limits, accounts: Accounts, tally: Tally, on_gone: Callable[[Connection], None]) -> None:
+    def __init__(self, sock: socket.socket, peer: Peer, runners: Runners, clients: Clients, limits: Limits, accounts: Accounts, tally: Tally, rate: Rate, on_gone: Callable[[Connection], None]) -> None:
         self.peer = peer
         self._clients = clients
         self._runners = runners
@@ -55,7 +56,7 @@ class Connection:
         #: What this connection waits to become.
         self._lease: Call | None = None
         self._pidfd = peer_pidfd(sock, peer.pid)
-        self._transport = Transport(sock, limits, self._handle, self._on_room, self._on_closed, tally.note_refusal)
+        self._transport = Transport(sock, limits, self._handle, self._on_room, self._on_closed, tally.note_refusal, lambda count: rate.owe(peer.uid, count))
         self._following = Following(self._transport, runners.jobs.records, peer)
         self._holding = Holding(runners.jobs.engine, runners.jobs.contents, peer)
         self._publishing = Publishing(self._transport, runners.endpoints, peer)

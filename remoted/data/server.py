@@ -10,10 +10,12 @@ import struct
 
 from remoted.access import Access
 from remoted.accounts import Accounts
+from remoted.clock import Clock
 from remoted.data.callers import Clients, Runners
 from remoted.data.connection import Connection
 from remoted.limits import Limits
 from remoted.peers import peer_of, with_limits
+from remoted.rates import Rate
 from remoted.tally import Tally
 from remoted_client import wire
 
@@ -25,7 +27,7 @@ _ACCEPTS = 16
 class DataServer:
     """Accepts connections and keeps them within their limits."""
 
-    def __init__(self, sock: socket.socket, runners: Runners, limits: Limits, access: Access, accounts: Accounts, tally: Tally) -> None:
+    def __init__(self, sock: socket.socket, runners: Runners, limits: Limits, access: Access, accounts: Accounts, tally: Tally, clock: Clock) -> None:
         self._sock = sock
         self._runners = runners
         self._limits = limits
@@ -34,6 +36,7 @@ class DataServer:
         self._connections: set[Connection] = set()
         self._clients: Clients = {}
         self._tally = tally
+        self._rate = Rate(lambda: limits.frames_per_second_per_uid, clock)
         self._per_uid = tally.connections["data"]
         self._loop = asyncio.get_running_loop()
 
@@ -69,7 +72,7 @@ class DataServer:
         if self._access.serves_everybody:
             peer = with_limits(peer, sock)
         try:
-            connection = Connection(sock, peer, self._runners, self._clients, self._limits, self._accounts, self._tally, self._gone)
+            connection = Connection(sock, peer, self._runners, self._clients, self._limits, self._accounts, self._tally, self._rate, self._gone)
         except OSError as error:
             log.error("cannot serve a connection: %s", error)
             sock.close()

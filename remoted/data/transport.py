@@ -22,6 +22,8 @@ _INBOX_FRAMES = 2048
 _INBOX_BYTES = 8 << 20
 #: What a descriptor that waits for its reader counts for: they are scarcer than memory.
 _DESCRIPTOR_COST = 64 * 1024
+#: Handled in one turn of the loop; then all others have theirs.
+_TURN_FRAMES = 32
 
 
 class Transport:
@@ -35,11 +37,14 @@ class Transport:
         on_room: Callable[[], None],
         on_closed: Callable[[], None],
         on_refusal: Callable[[str], None] = lambda code: None,
+        pace: Callable[[int], float] = lambda count: 0.0,
     ) -> None:
+        """``pace``: how many seconds to wait after so many frames."""
         sock.setblocking(False)
         self._sock = sock
         self._limits = limits
         self._on_frame, self._on_room, self._on_closed, self._on_refusal = on_frame, on_room, on_closed, on_refusal
+        self._pace = pace
         self._loop = asyncio.get_running_loop()
         self._reader = wire.FrameReader()
         self._inbox: deque[wire.Frame] = deque()
@@ -137,11 +142,15 @@ class Transport:
 
     async def _serve(self) -> None:
         """Frames in order, for as long as the connection lives."""
+        handled = 0
         while True:
             while self._inbox:
                 while self._open and self.is_full:
                     await self.drained()  # who does not take its answers is not asked for more
                 await self._on_frame(self._inbox.popleft())
+                handled += 1
+                if not handled % _TURN_FRAMES:
+                    await asyncio.sleep(self._pace(_TURN_FRAMES))
             self._inbox_bytes = 0
             if self._paused:
                 self._resume()

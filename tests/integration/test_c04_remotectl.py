@@ -95,7 +95,7 @@ def gpu_host(tmp_path: Path) -> Iterator[GpuHost]:
 def test_c04_status_has_stable_keys(remotectl: Terminal) -> None:
     document = remotectl.json("status")
 
-    assert set(document) == {"daemon", "gpus", "gpu_problem", "gpus_seen_at", "pools", "workers", "fork_servers", "running", "queue", "counts"}
+    assert set(document) == {"daemon", "gpus", "gpu_problem", "gpus_seen_at", "pools", "workers", "fork_servers", "running", "queue", "others", "counts"}
     assert document["daemon"]["mode"] == "user"
 
 

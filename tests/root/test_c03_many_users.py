@@ -145,7 +145,7 @@ print(json.dumps([ask(sys.argv[1]), ask("0" * 32)]))
 def test_t10_lists_show_ones_own_only(alice: User, bob: User) -> None:
     alice.run(HEAD + "@remote(CpuLiveServerless(name='alices-pool'))\ndef alices_function(): return 1\nalices_function().result()")
     own = alice.remotectl("ps", "-a", "--json").out + alice.remotectl("status", "--json").out + alice.remotectl("workers", "--json").out
-    others = "".join(bob.remotectl(*asked, "--json").out for asked in (["ps", "-a"], ["status"], ["workers"], ["gpus"], ["env", "list"]))
+    others = "".join(bob.remotectl(*asked, "--json").out for asked in (["ps", "-a"], ["status"], ["workers"], ["gpus"], ["env", "list"]))  # what has ended is nobody's
 
     assert "alices" in own
     assert "alices" not in others

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Iterator
 
@@ -78,10 +79,56 @@ def test_c10_the_systems_daemon_writes_an_audit_line_for_each_job(host: SystemHo
     assert f'uid=60001 name="{SECRET}" pool="{SECRET}" status=COMPLETED' in host.log()
 
 
+RUNNING = f"""
+import os, time
+from remoted_client import remote, CpuLiveServerless
+@remote(CpuLiveServerless(name="{SECRET}"))
+def f(argument):
+    print("the output", flush=True)
+    while not os.path.exists("go"): time.sleep(0.01)
+f.options(name="{SECRET}")("the argument").result()
+"""
+
+
+def _reload(host: SystemHost, text: str) -> None:
+    assert host.process is not None
+    seen = host.log().count("the configuration was reloaded")
+    (host.prefix / "etc/remoted/conf.d/20.toml").write_text(text, encoding="utf-8")
+    host.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: host.log().count("the configuration was reloaded") > seen, 30, host.log)
+
+
+def test_t10_of_others_no_more_is_seen_than_the_configuration_lets(host: SystemHost, people: tuple[User, User, User]) -> None:
+    root, alice, bob = people
+    (host.prefix / "etc/remoted/conf.d").mkdir(exist_ok=True)
+    job = alice.popen(RUNNING)
+    wait_until(lambda: '"IN_PROGRESS"' in alice.remotectl("ps", "--json").out, 60, host.log)
+    own = json.loads(alice.remotectl("ps", "--json").out)["jobs"][0]
+    try:
+        status = json.loads(bob.remotectl("status", "--json").out)
+        [seen] = status.pop("others")
+        assert {name: seen[name] for name in ("uid", "name", "pool", "status", "gpus")} == {"uid": 60001, "name": SECRET, "pool": SECRET, "status": "IN_PROGRESS", "gpus": []}
+        assert set(seen) == {"uid", "name", "pool", "status", "gpus", "submitted_at", "started_at"}
+        assert not [word for word in (SECRET, own["id"], "__main__", "the argument") if word in json.dumps(status) + bob.remotectl("ps", "-a", "--json").out]
+        assert SECRET in bob.remotectl("status").out
+
+        _reload(host, '[privacy]\nothers = "totals"\n')
+        assert json.loads(bob.remotectl("status", "--json").out)["others"] == []
+        assert json.loads(bob.remotectl("users", "--json").out)["others"]["running"] == 1
+        assert len(json.loads(root.remotectl("status", "--json").out)["others"]) == 1
+
+        _reload(host, '[privacy]\nothers = "nothing"\n')
+        assert json.loads(bob.remotectl("users", "--json").out)["others"] is None
+    finally:
+        _reload(host, "")
+        (alice.home / "go").touch()
+        job.communicate(timeout=60)
+
+
 def test_t31_a_reload_does_not_believe_what_is_not_roots(host: SystemHost) -> None:
     assert host.process is not None
     folder = host.prefix / "etc/remoted/conf.d"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     file = folder / "10.toml"
     file.write_text("[limits]\nnesting_depth = 1\n", encoding="utf-8")
     file.chmod(0o666)

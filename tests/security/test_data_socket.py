@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import os
@@ -11,6 +12,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from remoted.data.transport import Transport
+from remoted.limits import Limits
 from remoted_client import wire
 from tests.faults.rawclient import RawClient, descriptors, prepare, raw, resident_bytes
 from tests.harness import Host, host, wait_until
@@ -168,6 +171,43 @@ def test_t12_clients_that_vanish_before_hello_leave_nothing(shared_daemon: Host)
         RawClient(shared_daemon, greet=False).close()
     assert_works(shared_daemon)
     wait_until(lambda: descriptors(shared_daemon) <= before, 5, lambda: f"{descriptors(shared_daemon)} > {before}")
+
+
+def test_t18_frames_beyond_a_users_rate_wait_and_none_is_lost(bare_host: Host) -> None:
+    bare_host.config.write_text("[limits]\nframes_per_second_per_uid = 500\n", encoding="utf-8")
+    client = RawClient(bare_host.start())
+    for _ in range(1000):
+        client.send({"op": "ping"})
+    for _ in range(1000):
+        client.until("pong")
+    client.close()
+
+
+async def test_t18_the_frames_of_one_client_are_paced_and_others_have_turns_between_them() -> None:
+    mine, theirs = socket.socketpair()
+    handled: list[int] = []
+    paced: list[tuple[int, int]] = []
+    turns: list[int] = []
+
+    async def handle(frame: wire.Frame) -> None:
+        handled.append(frame.header["n"])
+        if len(handled) == 1:
+            asyncio.get_running_loop().call_soon(lambda: turns.append(len(handled)))
+
+    def pace(count: int) -> float:
+        paced.append((count, len(handled)))
+        return 0.0
+
+    transport = Transport(theirs, Limits(), handle, lambda: None, lambda: None, pace=pace)
+    mine.sendall(b"".join(wire.encode({"op": "ping", "n": number}) for number in range(100)))
+    while len(handled) < 100:
+        await asyncio.sleep(0)
+    transport.close()
+    mine.close()
+
+    assert handled == list(range(100))
+    assert paced == [(32, 32), (32, 64), (32, 96)]
+    assert turns == [32]
 
 
 def test_t13_400_connections_of_one_user_are_capped_and_it_works_again_afterwards(bare_host: Host) -> None:

@@ -117,6 +117,20 @@ async def test_t13_a_flood_leaves_an_open_connection_alone_and_is_told_the_limit
             writer.close()
 
 
+async def test_t18_requests_beyond_a_users_rate_are_refused_by_name(tmp_path: Path) -> None:
+    async with running(tmp_path, Limits(requests_per_second_per_uid=5)) as daemon:
+        answers = [await daemon.ask("GET", "/v1/version") for _ in range(5)]
+        refused = []
+        while not refused:
+            answer = await daemon.ask("GET", "/v1/version")
+            refused += [answer] if answer[0] != 200 else []
+
+        assert [status for status, _, _ in answers] == [200] * 5
+        status, document, headers = refused[0]
+        assert (status, document["error"]["code"], headers["retry-after"]) == (429, "OVER_LIMIT", "1")
+        assert "requests_per_second_per_uid is 5" in document["error"]["message"]
+
+
 async def test_t13_a_place_is_free_again_when_its_connection_ends(tmp_path: Path) -> None:
     async with running(tmp_path, Limits(connections_per_uid=2)) as daemon:
         for _ in range(10):
@@ -423,16 +437,19 @@ async def test_t10_another_users_id_answers_exactly_as_an_unknown_one(daemon: Da
     assert foreign.id in daemon.jobs.calls
 
 
-async def test_t10_lists_and_status_show_nothing_of_others(daemon: Daemon) -> None:
+async def test_t10_lists_and_status_show_of_others_only_what_is_meant_for_all(daemon: Daemon) -> None:
     foreign = await daemon.submit("theirs", uid=os.geteuid() + 1)
     direct = await daemon.submit("theirs too", uid=os.geteuid() + 1, direct=True)
 
     for path in ("/v1/status", "/v1/jobs?all=1", "/v1/workers"):
         _, document, _ = await daemon.ask("GET", path)
+        others = document.pop("others", [])
         text = json.dumps(document)
         assert foreign.id not in text
         assert direct.id not in text
         assert "theirs" not in text
+        assert foreign.id not in json.dumps(others)
+        assert [call["name"] for call in others] == (["theirs", "theirs too"] if path == "/v1/status" else [])
     _, status, _ = await daemon.ask("GET", "/v1/status")
     assert (status["pools"], status["counts"]["queued"]) == ([], 0)
 
