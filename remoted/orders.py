@@ -30,8 +30,7 @@ class Orders:
             "modules": spec.modules.digest if spec.modules else "",
             "context": spec.context.digest,
             "stream": spec.stream,
-            "window_items": self._limits.stream_items,
-            "window_bytes": self._limits.stream_bytes,
+            **self._window,
             "inline": inline,
             "concurrent": spec.concurrent,
             "kept": spec.is_kept,
@@ -50,7 +49,12 @@ class Orders:
             wire.close_all((spec.connection, spec.page))
             raise
         header = {"op": "lease", "attempt": spec.token, "lease": spec.lease_id, "context": spec.context.digest, "worker": self._worker, "concurrent": spec.concurrent}
-        self._channel.send(header, fds=(spec.connection, spec.page))
+        self._channel.send({**header, **self._window}, fds=(spec.connection, spec.page))
+
+    @property
+    def _window(self) -> dict[str, object]:
+        """How far generators may run ahead of their readers."""
+        return {"window_items": self._limits.stream_items, "window_bytes": self._limits.stream_bytes}
 
     def _teach(self, content: Content) -> None:
         if content.digest not in self._known:

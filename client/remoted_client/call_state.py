@@ -159,6 +159,14 @@ class CallState:
     def look(self) -> None:
         """Somebody asks how it stands without waiting for it; the connection's thread keeps this up to date."""
 
+    def credit(self, items: int, send: Callable[[dict[str, Any]], None]) -> None:
+        """So many more items were read."""
+        send({"op": "credit", "id": self.id, "items": items})
+
+    def leave(self, send: Callable[[dict[str, Any]], None]) -> None:
+        """No more items are wanted."""
+        send({"op": "close_stream", "id": self.id})
+
     def request_cancel(self, send: Callable[[dict[str, Any]], None]) -> None:
         """Now, or as soon as the daemon has given the call an id."""
         if self.accepted:

@@ -266,7 +266,7 @@ class StreamHandle(Handle[T_co], Generic[T_co]):
         """Waiting for all of it means reading along: items are taken as read when they arrive."""
         arrived = self._state.items_received
         if arrived > self._credited:
-            connection.current().send({"op": "credit", "id": self._state.id, "items": arrived - self._credited})
+            self._state.credit(arrived - self._credited, connection.current().send)
             self._credited = arrived
         return self._state.is_over
 
@@ -275,12 +275,12 @@ class StreamHandle(Handle[T_co], Generic[T_co]):
 
     def _accept(self, frame: Frame) -> Any:
         self._credited += 1
-        connection.current().send({"op": "credit", "id": self._state.id, "items": 1})
+        self._state.credit(1, connection.current().send)
         return _decode(frame)
 
     def _leave(self) -> None:
         if not self._state.is_over:
-            connection.current().send({"op": "close_stream", "id": self._state.id})
+            self._state.leave(connection.current().send)
 
     def _raise_failure(self) -> None:
         state = self._state

@@ -34,6 +34,7 @@ class Owner(Protocol):
     def on_granted(self, lease: Lease, header: dict[str, Any]) -> None: ...
     def on_refused(self, lease: Lease, header: dict[str, Any]) -> None: ...
     def on_answer(self, lease: Lease, frame: wire.Frame) -> None: ...
+    def on_item(self, lease: Lease, frame: wire.Frame) -> None: ...
     def on_closed(self, lease: Lease) -> None: ...
 
 
@@ -114,13 +115,15 @@ class Lease:
         """The header of a call, and the descriptors that go with it: segment, then payload."""
         fds = (call.payload.fd,) if call.payload.fd >= 0 else ()
         freed = self.releases.take()
-        if call.segment is None and not freed and not call.copies:
+        if call.segment is None and not freed and not call.copies and not call.is_stream:
             return (_PLAIN_CALL if call.is_plain else _CALL) % (self._number, self._uses[call.use]), fds
         header: dict[str, Any] = {"n": self._number, "use": self._uses[call.use], "freed": freed}
         if call.is_plain:
             header["plain"] = True
         if call.copies:
             header["copies"] = True
+        if call.is_stream:
+            header["stream"] = True
         if call.segment is not None:
             header["segment"], header["buffers"] = call.segment.number, call.buffers
             call.segment.borrower = self.worker
@@ -139,6 +142,11 @@ class Lease:
         code, modules, context, timeout_ms = call.use
         use = {"op": "use", "use": self._uses[call.use], "code": code, "modules": modules, "context": context, "timeout_ms": timeout_ms}
         self._send(wire.encode({**use, "client": self._client}))
+
+    def tell(self, header: dict[str, Any]) -> None:
+        """Something about the call in hand."""
+        with contextlib.suppress(OSError):  # its end will be read
+            self._send(wire.encode(header))
 
     def _send_content(self, upload: Upload) -> None:
         data, fds = put(upload)
@@ -195,6 +203,8 @@ class Lease:
                 self._known |= self._told
                 self._told.clear()
             self._owner.on_answer(self, frame)
+        elif op == "item":
+            self._owner.on_item(self, frame)
         elif op == "grant":
             self._owner.on_granted(self, header)
         elif op == "goaway":

@@ -119,8 +119,8 @@ class LeasePool:
         with self._lock:
             lease.reader = None
             call = lease.call
-            if call is not None:
-                # Its reader gave up, or another call was sent meanwhile.
+            if call is not None and (self._queue or not call.is_stream):
+                # Its reader gave up, or another call was sent meanwhile. That of a stream comes back for more.
                 self.attend(call)
 
     def attend(self, call: LeasedCall) -> None:
@@ -138,6 +138,12 @@ class LeasePool:
                     lease.reader = None
                     if lease.call is not None:
                         lease.call.wake()
+
+    def tell(self, call: LeasedCall, header: dict[str, Any]) -> None:
+        with self._lock:
+            lease = call.lease
+            if lease is not None and lease.call is call and not lease.is_closed:
+                lease.tell(header)
 
     def withdraw(self, call: LeasedCall) -> bool:
         with self._lock:
@@ -206,12 +212,25 @@ class LeasePool:
         for call in waiting:
             call.fail(error)
 
+    def on_item(self, lease: Lease, frame: Frame) -> None:
+        self._take_back(lease, frame.header)
+        call = lease.call
+        if call is None or frame.header["n"] != call.number:
+            frame.close()
+            return
+        if "segment" in frame.header:
+            frame.header["releases"] = lease.releases
+        call.on_event(frame)
+
+    def _take_back(self, lease: Lease, header: dict[str, Any]) -> None:
+        for number in header.get("freed", ()):
+            self._line.segments.take_back(number, lease.worker)
+
     def on_answer(self, lease: Lease, frame: Frame) -> None:
         header = frame.header
         with self._lock:
             call = lease.call
-            for number in header.get("freed", ()):
-                self._line.segments.take_back(number, lease.worker)
+            self._take_back(lease, header)
             if call is None or header["n"] != call.number:
                 frame.close()
                 return

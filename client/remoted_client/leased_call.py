@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from remoted_client.connection import Upload
     from remoted_client.payload import Payload
     from remoted_client.segments import Segment
+
+
+#: A window of the worker's holds 64, or 16 MiB: with the first of that size the reader has no others left.
+_CREDITED_ITEMS = 16
 
 
 class Pool(Protocol):
@@ -31,6 +36,10 @@ class Pool(Protocol):
 
     def take_back(self, segment: Segment) -> None:
         """Nobody has seen it."""
+        ...
+
+    def tell(self, call: LeasedCall, header: dict[str, Any]) -> None:
+        """Say something about it to the worker that has it, if one has."""
         ...
 
     def withdraw(self, call: LeasedCall) -> bool:
@@ -51,9 +60,12 @@ class LeasedCall(CallState):
     number = 0
     #: A worker that had not accepted it does not get another one to run it.
     is_cancelled = False
+    #: Items that were read and of which the worker has not heard; and whether any more are wanted.
+    _unsaid = 0
+    _is_left = False
 
-    def __init__(self, name: str, pool: Pool, use: tuple[str, str, str, int], uploads: tuple[Upload, ...], payload: Payload, is_plain: bool) -> None:
-        super().__init__(name, None, durable=False, detached=False, stream=False, echo=True)
+    def __init__(self, name: str, pool: Pool, use: tuple[str, str, str, int], uploads: tuple[Upload, ...], payload: Payload, is_plain: bool, stream: bool) -> None:
+        super().__init__(name, None, durable=False, detached=False, stream=stream, echo=True)
         self.is_mine = True
         self.pool = pool
         self.use = use
@@ -91,6 +103,32 @@ class LeasedCall(CallState):
         if self.segment is not None and self.lease is None:
             self.pool.take_back(self.segment)
         super()._end()
+
+    # -- a stream ------------------------------------------------------------------------------------------
+
+    def on_event(self, frame: Frame) -> None:
+        if frame.op == "item" and self._is_left:
+            frame.close()
+        else:
+            super().on_event(frame)
+
+    def credit(self, items: int, send: Callable[[dict[str, Any]], None]) -> None:
+        """Not each for itself, while more of them are here to be read."""
+        self._unsaid += items
+        if not self.items or self._unsaid >= _CREDITED_ITEMS:
+            items, self._unsaid = self._unsaid, 0
+            self.pool.tell(self, {"op": "credit", "n": self.number, "items": items})
+
+    def leave(self, send: Callable[[dict[str, Any]], None]) -> None:
+        with self._lock:
+            self._is_left = True
+            unread, self.items = self.items, deque()
+        for frame in unread:
+            frame.close()
+        if self.pool.withdraw(self):
+            return
+        self.pool.tell(self, {"op": "close_stream", "n": self.number})
+        self.pool.attend(self)  # what was on its way is read, or the worker could not send that it has ended
 
     # -- everybody else ------------------------------------------------------------------------------------
 
@@ -134,7 +172,7 @@ class LeasedCall(CallState):
                 await super().wait_async(lambda: condition() or self._is_claimable, news=True)
                 continue
             try:
-                await _answered(lease, self)
+                await _answered(lease, self, condition)
             finally:
                 self.pool.unclaim(lease)
 
@@ -144,13 +182,13 @@ class LeasedCall(CallState):
         return lease is not None and lease.reader is None and lease.call is self and not lease.is_closed
 
 
-async def _answered(lease: Lease, call: LeasedCall) -> None:
+async def _answered(lease: Lease, call: LeasedCall, condition: Callable[[], bool]) -> None:
     loop = asyncio.get_running_loop()
     over: asyncio.Future[None] = loop.create_future()
 
     def readable() -> None:
         lease.read_now()
-        if (lease.call is not call or lease.is_closed) and not over.done():
+        if (lease.call is not call or lease.is_closed or condition()) and not over.done():
             over.set_result(None)
 
     fd = lease.fileno()

@@ -51,8 +51,8 @@ def submit(
 ) -> CallState:
     """Pickle, describe and start one call. Raises SerializationError naming what cannot be sent."""
     described = _describe(line, target, settings, stream)
-    if described.is_load_balanced and not stream and instance is None and context.running_call() is None and options.keys() <= _LEASED_OPTIONS:
-        return _submit_leased(line, described, target, settings, options, args, kwargs)
+    if described.is_load_balanced and instance is None and context.running_call() is None and options.keys() <= _LEASED_OPTIONS:
+        return _submit_leased(line, described, target, settings, options, args, kwargs, stream)
     code, (code_upload, spec_upload) = described.code, described.uploads
     payload = encode_arguments(line, args, kwargs, code)
     context_data, context_digest = line.surroundings.document(settings.declared)
@@ -95,7 +95,7 @@ _LEASED_OPTIONS = frozenset({"name", "timeout_seconds", "max_retries", "copy"})
 
 
 def _submit_leased(
-    line: Connection, described: _Described, target: Callable[..., Any], settings: Settings, options: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    line: Connection, described: _Described, target: Callable[..., Any], settings: Settings, options: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any], stream: bool
 ) -> LeasedCall:
     """Straight to a worker, on a connection that the daemon has handed over."""
     plain_data = plain.dumps((args, kwargs))
@@ -110,7 +110,7 @@ def _submit_leased(
     if options:
         timeout = options.get("timeout_seconds") or described.timeout_seconds
         use = (*use[:3], _milliseconds(timeout, described.execution_timeout_seconds))
-    call = LeasedCall(options.get("name") or route.name, route.pool, use, route.uploads, payload, plain_data is not None)
+    call = LeasedCall(options.get("name") or route.name, route.pool, use, route.uploads, payload, plain_data is not None, stream)
     call.copies = copies
     if collector is not None and collector.buffers:
         call.segment, call.buffers = line.segments.pack(collector.buffers), len(collector.buffers)

@@ -19,6 +19,7 @@ from typing import Any
 from remoted_client import segments, wire
 
 from .calls import Run
+from .window import LeasedWindow
 
 _READ_BYTES = 256 * 1024
 _ONLY_PLAIN = {"plain": True}
@@ -33,6 +34,9 @@ class Lease:
         self.is_concurrent: bool = header["concurrent"]
         self.is_stale = False
         self._id: str = header["lease"]
+        self._window_size: tuple[int, int] = header["window_items"], header["window_bytes"]
+        #: Of the call in hand, if it streams.
+        self.window: LeasedWindow | None = None
         self._worker: str = header["worker"]
         self._learn = learn
         self._segments = pool
@@ -50,7 +54,7 @@ class Lease:
         self._lock = threading.Lock()
         self._accepted = self._answered = 0
         self._began = self._ended = self._timeout = 0
-        self._revoked = False
+        self.is_revoked = False
 
     def grant(self) -> None:
         """The first word on the connection is the worker's."""
@@ -66,7 +70,7 @@ class Lease:
 
     def next_call(self) -> Run | None:
         """Blocks until there is one. None: no more calls, because of the client or because it was revoked."""
-        while not self._revoked:
+        while not self.is_revoked:
             while self._frames:
                 try:
                     run = self._take(self._frames.popleft())
@@ -85,23 +89,57 @@ class Lease:
 
     def _take(self, frame: wire.Frame) -> Run | None:
         header = frame.header
-        op = header.get("op", "call")
+        op = header.get("op")
+        if op is None:
+            return self._accept(header, frame)
         if op == "put":
             self._learn(header["digest"], frame.fds[0] if frame.fds else frame.body)
         elif op == "use":
             self._uses[header["use"]] = header
             self._meet(header["client"])
         else:
-            return self._accept(header, frame)
+            self._credit(header)
         return None
+
+    def hear(self, wait: bool) -> None:
+        """What the caller of a stream says while it runs. At the end of the connection nobody wants more."""
+        assert self.window is not None
+        try:
+            data, fds = wire.receive_into(self._sock, self._buffer, 0 if wait else socket.MSG_DONTWAIT)
+            frames = self._reader.feed(data, fds)
+        except (BlockingIOError, InterruptedError):
+            return
+        except (OSError, wire.WireError):
+            data, frames = b"", []
+        for frame in frames:
+            if frame.op in ("credit", "close_stream"):
+                self._credit(frame.header)
+            else:
+                self._frames.append(frame)
+        if not data:
+            self.window.leave()
+
+    def _credit(self, header: dict[str, Any]) -> None:
+        """It may come too late: then it concerns nobody."""
+        if self.window is None or header["n"] != self._accepted:
+            return
+        if header["op"] == "credit":
+            self.window.give_back(header["items"])
+        else:
+            self.window.leave()
 
     def _meet(self, client: str) -> None:
         if not self._client:
             self._client, self._releases = client, self._segments.enter(client)
 
-    def _accept(self, header: dict[str, Any], frame: wire.Frame) -> Run:
-        use = self._uses[header["use"]]
+    def _accept(self, header: dict[str, Any], frame: wire.Frame) -> Run | None:
+        use, before = self._uses[header["use"]], self._accepted
+        self.window = LeasedWindow(*self._window_size, self.hear, self._hang_up) if "stream" in header else None
         number = self._accepted = header["n"]
+        if self.window is not None and self.is_revoked:  # its caller cannot be heard any more
+            self._accepted = before
+            frame.close()
+            return None
         self._began, self._timeout = time.clock_gettime_ns(time.CLOCK_BOOTTIME), use["timeout_ms"]
         self._note()
         buffers, problem = self._buffers(header, frame)
@@ -112,6 +150,7 @@ class Lease:
             modules=use["modules"],
             context=use["context"],
             arguments=self._arguments(header, frame),
+            stream="stream" in header,
             buffers=buffers,
             problem=problem,
             is_plain="plain" in header,
@@ -137,6 +176,14 @@ class Lease:
 
     def answer(self, number: int, header: dict[str, Any], payload: bytes | int, segment: segments.Segment | None = None) -> None:
         """The outcome of one call; the descriptor is closed here. Nobody may be there to hear it."""
+        try:
+            self.say(number, header, payload, segment)
+        finally:
+            self._answered, self._ended = number, time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+            self._note()
+
+    def say(self, number: int, header: dict[str, Any], payload: bytes | int, segment: segments.Segment | None = None) -> None:
+        """An answer, or an item before it."""
         fds: tuple[int, ...] = ()
         if segment is not None:
             segment.borrower = self._client
@@ -146,15 +193,13 @@ class Lease:
         head = _ANSWER % number
         if header:
             head = _PLAIN_ANSWER % number if header == _ONLY_PLAIN else wire.encode_header({"n": number, **header})
+        if isinstance(payload, bytes):
+            self._send(wire.frame(head, payload, len(fds)), fds)
+            return
         try:
-            if isinstance(payload, bytes):
-                self._send(wire.frame(head, payload, len(fds)), fds)
-            else:
-                self._send(wire.frame(head, fd_count=len(fds) + 1), (*fds, payload))
-                os.close(payload)
+            self._send(wire.frame(head, fd_count=len(fds) + 1), (*fds, payload))
         finally:
-            self._answered, self._ended = number, time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-            self._note()
+            os.close(payload)
 
     def _note(self) -> None:
         wire.LEASE_PAGE.pack_into(self._page, 0, self._accepted, self._answered, self._began, self._timeout, self._ended)
@@ -170,8 +215,16 @@ class Lease:
             return  # nobody is there any more
 
     def revoke(self) -> None:
-        """From any thread: no call is accepted after this, and a thread that waits for one wakes up."""
-        self._revoked = True
+        """From any thread: no call is accepted after this, and a thread that waits for one wakes up.
+
+        A stream in hand goes on: its caller still has to say what it has read.
+        """
+        self.is_revoked = True
+        if self._accepted == self._answered or self.window is None:
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        """Nothing more is read."""
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RD)
 
@@ -179,7 +232,7 @@ class Lease:
         """Say which call was the last one accepted; the client sends later ones elsewhere."""
         self._send(wire.encode({"op": "goaway", "last": self._accepted}))
         if self._client:
-            self._segments.leave(self._client, is_gone=not self._revoked)
+            self._segments.leave(self._client, is_gone=not self.is_revoked)
         self._sock.close()
         self._page.close()
         self._reader.close()

@@ -103,36 +103,48 @@ class Reporter:
     # -- to the client of a lease --------------------------------------------------------------------------
 
     def _answer(self, run: Run, lease: Lease, outcome: Outcome, why: str) -> None:
-        if outcome.kind == "returned" and (data := plain.dumps(outcome.value)) is not None:
-            self._send_answer(run, lease, {"plain": True}, data)
-            return
         try:
-            payload, segment, buffers = self._encode_apart(outcome.value, run.copies)
+            header, payload, segment = self._encode_apart(outcome.value, run.copies, is_result=outcome.kind == "returned")
         except BaseException as error:
             outcome = self._unsendable(error, why)
-            payload, segment, buffers = self.encode(outcome.value), None, 0
+            header, payload, segment = {}, self.encode(outcome.value), None
         outcome.value = None  # gone before the caller hears what is free again
-        header = {} if outcome.kind == "returned" else {"why": why, **_described(outcome)}
-        if segment is not None:
-            header["segment"], header["buffers"] = segment.number, buffers
+        if outcome.kind != "returned":
+            header |= {"why": why, **_described(outcome)}
         if outcome.kind == "stale":
             lease.is_stale = True
             lease.revoke()
         self._send_answer(run, lease, header, payload, segment)
 
-    def _encode_apart(self, value: Any, copies: bool) -> tuple[Payload, Segment | None, int]:
-        """The pickle, and the large buffers that stay out of it. Raises QuotaExceeded, and what pickling raises."""
+    def _encode_apart(self, value: Any, copies: bool, is_result: bool = True) -> tuple[dict[str, Any], Payload, Segment | None]:
+        """The pickle, the large buffers that stay out of it, and what a header says of both. Raises QuotaExceeded, and what pickling raises."""
+        if is_result and (data := plain.dumps(value)) is not None:
+            return {"plain": True}, data, None
         if copies:
-            return self.encode(value), None, 0
+            return {}, self.encode(value), None
         collector = Collector()
         payload = self.encode(value, collector)
         if not collector.buffers:
-            return payload, None, 0
+            return {}, payload, None
         try:
-            return payload, self._segments.pack(collector.buffers), len(collector.buffers)
+            segment = self._segments.pack(collector.buffers)
         except BaseException:
             close_payload(payload)
             raise
+        return {"segment": segment.number, "buffers": len(collector.buffers)}, payload, segment
+
+    def send_item(self, run: Run, lease: Lease, item: Any) -> bool:
+        """One of a stream. False when its caller wants no more."""
+        assert lease.window is not None
+        header, payload, segment = self._encode_apart(item, run.copies)
+        size = len(payload) if isinstance(payload, bytes) else os.fstat(payload).st_size
+        if not lease.window.take(size + (segment.capacity if segment else 0)):
+            close_payload(payload)
+            if segment is not None:
+                self._segments.take_back(segment.number)
+            return False
+        lease.say(run.number, {"op": "item", **header}, payload, segment)
+        return True
 
     def _send_answer(self, run: Run, lease: Lease, header: dict[str, Any], payload: Payload, segment: Segment | None = None) -> None:
         """By the daemon goes only that all of the output is out."""

@@ -171,7 +171,8 @@ class Runtime:
         self._close_window(frame.header["attempt"])
 
     def _close_window(self, attempt: str) -> None:
-        window = self._windows.get(attempt)
+        lease = self._leases.get(attempt.partition("/")[0])
+        window = self._windows.get(attempt) if lease is None else lease.window
         if window is not None:
             window.close()
 
@@ -430,7 +431,7 @@ class Runtime:
         try:
             for number, item in enumerate(items):  # type: ignore[arg-type]
                 if not self._send_item(run, number, item):
-                    return self._left()
+                    return self._left(run)
         finally:
             close = getattr(items, "close", None)
             if close is not None:
@@ -445,19 +446,21 @@ class Runtime:
                 sent = await asyncio.to_thread(self._send_item, run, number, item)
                 number += 1
                 if not sent:
-                    return self._left()
+                    return self._left(run)
         finally:
             aclose = getattr(items, "aclose", None)
             if aclose is not None:
                 await aclose()
         return returned(None)
 
-    def _left(self) -> Outcome:
+    def _left(self, run: Run) -> Outcome:
         """Nobody takes more items: the caller has left its loop, or the daemon is gone and the rest with it."""
-        return Outcome("lost") if self._link.closed else returned(None)
+        return Outcome("lost") if self._link.closed and run.lease is None else returned(None)
 
     def _send_item(self, run: Run, number: int, item: Any) -> bool:
         """Waits until the caller has read enough of what was sent. False when it wants no more."""
+        if run.lease is not None:
+            return self._reporter.send_item(run, run.lease, item)
         payload = self._reporter.encode_for(run, item)
         size = len(payload) if isinstance(payload, bytes) else os.fstat(payload).st_size
         if not self._windows[run.attempt].take(size):

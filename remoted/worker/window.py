@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 
 
 class Window:
@@ -19,10 +20,14 @@ class Window:
     def take(self, size: int) -> bool:
         """Wait until an item of ``size`` bytes fits. False when no more is wanted."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or not self._sizes or (len(self._sizes) < self._items and self._used + size <= self._bytes))
+            self._changed.wait_for(lambda: self.has_room(size))
             self._sizes.append(size)
             self._used += size
             return not self._closed
+
+    def has_room(self, size: int) -> bool:
+        """Or nobody wants any."""
+        return self._closed or not self._sizes or (len(self._sizes) < self._items and self._used + size <= self._bytes)
 
     def give_back(self, items: int) -> None:
         """The caller has read the oldest ``items``."""
@@ -36,3 +41,28 @@ class Window:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+
+class LeasedWindow(Window):
+    """Of a call on a lease: what its caller has read is told on the lease, where the body's own thread hears it."""
+
+    def __init__(self, items: int, size: int, hear: Callable[[bool], None], hang_up: Callable[[], None]) -> None:
+        """``hear`` reads what the caller has sent, and waits for something if it is told to; ``hang_up`` ends such a wait."""
+        super().__init__(items, size)
+        self._hear = hear
+        self._hang_up = hang_up
+
+    def take(self, size: int) -> bool:
+        self._hear(False)
+        while not self.has_room(size):
+            self._hear(True)
+        return super().take(size)
+
+    def leave(self) -> None:
+        """The caller has said that it wants no more, or is gone."""
+        super().close()
+
+    def close(self) -> None:
+        """From another thread: the call is to end."""
+        super().close()
+        self._hang_up()
