@@ -227,6 +227,7 @@ class Daemon:
         scheduler = Scheduler(cpus, self._limits.workers_total, worker_prefix=f"w{secrets.token_hex(4)}-", crash_loop=crash_loop)
         births = Births(runtime.build(self._paths.runtime), self._paths.sockets, self._clock, self._limits, prefix=f"f{secrets.token_hex(2)}-")
         engine = Engine(scheduler, self._clock, self._limits, nvml, DeviceLocks(Path(self._config.gpu.lock_folder)), self._config.gpu.poll_seconds, environments, births, self._paths.sockets, Spool(self._paths.outcomes), Gate(self._paths.drain))
+        births.groups = self._cgroups
         engine.cradle.become, engine.cradle.cgroups, engine.cradle.is_shared = self._house.become, self._cgroups, self._house.is_shared
         kind_key = secrets.token_bytes(32)
         jobs = Jobs(engine, contents, self._clock, self._limits, kind_key, store, blobs, self._paths)

@@ -27,6 +27,8 @@ _PERIOD_MICROSECONDS = 100_000
 _OWN_LEAF = "daemon"
 _KILL_ROUNDS = 400
 _PAUSE_SECONDS = 0.01
+_FREEZE_ROUNDS = 1000
+_FREEZE_PAUSE_SECONDS = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,27 @@ class Group:
             for folder in self._folders:
                 if (folder / name).exists():
                     _write(folder / name, value)
+
+    def take_in(self, pid: int) -> None:
+        """Move a process here. Raises OSError. The caller makes sure that the number cannot become somebody else's meanwhile."""
+        for door in self.doors:
+            _write(Path(door), str(pid))
+
+    @property
+    def can_freeze(self) -> bool:
+        """Can everybody in it be held still (cgroup.freeze, Linux 5.2)?"""
+        return any((folder / "cgroup.freeze").exists() for folder in self._folders)
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Nobody inside runs while the block does: not even to wait for a child, whose number stays its own. Raises OSError."""
+        [folder] = [folder for folder in self._folders if (folder / "cgroup.freeze").exists()]
+        _write(folder / "cgroup.freeze", "1")
+        try:
+            _await_frozen(folder)
+            yield
+        finally:
+            _write(folder / "cgroup.freeze", "0")
 
     def pids(self) -> list[int]:
         """Everybody inside at this moment."""
@@ -259,6 +282,16 @@ def _make_room(parent: Path) -> None:
         with contextlib.suppress(OSError):
             leaf.mkdir(exist_ok=True)
             _write(leaf / "cgroup.procs", str(os.getpid()))
+
+
+def _await_frozen(folder: Path) -> None:
+    """Whoever is in a system call that cannot be interrupted is waited for."""
+    pause = threading.Event()
+    for _ in range(_FREEZE_ROUNDS):
+        if "frozen 1" in _read(folder / "cgroup.events"):
+            return
+        pause.wait(_FREEZE_PAUSE_SECONDS)
+    raise OSError(f"the processes in {folder.name} do not hold still")
 
 
 def _make(folder: Path) -> None:

@@ -95,7 +95,14 @@ class PrivacySettings(BaseModel):
 
 
 #: What is different where many users share a daemon: nobody may take half of it.
-SHARED_LIMITS = {"connections_per_uid": 256, "connections_total": 4096, "requests_per_second_per_uid": 500, "frames_per_second_per_uid": 20_000}
+SHARED_LIMITS = {
+    "connections_per_uid": 256,
+    "connections_total": 4096,
+    "requests_per_second_per_uid": 500,
+    "frames_per_second_per_uid": 20_000,
+    "fork_servers_total": 64,
+    "fork_servers_per_uid": 4,
+}
 
 
 class Config(BaseModel):

@@ -5,7 +5,6 @@ The engine says what is wanted (``WorkerPlan``) and gets all that ``Worker.start
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -78,12 +77,12 @@ class Cradle:
             raise SpawnError("cannot start a worker: nobody has said as whom")  # root is nobody's default
         family = self._make_family(worker_id, plan)
         becoming = replace(self.become(plan.identity), cgroups=family.doors, launcher=family.launcher) if plan.identity is not None else None
-        return Birth(replace(start, becoming=becoming), self._limits_of(plan, family), family)
+        return Birth(replace(start, becoming=becoming, group=family.group), self._limits_of(plan, family), family)
 
     def _make_family(self, worker_id: str, plan: WorkerPlan) -> Family:
         if self.cgroups is None or plan.identity is None:
             return Family(worker_id)
-        bounds = Bounds(plan.memory_bytes or self._limits.worker_memory_bytes or _most_memory(), plan.cpus, self._limits.worker_tasks)
+        bounds = Bounds(self._limits.worker_memory(plan.memory_bytes), plan.cpus, self._limits.worker_tasks)
         return Family(worker_id, self.cgroups.make(worker_id, bounds), bounds)
 
     def _limits_of(self, plan: WorkerPlan, family: Family) -> dict[str, object]:
@@ -95,8 +94,3 @@ class Cradle:
             "tasks": self._limits.worker_tasks,
             "refusals_file": family.refusals_file,
         }
-
-
-def _most_memory() -> int:
-    """Nine tenths of the host's: the rest is the daemon's and the kernel's."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 9 // 10

@@ -35,7 +35,7 @@ class Family:
     def __init__(self, name: str, group: Group | None = None, bounds: Bounds | None = None) -> None:
         self.name = name
         self.pid = _NO_SESSION
-        self._group = group
+        self.group = group
         self._bounds = bounds or Bounds()
         #: What hung below the worker when it was last signalled.
         self._seen: list[psutil.Process] = []
@@ -43,33 +43,33 @@ class Family:
     @property
     def doors(self) -> tuple[str, ...]:
         """Where its first process enters."""
-        return self._group.doors if self._group else ()
+        return self.group.doors if self.group else ()
 
     @property
     def launcher(self) -> tuple[str, ...]:
         """By what its first process is started."""
-        return self._group.launcher if self._group else ()
+        return self.group.launcher if self.group else ()
 
     @property
     def has_group(self) -> bool:
-        return self._group is not None
+        return self.group is not None
 
     @property
     def refusals_file(self) -> str:
         """What counts the processes and threads that were not made for want of permission; "" if nobody counts."""
-        return self._group.refusals_file if self._group and self._bounds.tasks else ""
+        return self.group.refusals_file if self.group and self._bounds.tasks else ""
 
     def pids(self) -> set[int]:
         """Everybody of it at this moment."""
-        if self._group is not None:
-            return set(self._group.pids())
+        if self.group is not None:
+            return set(self.group.pids())
         return {self.pid, *(process.pid for process in reaper.descendants(self.pid))} if self.pid else set()
 
     def count_older(self, than: float, children: Mapping[int, list[int]]) -> int:
         """How many of it live beside the worker that began before then (seconds since boot). ``children``: a look at the host."""
         if not self.pid:
             return 0
-        pids = self._group.pids() if self._group is not None else reaper.tree(self.pid, children)
+        pids = self.group.pids() if self.group is not None else reaper.tree(self.pid, children)
         began = [reaper.living_since(pid) for pid in pids if pid != self.pid]
         return sum(moment is not None and moment < than for moment in began)
 
@@ -77,17 +77,17 @@ class Family:
     def is_full(self) -> bool:
         """Was it refused a process or thread, and is more than half of what it may have still there? Blocking, and quick."""
         most = self._bounds.tasks
-        return self._group is not None and bool(most) and self._group.refusals() > 0 and self._group.tasks() * 2 > (most or 0)
+        return self.group is not None and bool(most) and self.group.refusals() > 0 and self.group.tasks() * 2 > (most or 0)
 
     async def look(self) -> None:
         """Before the worker is signalled: its orphans are not found later."""
-        if self._group is None and self.pid:
+        if self.group is None and self.pid:
             self._seen += await asyncio.to_thread(reaper.descendants, self.pid)
 
     async def end_younger(self, since: float) -> None:
         """The worker survived a stop; what was started since then (seconds since boot) does not."""
-        if self._group is not None:
-            await asyncio.to_thread(self._end_younger_in, self._group, since)
+        if self.group is not None:
+            await asyncio.to_thread(self._end_younger_in, self.group, since)
         else:
             await asyncio.to_thread(reaper.kill_descendants, self.pid, since)
         await asyncio.to_thread(reaper.kill_orphans, self.name, self.pid, since)
@@ -105,15 +105,15 @@ class Family:
 
     async def end(self) -> None:
         """The worker is to die at once, and whatever hangs on it first."""
-        if self._group is not None:
-            await asyncio.to_thread(self._group.kill)
+        if self.group is not None:
+            await asyncio.to_thread(self.group.kill)
         else:
             await asyncio.to_thread(reaper.kill_descendants, self.pid)
 
     async def bury(self) -> None:
         """The worker is dead and reaped: so is everybody else when this returns."""
-        if self._group is not None and not await asyncio.to_thread(self._group.kill):
-            log.error("processes of worker %s do not die: %s", self.name, self._group.pids())
+        if self.group is not None and not await asyncio.to_thread(self.group.kill):
+            log.error("processes of worker %s do not die: %s", self.name, self.group.pids())
         await asyncio.to_thread(reaper.kill_orphans, self.name, self.pid)
         if self._seen:
             await asyncio.to_thread(reaper.kill_all, self._seen)
@@ -121,12 +121,12 @@ class Family:
 
     def forget(self) -> None:
         """Nothing of it lives: its group goes."""
-        if self._group is not None:
-            self._group.remove()
+        if self.group is not None:
+            self.group.remove()
 
     def explain_kill(self) -> str:
         """Why the kernel killed its worker, if it was for the memory of its group."""
-        if self._group is None or not self._group.memory_kills():
+        if self.group is None or not self.group.memory_kills():
             return ""
         limit = self._bounds.memory_bytes
         size = f"{limit / (1 << 30):.3g} GiB" if limit else "what all workers may use"

@@ -5,6 +5,7 @@ One object serves the daemon's whole life. Only a reload changes it (``follow``)
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 
@@ -64,6 +65,7 @@ class Limits:
     launch_deadline_seconds: float = 30.0
     # Fork servers: so many (0 turns them off), until they were idle for so long; one that failed is tried again after a while.
     fork_servers_total: int = 16
+    fork_servers_per_uid: int = 16
     fork_server_idle_seconds: float = 600.0
     fork_server_retry_seconds: float = 60.0
     cancel_term_seconds: float = 3.0
@@ -110,6 +112,10 @@ class Limits:
 
     def stored_bytes(self, uid: int) -> int:
         return _own(self.share(uid).stored_bytes, self.stored_bytes_per_uid)
+
+    def worker_memory(self, asked: int | None = None) -> int:
+        """Of one worker: what its config asks for, else everybody's, else nine tenths of the host's: the rest is the daemon's and the kernel's."""
+        return asked or self.worker_memory_bytes or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 9 // 10
 
     def connections(self, uid: int) -> int:
         return _own(self.share(uid).connections, self.connections_per_uid)

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +18,12 @@ from remoted.cgroup import CONTROLLERS, Bounds, Group, mounts
 
 SLICE = "remoted-workers.slice"
 _RUN = "/usr/bin/systemd-run"
+#: org.freedesktop.systemd1(5): name, mode, properties, and no auxiliary units.
+_MANAGER = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
+_START_UNIT = ("/usr/bin/busctl", "--quiet", "call", *_MANAGER, "StartTransientUnit", "ssa(sv)a(sa(sv))")
+_ASK_SECONDS = 5.0
+_PAUSE_SECONDS = 0.002
+_MICROSECONDS = 1_000_000
 #: A dash in a slice's name is a level (systemd.slice(5)).
 _PLACE = Path("remoted.slice") / SLICE
 _SCOPE = re.compile(r"remoted-(?P<name>[a-z0-9][a-z0-9-]{0,62})\.scope")
@@ -37,6 +46,21 @@ class Scope(Group):
         """Replaces itself with what is executed. No path and no variable of a user's is in it."""
         options = (f"--slice={SLICE}", f"--unit=remoted-{self.name}.scope", f"--description=remoted worker {self.name}")
         return (_RUN, "--scope", "--collect", "--quiet", *options, *_properties(self._bounds), "--")
+
+    def take_in(self, pid: int) -> None:
+        """Ask systemd for the scope around it, and wait until it is there. Raises OSError."""
+        description = ("Description", "s", f"remoted worker {self.name}")
+        properties = [description, ("Slice", "s", SLICE), ("CollectMode", "s", "inactive-or-failed"), ("PIDs", "au", "1", str(pid)), *_typed_properties(self._bounds)]
+        words = [word for found in properties for word in found]
+        asked = (*_START_UNIT, f"remoted-{self.name}.scope", "fail", str(len(properties)), *words, "0")
+        done = subprocess.run(asked, env={"PATH": "/usr/bin:/bin"}, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_ASK_SECONDS, check=False)
+        if done.returncode:
+            raise OSError(f"systemd makes no scope for worker {self.name}: {done.stderr.strip()[-300:]}")
+        pause, until = threading.Event(), time.monotonic() + _ASK_SECONDS
+        while pid not in self.pids():
+            if time.monotonic() > until:
+                raise OSError(f"systemd did not move worker {self.name} into its scope")
+            pause.wait(_PAUSE_SECONDS)
 
     def remove(self) -> None:
         """systemd does, when it is empty."""
@@ -86,3 +110,13 @@ def _properties(bounds: Bounds) -> Iterator[str]:
         yield from ("--property", f"CPUQuota={max(1, round(bounds.cpus * 100))}%")
     if bounds.tasks is not None:
         yield from ("--property", f"TasksMax={bounds.tasks}")
+
+
+def _typed_properties(bounds: Bounds) -> Iterator[tuple[str, str, str]]:
+    """The same as D-Bus has them."""
+    if bounds.memory_bytes is not None:
+        yield from (("MemoryMax", "t", str(bounds.memory_bytes)), ("MemorySwapMax", "t", "0"))
+    if bounds.cpus is not None:
+        yield ("CPUQuotaPerSecUSec", "t", str(max(_MICROSECONDS // 100, round(bounds.cpus * _MICROSECONDS))))
+    if bounds.tasks is not None:
+        yield ("TasksMax", "t", str(bounds.tasks))

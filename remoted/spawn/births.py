@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from remoted import channel
+from remoted.cgroup import Bounds, Group, Groups
 from remoted.clock import Clock
 from remoted.limits import Limits
 from remoted.spawn import launch, reaper
@@ -44,6 +45,8 @@ class Start:
     import_environ: Mapping[str, str] = field(default_factory=dict)
     #: As whom, where that is not the daemon's own user.
     becoming: Becoming | None = None
+    #: Where it lives, if it has a group of its own.
+    group: Group | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -52,7 +55,7 @@ class Start:
         visible = self.environ if is_bare else {**self.import_environ, **self.environ}
         environ = {name: value for name, value in visible.items() if name not in _OF_ONE_WORKER and (not is_bare or _is_read_at_start(name))}
         hints = tuple(name for name in self.hints if name not in self.preload)
-        return Recipe(self.uid, self.python, tuple(sorted(environ.items())), self.preload, hints)
+        return Recipe(self.uid, self.python, tuple(sorted(environ.items())), self.preload, hints, self.becoming.identity if self.becoming else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,8 @@ class Births:
 
     def __init__(self, runtime: Path, folder: Path, clock: Clock, limits: Limits, prefix: str) -> None:
         self.servers: dict[Recipe, ForkServer] = {}
+        #: Where servers that are not the daemon's own user's get groups of their own. Set by the composition root.
+        self.groups: Groups | None = None
         self._runtime = runtime
         self._folder = folder
         self._clock = clock
@@ -83,8 +88,6 @@ class Births:
     async def bear(self, start: Start, stdout: int, stderr: int) -> Born:
         """A process with a channel; the descriptors stay the caller's. Raises SpawnError."""
         try:
-            if start.becoming is not None:
-                raise ForkRefused("the system's daemon starts each worker as an interpreter of its own")
             return await self._fork(start, stdout, stderr)
         except (ForkRefused, OSError) as error:
             reason = str(error)
@@ -115,17 +118,18 @@ class Births:
 
     async def _fork_once(self, start: Start, stdout: int, stderr: int) -> Born:
         try:
-            server = await self._ready_server(start.recipe)
+            server = await self._ready_server(start)
         except ForkRefused as error:
             if not start.hints:
                 raise
             log.info("no fork server imports %s: %s", " ".join(start.hints), error)
-            server = await self._ready_server(replace(start, hints=()).recipe)  # guesses must not cost what was asked for
-        process, sock = await server.bear(start.environ, stdout, stderr)
+            server = await self._ready_server(replace(start, hints=()))  # guesses must not cost what was asked for
+        process, sock = await server.bear(start.environ, stdout, stderr, start.group)
         return Born(process, sock, server.id)
 
-    async def _ready_server(self, recipe: Recipe) -> ForkServer:
-        """The one of this recipe; started if there is none. Raises ForkRefused, also when one was of no use a moment ago."""
+    async def _ready_server(self, start: Start) -> ForkServer:
+        """The one of its recipe; started if there is none. Raises ForkRefused, also when one was of no use a moment ago."""
+        recipe = start.recipe
         if not self._limits.fork_servers_total:
             raise ForkRefused("fork servers are turned off (fork_servers_total is 0)")
         problem, until = self._unfit.get(recipe, ("", 0.0))
@@ -133,20 +137,35 @@ class Births:
             raise ForkRefused(problem)
         server = next((server for server in self.servers.values() if server.recipe.serves(recipe) and not server.problem), None)
         if server is None:
-            server = self._new_server(recipe)
+            server = self._new_server(recipe, start.becoming)
             server.start(self._runtime, self._folder)
         await server.ready(self._limits.start_deadline_seconds)
         return server
 
-    def _new_server(self, recipe: Recipe) -> ForkServer:
-        """With as many already as there may be, the one that has been idle for longest goes."""
-        if len(self.servers) >= self._limits.fork_servers_total:
-            oldest = min(self.servers.values(), key=lambda server: (server.is_busy, server.used))
-            del self.servers[oldest.recipe]
-            oldest.dismiss("another one is needed more")
-        server = self.servers[recipe] = ForkServer(f"{self._prefix}{next(self._numbers)}", recipe, self._clock, self._limits, self._on_gone)
+    def _new_server(self, recipe: Recipe, becoming: Becoming | None) -> ForkServer:
+        """With as many already as there may be, of one user or in all, the one that has been idle for longest goes."""
+        own = [server for server in self.servers.values() if server.recipe.uid == recipe.uid]
+        if len(own) >= self._limits.fork_servers_per_uid:
+            self._dismiss_oldest(own)
+        elif len(self.servers) >= self._limits.fork_servers_total:
+            self._dismiss_oldest(self.servers.values())
+        server_id = f"{self._prefix}{next(self._numbers)}"
+        group = self._make_group(server_id) if becoming is not None else None
+        if becoming is not None:
+            becoming = replace(becoming, cgroups=group.doors if group else (), launcher=group.launcher if group else ())
+        server = self.servers[recipe] = ForkServer(server_id, recipe, self._clock, self._limits, self._on_gone, becoming, group)
         self._living.add(server)
         return server
+
+    def _make_group(self, server_id: str) -> Group | None:
+        """As large as a worker without limits of its own. Raises OSError."""
+        bounds = Bounds(self._limits.worker_memory(), None, self._limits.worker_tasks)
+        return self.groups.make(f"fork-{server_id}", bounds) if self.groups is not None else None
+
+    def _dismiss_oldest(self, among: Collection[ForkServer]) -> None:
+        oldest = min(among, key=lambda server: (server.is_busy, server.used))
+        del self.servers[oldest.recipe]
+        oldest.dismiss("another one is needed more")
 
     def _on_gone(self, server: ForkServer) -> None:
         self._living.discard(server)

@@ -41,7 +41,7 @@ class Door:
         self._expected: dict[str, asyncio.Future[tuple[Process, socket.socket]]] = {}
         self._silent: set[socket.socket] = set()
         self._loop = asyncio.get_running_loop()
-        self._sock, self.key = _open(folder)
+        self._sock, self.key = _open(folder, uid)
         self._loop.add_reader(self._sock.fileno(), self._accept)
 
     def belongs_to(self, server: Process) -> None:
@@ -135,20 +135,25 @@ class Door:
         parent = parent_of(peer.pid)
         is_its = bool(parent) and parent_of(parent) == self._server.pid
         # All of them lived throughout, so none of these numbers can have been somebody else's.
-        if not is_its or parent_of(peer.pid) != parent or not (_lives(pidfd) and _lives(self._server.pidfd)):
+        if not is_its or parent_of(peer.pid) != parent or not (lives(pidfd) and lives(self._server.pidfd)):
             os.close(pidfd)
             raise NotBelieved("a process that the fork server has not borne came in the place of a worker")
         return Process(peer.pid, pidfd)
 
 
-def _open(folder: Path) -> tuple[socket.socket, int]:
-    """(listening socket, descriptor of its file), without the file. By way of a descriptor of the folder, whose path may be long."""
+def _open(folder: Path, uid: int) -> tuple[socket.socket, int]:
+    """(listening socket, descriptor of its file), without the file. By way of a descriptor of the folder, whose path may be long.
+
+    The folder is the daemon's own, so nobody can put something else in the place of the file.
+    """
     at = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     path = f"/proc/self/fd/{at}/{secrets.token_hex(8)}"
     try:
         sock.bind(path)
         os.chmod(path, 0o600)
+        if uid != os.geteuid():
+            os.chown(path, uid, -1, follow_symlinks=False)
         key = os.open(path, os.O_PATH | os.O_CLOEXEC)
         sock.listen(_BACKLOG)
         sock.setblocking(False)
@@ -170,7 +175,8 @@ def parent_of(pid: int) -> int:
         return 0
 
 
-def _lives(pidfd: int) -> bool:
+def lives(pidfd: int) -> bool:
+    """Is that process neither dead nor a zombie?"""
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)
     return not poller.poll(0)

@@ -19,11 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from remoted import channel
+from remoted.access import Identity
+from remoted.cgroup import Group
 from remoted.clock import Clock
 from remoted.errors import SpawnError
 from remoted.limits import Limits
 from remoted.spawn import launch, reaper
+from remoted.spawn.becoming import Becoming
 from remoted.spawn.door import Door, NotBelieved
+from remoted.spawn.usher import usher
 from remoted_client import wire
 
 _Newborn = tuple[launch.Process, socket.socket]
@@ -52,11 +56,13 @@ class Recipe:
     preload: tuple[str, ...] = ()
     #: Guesses at what the workers will import, from their code.
     hints: tuple[str, ...] = ()
+    #: As whom it runs, where that is not the daemon's own user.
+    identity: Identity | None = None
 
     def serves(self, wanted: Recipe) -> bool:
         """Is a server made by this one as good? The same is imported, and nothing that was asked for is only a guess here."""
         return (
-            (self.uid, self.python, self.environ) == (wanted.uid, wanted.python, wanted.environ)
+            (self.uid, self.identity, self.python, self.environ) == (wanted.uid, wanted.identity, wanted.python, wanted.environ)
             and set(self.preload) >= set(wanted.preload)
             and {*self.preload, *self.hints} == {*wanted.preload, *wanted.hints}
         )
@@ -65,9 +71,14 @@ class Recipe:
 class ForkServer:
     """From its launch to its burial."""
 
-    def __init__(self, server_id: str, recipe: Recipe, clock: Clock, limits: Limits, on_gone: Callable[[ForkServer], None]) -> None:
+    def __init__(
+        self, server_id: str, recipe: Recipe, clock: Clock, limits: Limits, on_gone: Callable[[ForkServer], None], becoming: Becoming | None = None, group: Group | None = None
+    ) -> None:
+        """``becoming`` and ``group``: as whom and where it runs, if that is not as the daemon itself."""
         self.id = server_id
         self.recipe = recipe
+        self._becoming = becoming
+        self._group = group
         self.pid = 0
         self.births = 0
         self.started_at = clock.wall()
@@ -106,7 +117,7 @@ class ForkServer:
         except (SpawnError, OSError) as error:
             self._fail(f"the fork server did not start: {error}", is_unfit=True)
             self._close()
-            self._end_of_life()
+            await self._end_of_life()
         else:
             self._link.send({"op": "preload", "modules": self.recipe.preload, "hints": self.recipe.hints})
             if self.problem:
@@ -120,7 +131,7 @@ class ForkServer:
         # The mark comes last: what follows it in memory is cut off by a shorter one.
         environ = {**dict(self.recipe.environ), "PYTORCH_NVML_BASED_CUDA_CHECK": "1", reaper.WORKER_VARIABLE: self._mark}
         try:
-            spec = launch.LaunchSpec(argv, environ, writing, writing, (theirs.fileno(), door.key))
+            spec = launch.LaunchSpec(argv, environ, writing, writing, (theirs.fileno(), door.key), self._becoming)
             self._process = await launch.launch(spec, self._limits.launch_deadline_seconds)
         finally:
             os.close(writing)
@@ -149,20 +160,25 @@ class ForkServer:
         if self.problem:
             raise ForkRefused(self.problem)
 
-    async def bear(self, environ: Mapping[str, str], stdout: int, stderr: int) -> _Newborn:
-        """A worker: its process, a child of ours as soon as it greets, and its channel. Raises ForkRefused."""
+    async def bear(self, environ: Mapping[str, str], stdout: int, stderr: int, group: Group | None = None) -> _Newborn:
+        """A worker: its process, a child of ours as soon as it greets, and its channel. Raises ForkRefused. ``group``: where it is to live."""
         body = json.dumps(dict(environ)).encode()
         if len(body) > wire.INLINE_BYTES:
             raise ForkRefused(f"its environment has {len(body)} bytes, more than go in one message")
         if self._link is None or self._door is None or self.problem or not self._link.is_open:
             raise ForkRefused(self.problem or "the fork server has ended", is_stale=True)
+        if group is not None and (self._group is None or not self._group.can_freeze):
+            raise ForkRefused("this host cannot hold a forked worker still while it gets its own limits (cgroup.freeze)")
+        if self._becoming is not None:
+            for pipe in (stdout, stderr):  # /dev/stderr opens it once more, as the user
+                os.fchown(pipe, self._becoming.identity.uid, self._becoming.identity.gid)
         token = secrets.token_hex(16)
         born, fresh = self._door.expect(token), self._loop.create_future()
         self._fresh[token] = fresh
         self.used = self._clock.monotonic()
         self._link.send({"op": "bear", "token": token}, body, (os.dup(stdout), os.dup(stderr)))
         try:
-            found = await self._taken_in(born, fresh)
+            found = await self._taken_in(born, fresh, group)
         except TimeoutError:
             self._give_up(f"the fork server bore no worker within {self._limits.launch_deadline_seconds:g} s", is_unfit=True)
             raise ForkRefused(self.problem) from None
@@ -175,12 +191,14 @@ class ForkServer:
         self.births += 1
         return found
 
-    async def _taken_in(self, born: asyncio.Future[_Newborn], fresh: asyncio.Future[None]) -> _Newborn:
+    async def _taken_in(self, born: asyncio.Future[_Newborn], fresh: asyncio.Future[None], group: Group | None) -> _Newborn:
         """Once it is believed, and once the server says that what it has imported is what is installed."""
         try:
             async with asyncio.timeout(self._limits.launch_deadline_seconds):
                 process, sock = await born
                 await fresh
+                if group is not None and self._group is not None:
+                    await asyncio.to_thread(usher, process, self._group, group)
                 wire.send(sock, wire.encode({"op": "welcome"}))
         except BaseException as error:
             _turn_away(born)
@@ -269,9 +287,12 @@ class ForkServer:
         self._fail(f"the fork server {status.describe()}")
         self._close()
         await asyncio.to_thread(reaper.kill_orphans, self._mark, process.pid)
-        self._end_of_life()
+        await self._end_of_life()
 
-    def _end_of_life(self) -> None:
+    async def _end_of_life(self) -> None:
+        if self._group is not None:
+            await asyncio.to_thread(self._group.kill)
+            self._group.remove()
         self._gone.set_result(None)
         self._on_gone(self)
 

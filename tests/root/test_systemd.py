@@ -64,6 +64,8 @@ systemd-analyze verify /etc/systemd/system/remoted.service /etc/systemd/system/r
 mkdir -p /run/systemd/system/remoted.service.d; printf '[Service]\nWatchdogSec=6\n' >/run/systemd/system/remoted.service.d/soon.conf; systemctl daemon-reload; systemctl restart remoted
 say doctor "$(remotectl doctor --json 2>&1)"
 say alice "$(job alice who)"; say bob "$(job bob who)"
+say workers "$(as alice remotectl workers --json)"
+say limits "$(systemctl show -p MemoryMax,TasksMax $(systemctl list-units --no-legend 'remoted-w*.scope' | grep -o 'remoted-w[^ ]*') | tr '\n' ' ')"
 say scopes "$(systemctl list-units --no-legend 'remoted-*.scope' | grep -c running)"
 systemctl stop remoted; say activated "$(job bob who)"
 J=$(begin /home/alice/one); systemctl restart remoted; as alice touch /home/alice/one; say restart "$(job alice outcome $J)"
@@ -180,6 +182,14 @@ def test_c01_each_worker_is_a_scope_below_the_slice(said: dict[str, str]) -> Non
     assert "/remoted.slice/remoted-workers.slice/remoted-w" in groups
     assert "remoted.service" not in groups
     assert int(said["scopes"]) >= 2
+
+
+def test_c01_a_forked_worker_gets_a_scope_with_its_limits(said: dict[str, str]) -> None:
+    workers = _read(said, "workers")["workers"]
+
+    assert {worker["start"] for worker in workers} == {"forked"}, workers
+    assert f"MemoryMax={1 << 30}" in said["limits"]
+    assert "TasksMax=8192" in said["limits"]
 
 
 def test_c01_a_call_starts_the_daemon_by_its_socket(said: dict[str, str]) -> None:
