@@ -37,6 +37,7 @@ from remoted.engine import Engine
 from remoted.environments import Environments, EnvironmentSource
 from remoted.errors import StartupError, StoreBroken, StoreError
 from remoted.gate import Gate
+from remoted.gpu.enforce import DeviceRules, find_rules
 from remoted.gpu.locks import DeviceLocks
 from remoted.gpu.nvml import Nvml
 from remoted.house import House
@@ -84,6 +85,7 @@ class Daemon:
         self._locks: list[int] = []
         self._own_sockets: list[Path] = []
         self._cgroups: Groups | None = None
+        self._rules: DeviceRules | None = None
         self._supervisor = Supervisor(os.environ)
         self._audit: Audit | None = None
         self._journal: Journal | None = None
@@ -96,6 +98,7 @@ class Daemon:
         _raise_descriptor_limit()
         if self._house.is_shared:
             self._cgroups = self._find_groups()
+            self._rules = self._find_rules()
         self._audit = self._find_audit()
         async with self._store() as store:
             await self._serve(store)
@@ -105,6 +108,8 @@ class Daemon:
                 log.warning("%d audit lines were lost: the journal did not take them", self._journal.lost)
         if self._cgroups is not None:
             self._cgroups.close()
+        if self._rules is not None:
+            self._rules.close()
         if self._problem:
             raise StoreBroken(self._problem)
 
@@ -115,6 +120,18 @@ class Daemon:
         found = cgroup.find(self._paths.group_name, Bounds(memory_bytes=_HOST_MEMORY * 19 // 20))
         if found is None or found.missing:
             log.warning("workers are not limited by cgroups: missing %s", ", ".join(found.missing if found else ("a place for groups",)))
+        return found
+
+    def _find_rules(self) -> DeviceRules | None:
+        """For the devices that workers may open."""
+        folder = cgroup.own_folder()
+        if self._cgroups is None or folder is None or not self._config.gpu.enforce:
+            return None
+        found = find_rules(folder)
+        if found is None:
+            log.warning("a worker may open every GPU: the kernel keeps no rules for devices here")
+        else:
+            self._cgroups.device_program = found.program(())  # builds and fork servers are lent none
         return found
 
     def stop(self, ends_jobs: bool = False) -> None:
@@ -227,7 +244,7 @@ class Daemon:
         scheduler = Scheduler(cpus, self._limits.workers_total, worker_prefix=f"w{secrets.token_hex(4)}-", crash_loop=crash_loop)
         births = Births(runtime.build(self._paths.runtime), self._paths.sockets, self._clock, self._limits, prefix=f"f{secrets.token_hex(2)}-")
         engine = Engine(scheduler, self._clock, self._limits, nvml, DeviceLocks(Path(self._config.gpu.lock_folder)), self._config.gpu.poll_seconds, environments, births, self._paths.sockets, Spool(self._paths.outcomes), Gate(self._paths.drain))
-        births.groups = self._cgroups
+        births.groups, engine.cradle.rules = self._cgroups, self._rules
         engine.cradle.become, engine.cradle.cgroups, engine.cradle.is_shared = self._house.become, self._cgroups, self._house.is_shared
         kind_key = secrets.token_bytes(32)
         jobs = Jobs(engine, contents, self._clock, self._limits, kind_key, store, blobs, self._paths)

@@ -17,8 +17,11 @@ import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
+
+from remoted import bpf
 
 CONTROLLERS = ("memory", "pids", "cpu")
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -56,6 +59,8 @@ class Group:
 
     def __init__(self, name: str, folders: tuple[Path, ...]) -> None:
         self.name = name
+        #: The program that decides what is opened inside; -1 if nobody does.
+        self.device_program = -1
         self._folders = folders
 
     @property
@@ -81,6 +86,19 @@ class Group:
         """Move a process here. Raises OSError. The caller makes sure that the number cannot become somebody else's meanwhile."""
         for door in self.doors:
             _write(Path(door), str(pid))
+
+    @property
+    def device_rules(self) -> tuple[str, int] | None:
+        """Where the program is attached, and its descriptor."""
+        point = unified()
+        if self.device_program < 0 or point is None:
+            return None
+        return next(((os.fspath(folder), self.device_program) for folder in self._folders if folder.is_relative_to(point)), None)
+
+    def keep_rules(self) -> None:
+        """Attach it. Raises OSError."""
+        if rules := self.device_rules:
+            bpf.attach_to_group(Path(rules[0]), rules[1])
 
     @property
     def can_freeze(self) -> bool:
@@ -166,6 +184,9 @@ class Group:
 class Groups(Protocol):
     """Where groups come from: here, or from systemd (``remoted.scopes``)."""
 
+    #: Decides which devices are opened in every group that is made; -1 if nothing does.
+    device_program: int
+
     @property
     def controllers(self) -> frozenset[str]: ...
     @property
@@ -182,6 +203,7 @@ class Cgroups:
     def __init__(self, bases: tuple[Path, ...], controllers: frozenset[str]) -> None:
         self._bases = bases
         self.controllers = controllers
+        self.device_program = -1
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -196,6 +218,7 @@ class Cgroups:
     def make(self, name: str, bounds: Bounds) -> Group:
         """A new group. Raises OSError."""
         group = self.group(name)
+        group.device_program = self.device_program
         group.make(bounds)
         return group
 
@@ -244,6 +267,17 @@ def _hierarchies() -> Iterator[tuple[Path, set[str]]]:
     for point, offered in mounts().items():
         path = next((path for names, path in own.items() if names & offered), "/")
         yield _below(point, path), offered
+
+
+@lru_cache(maxsize=1)
+def unified() -> Path | None:
+    """Where the unified hierarchy is mounted, if it is."""
+    return next((point for point, offered in mounts().items() if "" in offered), None)
+
+
+def own_folder() -> Path | None:
+    """Our own group in the unified hierarchy."""
+    return next((folder for folder, offered in _hierarchies() if "" in offered), None)
 
 
 def mounts() -> dict[Path, set[str]]:

@@ -17,6 +17,8 @@ class GpuSettings(BaseModel):
     nvml_library: str | None = None
     nvml_deadline_seconds: float = Field(default=5.0, gt=0)
     poll_seconds: float = Field(default=2.0, gt=0)
+    #: May a worker of the system's daemon open only the cards that are lent to it?
+    enforce: bool = True
     #: Where the daemons of several users lock GPUs against each other.
     lock_folder: str = "/run/lock"
 

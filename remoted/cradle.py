@@ -13,6 +13,7 @@ from remoted.cgroup import Bounds, Groups
 from remoted.environments import EnvironmentRequest
 from remoted.errors import SpawnError
 from remoted.family import Family
+from remoted.gpu.enforce import DeviceRules
 from remoted.limits import Limits
 from remoted.spawn.becoming import Becoming
 from remoted.spawn.births import Start
@@ -70,20 +71,25 @@ class Cradle:
         self.is_shared = False
         #: Where workers get groups of their own.
         self.cgroups: Groups | None = None
+        #: What the kernel keeps of which cards a worker may open; None where it is left to manners.
+        self.rules: DeviceRules | None = None
 
-    def prepare(self, worker_id: str, plan: WorkerPlan, start: Start) -> Birth:
-        """Everything is made that the worker finds. Raises OSError when its group cannot be made, SpawnError without an identity."""
+    def prepare(self, worker_id: str, plan: WorkerPlan, start: Start, cards: tuple[int, ...] | None = ()) -> Birth:
+        """Everything is made that the worker finds. ``cards``: minor numbers of those that are lent to it, None if they are not known. Raises OSError when its group cannot be made, SpawnError without an identity."""
         if self.is_shared and plan.identity is None:
             raise SpawnError("cannot start a worker: nobody has said as whom")  # root is nobody's default
-        family = self._make_family(worker_id, plan)
-        becoming = replace(self.become(plan.identity), cgroups=family.doors, launcher=family.launcher) if plan.identity is not None else None
+        family = self._make_family(worker_id, plan, cards)
+        becoming = self.become(plan.identity).inside(family.group) if plan.identity is not None else None
         return Birth(replace(start, becoming=becoming, group=family.group), self._limits_of(plan, family), family)
 
-    def _make_family(self, worker_id: str, plan: WorkerPlan) -> Family:
+    def _make_family(self, worker_id: str, plan: WorkerPlan, cards: tuple[int, ...] | None) -> Family:
         if self.cgroups is None or plan.identity is None:
             return Family(worker_id)
         bounds = Bounds(self._limits.worker_memory(plan.memory_bytes), plan.cpus, self._limits.worker_tasks)
-        return Family(worker_id, self.cgroups.make(worker_id, bounds), bounds)
+        group = self.cgroups.make(worker_id, bounds)
+        if self.rules is not None:
+            group.device_program = self.rules.program(cards) if cards is not None else -1
+        return Family(worker_id, group, bounds)
 
     def _limits_of(self, plan: WorkerPlan, family: Family) -> dict[str, object]:
         """What the worker limits itself to: memory only where no group does."""

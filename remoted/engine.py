@@ -314,7 +314,7 @@ class Engine:
             python, extra = await self._interpreter(plan)
             environ = {**plan.environ, **extra, "REMOTED_PYTHON": plan.executable, **self._worker_variables(worker_id, devices)}
             start = Start(need.uid, python, environ, plan.preload, tuple(sorted(plan.hints)), plan.import_environ)
-            hello = await worker.start(self.births, self.cradle.prepare(worker_id, plan, start), self.spool)
+            hello = await worker.start(self.births, self.cradle.prepare(worker_id, plan, start, self.devices.cards(devices)), self.spool)
             if problem := hello.explain_mismatch(plan.version):
                 await worker.end(problem, grace_seconds=0)
                 raise SpawnError(f"cannot use the worker: {problem}")

@@ -41,16 +41,6 @@ class Family:
         self._seen: list[psutil.Process] = []
 
     @property
-    def doors(self) -> tuple[str, ...]:
-        """Where its first process enters."""
-        return self.group.doors if self.group else ()
-
-    @property
-    def launcher(self) -> tuple[str, ...]:
-        """By what its first process is started."""
-        return self.group.launcher if self.group else ()
-
-    @property
     def has_group(self) -> bool:
         return self.group is not None
 

@@ -74,6 +74,7 @@ class Scopes:
         self._bases = tuple(point / _PLACE for point in found)
         unified = Path("/sys/fs/cgroup/cgroup.controllers")
         offered = set(unified.read_text(encoding="ascii").split()) if unified.exists() else set().union(*found.values())
+        self.device_program = -1
         self.controllers = frozenset(offered & set(CONTROLLERS))
 
     @property
@@ -86,7 +87,9 @@ class Scopes:
 
     def make(self, name: str, bounds: Bounds) -> Scope:
         """Nothing is made before the first process comes."""
-        return Scope(name, tuple(base / f"remoted-{name}.scope" for base in self._bases), bounds)
+        scope = Scope(name, tuple(base / f"remoted-{name}.scope" for base in self._bases), bounds)
+        scope.device_program = self.device_program
+        return scope
 
     def sweep(self, keep: set[str]) -> None:
         """End what earlier daemons' workers have left, but for those that are kept."""

@@ -172,7 +172,10 @@ def _check_house(services: Services) -> list[schemas.Check]:
     closed = [folder for folder in (Path(sys.executable), *Path(os.path.realpath(sys.executable)).parents) if not folder.stat().st_mode & 0o001]
     detail = f"{closed[0]} is closed to users" if closed else f"{sys.executable} is everybody's to execute"
     python = schemas.Check(name="interpreter", ok=not closed, detail=detail, advice="`dependencies=` fails for users: run the daemon from a Python that they may execute" if closed else "")
-    return [limits, python]
+    enforced = services.engine.cradle.rules is not None
+    detail = "a worker opens no card but its own: the kernel refuses the others" if enforced else "advisory: a worker is told its cards by CUDA_VISIBLE_DEVICES, and can open others"
+    devices = schemas.Check(name="gpu access", ok=enforced, detail=detail, advice="" if enforced else "it needs cgroup v2 (at least beside v1), Linux 4.15 and CAP_BPF; or [gpu] enforce is off")
+    return [limits, python, devices]
 
 
 def _check_gpus(services: Services) -> schemas.Check:

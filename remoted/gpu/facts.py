@@ -20,3 +20,8 @@ class Devices:
     cuda: tuple[int, int] | None = None
     seen_at: float = float("-inf")
     problem: str = ""
+
+    def cards(self, devices: tuple[DeviceUuid, ...]) -> tuple[int, ...] | None:
+        """Minor numbers of these, as in /dev/nvidiaN; None where the driver does not tell one of them."""
+        minors = [device.minor for device in self.known if device.uuid in devices]
+        return tuple(minor for minor in minors if minor is not None) if None not in minors and len(minors) == len(devices) else None

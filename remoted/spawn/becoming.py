@@ -13,10 +13,11 @@ import os
 import resource
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from remoted.access import Identity
+from remoted.cgroup import Group
 from remoted_client import wire
 
 _ENTRY = os.fspath(Path(__file__).with_name("entry.py"))
@@ -36,8 +37,16 @@ class Becoming:
     no_new_privileges: bool = True
     #: ``cgroup.procs`` files that it enters while it is still root.
     cgroups: tuple[str, ...] = ()
+    #: A group's folder and the descriptor of the program that says which devices are opened in it: attached by root too.
+    device_rules: tuple[str, int] | None = None
     #: A program that executes the rest of its command line, in a place that it makes for it.
     launcher: tuple[str, ...] = ()
+
+    def inside(self, group: Group | None) -> Becoming:
+        """The same in a group of its own."""
+        if group is None:
+            return replace(self, cgroups=(), launcher=(), device_rules=None)
+        return replace(self, cgroups=group.doors, launcher=group.launcher, device_rules=group.device_rules)
 
 
 def command(becoming: Becoming, argv: tuple[str, ...], environ: Mapping[str, str], keep: tuple[int, ...]) -> tuple[tuple[str, ...], int]:
@@ -49,6 +58,7 @@ def command(becoming: Becoming, argv: tuple[str, ...], environ: Mapping[str, str
         "groups": list(identity.groups),
         "no_new_privileges": becoming.no_new_privileges,
         "cgroups": list(becoming.cgroups),
+        "device_rules": becoming.device_rules,
         "limits": [_NO_CORE, *identity.limits],
         "keep": list(keep),
         "umask": _UMASK,

@@ -152,7 +152,7 @@ class Births:
         server_id = f"{self._prefix}{next(self._numbers)}"
         group = self._make_group(server_id) if becoming is not None else None
         if becoming is not None:
-            becoming = replace(becoming, cgroups=group.doors if group else (), launcher=group.launcher if group else ())
+            becoming = becoming.inside(group)
         server = self.servers[recipe] = ForkServer(server_id, recipe, self._clock, self._limits, self._on_gone, becoming, group)
         self._living.add(server)
         return server

@@ -23,6 +23,9 @@ from typing import Any, NoReturn
 _PR_SET_NO_NEW_PRIVS = 38
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 _SYS_KEYCTL = {"x86_64": 250, "aarch64": 219}
+# include/uapi/linux/bpf.h; what ``remoted.bpf`` is for the daemon
+_SYS_BPF = {"x86_64": 321, "aarch64": 280}
+_BPF_PROG_ATTACH, _BPF_CGROUP_DEVICE, _BPF_F_ALLOW_MULTI = 8, 6, 2
 _NOT_BECOME, _NOT_EXECUTED = 70, 71
 _UNCHANGED = -1
 
@@ -33,6 +36,8 @@ def main(fd: int) -> NoReturn:
         orders = _read(fd)
         _forget_inheritance(orders)
         _enter_cgroups(orders["cgroups"])
+        if orders["device_rules"] is not None:
+            _keep_devices(*orders["device_rules"])
         _become(orders["uid"], orders["gid"], orders["groups"])
         if orders["no_new_privileges"]:
             _check(_libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "PR_SET_NO_NEW_PRIVS")
@@ -67,7 +72,7 @@ def _forget_inheritance(orders: dict[str, Any]) -> None:
         with contextlib.suppress(OSError, ValueError):  # those that the C library keeps for itself
             signal.signal(signum, signal.SIG_DFL)  # ignored ones stay ignored across execve, and Python ignores SIGPIPE
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    kept = {0, 1, 2, *orders["keep"]}
+    kept = {0, 1, 2, *orders["keep"], *(orders["device_rules"] or ())[1:]}
     for name in os.listdir("/proc/self/fd"):
         if int(name) not in kept:
             with contextlib.suppress(OSError):
@@ -91,6 +96,15 @@ def _lower(one: int, other: int) -> int:
 def _enter_cgroups(files: list[str]) -> None:
     for file in files:
         _write(file, str(os.getpid()))
+
+
+def _keep_devices(folder: str, program: int) -> None:
+    """Before anything of the user's runs: a device that is open already stays usable (T47)."""
+    group = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    words = b"".join(word.to_bytes(4, sys.byteorder) for word in (group, program, _BPF_CGROUP_DEVICE, _BPF_F_ALLOW_MULTI))
+    _check(min(0, _libc().syscall(_SYS_BPF[os.uname().machine], _BPF_PROG_ATTACH, words, len(words))), "BPF_PROG_ATTACH")
+    os.close(group)
+    os.close(program)
 
 
 def _write(path: str, text: str) -> None:

@@ -72,7 +72,8 @@ def _start(spec: LaunchSpec) -> Process:
         os.fchown(pipe, spec.becoming.identity.uid, spec.becoming.identity.gid)
     argv, orders = command(spec.becoming, spec.argv, spec.environ, spec.pass_fds)
     try:
-        return _popen(spec, argv, {}, (*spec.pass_fds, orders))
+        rules = spec.becoming.device_rules
+        return _popen(spec, argv, {}, (*spec.pass_fds, orders, *([rules[1]] if rules else [])))
     finally:
         os.close(orders)
 

@@ -21,3 +21,4 @@ def usher(newborn: Process, server: Group, own: Group) -> None:
         if newborn.pid not in inside or parent_of(newborn.pid) not in inside:
             raise NotBelieved("a worker came from another group than its fork server's")
         own.take_in(newborn.pid)
+    own.keep_rules()

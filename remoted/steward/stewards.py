@@ -9,7 +9,6 @@ import secrets
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from remoted import channel
@@ -72,7 +71,7 @@ class Stewards:
         if found is None or not found.is_open:
             begin = {"settings": self._settings.model_dump(mode="json"), "uv": self._uv}
             family = self._make_family()
-            becoming = replace(self._become(identity), cgroups=family.doors, launcher=family.launcher)
+            becoming = self._become(identity).inside(family.group)
             found = self._known[identity] = _Steward(becoming, family, begin, lambda: self._forget(identity))
         return found
 
