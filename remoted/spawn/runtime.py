@@ -2,7 +2,7 @@
 
 It holds ``remoted/worker`` (as ``remoted_worker``), the client package and cloudpickle. Python puts the zip
 first on ``sys.path``; its first lines move it last, so that the user's own packages win and these copies
-are only the fallback. The digest in the name keeps the file of a running worker when the daemon is upgraded.
+are only the fallback. Interpreters of the daemon's own version find bytecode beside each text, others read the text. The digest in the name keeps the file of a running worker when the daemon is upgraded.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
+import marshal
 import os
+import sys
 import zipfile
 from pathlib import Path
 
@@ -24,6 +26,8 @@ else:
 main(*map(int, sys.argv[1:]))
 """
 _EPOCH = (1980, 1, 1, 0, 0, 0)
+#: Hash-based, and never checked against the text.
+_UNCHECKED = 0b01
 
 
 def _package_files(name: str) -> list[tuple[str, bytes]]:
@@ -39,11 +43,17 @@ def build(folder: Path) -> Path:
     files = [("__main__.py", _MAIN.encode())]
     for package, arcname in (("remoted.worker", "remoted_worker"), ("remoted_client", "remoted_client"), ("cloudpickle", "cloudpickle")):
         files += [(f"{arcname}/{relative}", data) for relative, data in _package_files(package)]
-    digest = hashlib.sha256(b"".join(name.encode() + b"\0" + data for name, data in files)).hexdigest()[:16]
-    target = folder / f"worker-{digest}.pyz"
+    parts = [str(sys.implementation.cache_tag).encode(), *(name.encode() + b"\0" + data for name, data in files)]
+    target = folder / f"worker-{hashlib.sha256(b''.join(parts)).hexdigest()[:16]}.pyz"
     if not target.exists():
-        _write(target, _zip(files))
+        _write(target, _zip([*files, *((f"{name}c", _bytecode(data, f"{target}/{name}")) for name, data in files)]))
     return target
+
+
+def _bytecode(text: bytes, file: str) -> bytes:
+    """As in a ``.pyc`` that is not compared with its text (PEP 552); of another version's interpreters it is not read."""
+    code = compile(text, file, "exec", dont_inherit=True)
+    return importlib.util.MAGIC_NUMBER + _UNCHECKED.to_bytes(4, "little") + importlib.util.source_hash(text) + marshal.dumps(code)
 
 
 def _zip(files: list[tuple[str, bytes]]) -> bytes:
