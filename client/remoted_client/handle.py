@@ -13,7 +13,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
-from remoted_client import connection, context, failure, plain, segments
+from remoted_client import connection, context, failure, parcel, plain, segments
 from remoted_client.call_state import CallState, payload_of
 from remoted_client.errors import RemoteExecutionError, for_code, for_outcome
 from remoted_client.output import JobOutput, from_done
@@ -361,7 +361,8 @@ def _decode(frame: Frame) -> Any:
         buffers = segments.unpack(frame.fds[0], header["segment"], header["buffers"], header["releases"])
         frame = frame._replace(fds=frame.fds[1:])
     try:
-        source = payload_of(frame)
+        found = parcel.unpack(frame.fds[0]) if frame.fds else None
+        source, buffers = found if found is not None else (payload_of(frame), buffers)
         return connection.current().encoder.decode_result(source, buffers)
     finally:
         frame.close()

@@ -52,10 +52,10 @@ class Segment:
         self.fd = os.memfd_create("remoted-segment", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self.fd, capacity)
-            table, offsets = _layout(parts)
-            _write(self.fd, memoryview(table), 0)
+            table, offsets = lay_out(parts)
+            write_at(self.fd, memoryview(table), 0)
             for offset, part in zip(offsets, parts, strict=True):
-                _write(self.fd, part, offset)
+                write_at(self.fd, part, offset)
             self._map = mmap.mmap(self.fd, capacity)
             fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)
         except BaseException:
@@ -63,7 +63,7 @@ class Segment:
             raise
 
     def fill(self, parts: list[memoryview]) -> None:
-        table, offsets = _layout(parts)
+        table, offsets = lay_out(parts)
         with memoryview(self._map) as view:
             view[: len(table)] = table
             for offset, part in zip(offsets, parts, strict=True):
@@ -74,9 +74,9 @@ class Segment:
         os.close(self.fd)
 
 
-def _layout(parts: list[memoryview]) -> tuple[bytes, list[int]]:
-    """The table that stands first, and where each part lies."""
-    table, offsets, end = bytearray(), [], _ENTRY.size * len(parts)
+def lay_out(parts: list[memoryview], head_bytes: int = 0) -> tuple[bytes, list[int]]:
+    """The table of offsets and sizes, for behind a head of so many bytes; and where each part lies."""
+    table, offsets, end = bytearray(), [], head_bytes + _ENTRY.size * len(parts)
     for part in parts:
         offset = _aligned(end)
         table += _ENTRY.pack(offset, part.nbytes)
@@ -85,7 +85,8 @@ def _layout(parts: list[memoryview]) -> tuple[bytes, list[int]]:
     return bytes(table), offsets
 
 
-def _write(fd: int, data: memoryview, offset: int) -> None:
+def write_at(fd: int, data: memoryview, offset: int) -> None:
+    """All of it."""
     while data:
         written = os.pwrite(fd, data, offset)
         data, offset = data[written:], offset + written
@@ -289,13 +290,14 @@ def unpack(fd: int, number: int, count: int, releases: Releases) -> list[memoryv
 class Collector:
     """``buffer_callback`` of a pickler: large buffers stay out of band."""
 
-    def __init__(self) -> None:
+    def __init__(self, least_bytes: int = LEAST_BYTES) -> None:
+        self._least_bytes = least_bytes
         self.buffers: list[pickle.PickleBuffer] = []
 
     def __call__(self, buffer: pickle.PickleBuffer) -> Any:
         """False keeps the buffer out of the pickle (PEP 574)."""
         try:
-            if buffer.raw().nbytes < LEAST_BYTES:
+            if buffer.raw().nbytes < self._least_bytes:
                 return True
         except BufferError:  # not contiguous
             return True

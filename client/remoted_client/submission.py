@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from remoted_client import context, plain
+from remoted_client import context, parcel, plain
 from remoted_client.call_state import CallState
 from remoted_client.codec import UnpicklableError, expected_imports, function_identity
 from remoted_client.connection import Connection, Outgoing, Upload, current
@@ -26,8 +26,11 @@ from remoted_client.payload import Payload, PayloadWriter
 from remoted_client.segments import Collector
 from remoted_client.settings import Settings, name_of
 from remoted_client.surroundings import current_directory, own_entries
+from remoted_client.wire import INLINE_BYTES
 
 if TYPE_CHECKING:
+    import pickle
+
     from remoted_client.codec import Code
 
 
@@ -54,7 +57,7 @@ def submit(
     if described.is_load_balanced and instance is None and context.running_call() is None and options.keys() <= _LEASED_OPTIONS:
         return _submit_leased(line, described, target, settings, options, args, kwargs, stream)
     code, (code_upload, spec_upload) = described.code, described.uploads
-    payload = encode_arguments(line, args, kwargs, code)
+    payload = encode_arguments(line, args, kwargs, code, None if options.get("copy") else Collector(INLINE_BYTES), parcel.pack)
     context_data, context_digest = line.surroundings.document(settings.declared)
     uploads = [spec_upload, code_upload, Upload(context_digest, "context", context_data)]
     modules = _modules_upload(code)
@@ -203,8 +206,15 @@ def _modules_upload(code: Code) -> Upload | None:
     return _modules[0][1]
 
 
-def encode_arguments(line: Connection, args: tuple[Any, ...], kwargs: dict[str, Any], code: Code | None, buffers: Collector | None = None) -> Payload:
-    """With ``buffers`` large ones stay out of it. Raises SerializationError naming argument and attribute."""
+def encode_arguments(
+    line: Connection,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    code: Code | None,
+    buffers: Collector | None = None,
+    pack: Callable[[bytes | int, list[pickle.PickleBuffer]], int] | None = None,
+) -> Payload:
+    """With ``buffers`` large ones stay out of it, and ``pack`` puts them beside it. Raises SerializationError naming argument and attribute."""
     writer = PayloadWriter()
     try:
         line.encoder.encode_arguments_into(writer, args, kwargs, code, buffers)  # type: ignore[arg-type]
@@ -213,6 +223,8 @@ def encode_arguments(line: Connection, args: tuple[Any, ...], kwargs: dict[str, 
         if isinstance(error, UnpicklableError):
             raise SerializationError(str(error), getattr(error, "path", "")) from error
         raise
+    if pack is not None and buffers is not None and buffers.buffers:
+        return Payload(b"", pack(writer.take(), buffers.buffers))
     return writer.finish()
 
 

@@ -8,7 +8,7 @@ import os
 import threading
 from typing import Any, BinaryIO, cast
 
-from remoted_client import codec, plain, wire
+from remoted_client import codec, parcel, plain, wire
 from remoted_client.payload import PayloadWriter
 from remoted_client.segments import Collector, Segment, SegmentPool
 
@@ -78,9 +78,11 @@ class Reporter:
         return writer.take()
 
     def encode_for(self, run: Run, value: Any) -> Payload:
-        """A result or an item: pickled, unless the call's bytes are meant to stay as they are."""
+        """A result or an item: pickled, large buffers beside it, unless the call's bytes are meant to stay as they are."""
         if not run.is_raw:
-            return self.encode(value)
+            collector = Collector(wire.INLINE_BYTES)
+            payload = self.encode(value, collector)
+            return parcel.pack(payload, collector.buffers) if collector.buffers else payload
         writer = PayloadWriter()
         writer.write(value or b"")
         return writer.take()

@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Any
 
-from remoted_client import codec, plain
+from remoted_client import codec, parcel, plain
 from remoted_client.codec.installed import finder
 from remoted_client.settings import is_async
 
@@ -110,6 +110,8 @@ class Preparer:
         if isinstance(source, bytes):
             return plain.loads(source) if run.is_plain else self._decoder.load_arguments(source, buffers)
         with open(source, "rb") as file:
+            if (found := parcel.unpack(source)) is not None:
+                return self._decoder.load_arguments(*found)
             file.seek(0)  # the offset is the sender's
             return self._decoder.load_arguments(file, buffers)
 

@@ -175,6 +175,43 @@ print(json.dumps([bool((back == a).all()), back.flags.writeable, current().segme
     assert result.json == [True, True, 0, True]
 
 
+def test_arrays_of_queue_jobs_are_mapped_from_the_daemons_files(shared_daemon: Host) -> None:
+    """Both ways, without a copy; what anybody writes into them stays his own, also from one attempt to the next."""
+    result = shared_daemon.run(
+        HEAD
+        + """
+queue = CpuLiveServerless(name="q", workersMax=1)
+def mapped(array, name):
+    at = array.__array_interface__["data"][0]
+    for line in open("/proc/self/maps"):
+        low, high = (int(word, 16) for word in line.split()[0].split("-"))
+        if low <= at < high: return name in line
+KEPT = []
+@remote(queue, max_retries=1)
+def twice(a, marker):
+    if not os.path.exists(marker):
+        a[:] = 7
+        open(marker, "w").close()
+        os._exit(1)
+    KEPT.append(a)
+    return mapped(a, "contents"), a.flags.writeable, 2 * a
+@remote(queue)
+def look_again(): return KEPT[0].sum()
+@remote(queue)
+def items():
+    for n in range(3): yield np.full(50_000, n)
+a = np.arange(200_000.0).reshape(400, 500)
+job = twice(a, os.path.abspath("marker"))
+in_worker, writeable, back = job.result().unwrap()
+b = Job.from_id(job.id).result().unwrap()[2]
+b[0] = -1
+print(json.dumps([in_worker, writeable, mapped(back, ".result") and back.flags.writeable, bool((back == 2 * a).all()), bool(look_again().result().unwrap() == a.sum()),
+    [int(item[0]) for item in items()], bool((twice.options(copy=True)(np.asfortranarray(a), "marker").result().unwrap()[2] == 2 * a).all())]))
+"""
+    )
+    assert result.json == [True, True, True, True, True, [0, 1, 2], True]
+
+
 def test_many_calls_with_arrays_at_once(shared_daemon: Host) -> None:
     result = shared_daemon.run(
         HEAD
