@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
-import marshal
 import os
+import py_compile
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -26,8 +27,6 @@ else:
 main(*map(int, sys.argv[1:]))
 """
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-#: Hash-based, and never checked against the text.
-_UNCHECKED = 0b01
 
 
 def _package_files(name: str) -> list[tuple[str, bytes]]:
@@ -46,14 +45,17 @@ def build(folder: Path) -> Path:
     parts = [str(sys.implementation.cache_tag).encode(), *(name.encode() + b"\0" + data for name, data in files)]
     target = folder / f"worker-{hashlib.sha256(b''.join(parts)).hexdigest()[:16]}.pyz"
     if not target.exists():
-        _write(target, _zip([*files, *((f"{name}c", _bytecode(data, f"{target}/{name}")) for name, data in files)]))
+        with tempfile.TemporaryDirectory() as scratch:
+            _write(target, _zip([*files, *((f"{name}c", _bytecode(data, f"{target}/{name}", Path(scratch))) for name, data in files)]))
     return target
 
 
-def _bytecode(text: bytes, file: str) -> bytes:
-    """As in a ``.pyc`` that is not compared with its text (PEP 552); of another version's interpreters it is not read."""
-    code = compile(text, file, "exec", dont_inherit=True)
-    return importlib.util.MAGIC_NUMBER + _UNCHECKED.to_bytes(4, "little") + importlib.util.source_hash(text) + marshal.dumps(code)
+def _bytecode(text: bytes, name: str, scratch: Path) -> bytes:
+    """Not compared with its text when it is read (PEP 552); interpreters of another version do not read it."""
+    source, compiled = scratch / "source.py", scratch / "source.pyc"
+    source.write_bytes(text)
+    py_compile.compile(os.fspath(source), os.fspath(compiled), name, doraise=True, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    return compiled.read_bytes()
 
 
 def _zip(files: list[tuple[str, bytes]]) -> bytes:
