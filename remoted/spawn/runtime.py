@@ -2,7 +2,8 @@
 
 It holds ``remoted/worker`` (as ``remoted_worker``), the client package and cloudpickle. Python puts the zip
 first on ``sys.path``; its first lines move it last, so that the user's own packages win and these copies
-are only the fallback. Interpreters of the daemon's own version find bytecode beside each text, others read the text. The digest in the name keeps the file of a running worker when the daemon is upgraded.
+are only the fallback. Interpreters of the daemon's own version find bytecode beside the worker's own
+texts, others read the texts. The digest in the name keeps the file of a running worker when the daemon is upgraded.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ else:
     from remoted_worker.forkserver import main
 main(*map(int, sys.argv[1:]))
 """
+#: What no interpreter has but from here.
+_OWN = ("__main__.py", "remoted_worker/")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -46,7 +49,8 @@ def build(folder: Path) -> Path:
     target = folder / f"worker-{hashlib.sha256(b''.join(parts)).hexdigest()[:16]}.pyz"
     if not target.exists():
         with tempfile.TemporaryDirectory() as scratch:
-            _write(target, _zip([*files, *((f"{name}c", _bytecode(data, f"{target}/{name}", Path(scratch))) for name, data in files)]))
+            own = [(f"{name}c", _bytecode(data, f"{target}/{name}", Path(scratch))) for name, data in files if name.startswith(_OWN)]
+            _write(target, _zip([*files, *own]))
     return target
 
 
