@@ -1,8 +1,9 @@
 """After a restart: from the store to a running daemon again.
 
-What a dead daemon left behind is a database, outcome files, and perhaps workers. In user mode a worker that loses
-its daemon finishes the body it runs, leaves the outcome in a file and ends (``worker/runtime.py``). So for every
-attempt that had begun there are three cases, tried in this order:
+What a dead daemon left behind is a database, outcome files, and perhaps workers. Those whose descriptors systemd has kept are
+taken over first, with all that they hold (``fdstore``, ``adopted``). Any other that has lost its daemon finishes the body it
+runs, leaves the outcome in a file and ends (``worker/runtime.py``). So for every attempt of theirs that had begun
+there are three cases, tried in this order:
 
 1. its outcome is in the spool: the attempt is over, with that outcome;
 2. the worker still runs (same pid, same start time, same boot): it is watched through a pidfd, its devices stay
@@ -19,33 +20,41 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from remoted.access import Identity
+from remoted.adopted import AdoptedWorker
 from remoted.attempts import AttemptEnd
-from remoted.calls import Call, Request
+from remoted.calls import Call, Listener, Request
 from remoted.clock import Clock
 from remoted.contents import Contents
+from remoted.direct import DirectCalls
 from remoted.engine import Engine
 from remoted.errors import RemotedError
 from remoted.family import adopted
+from remoted.fdstore import Entry
 from remoted.jobs import Jobs
 from remoted.model import AttemptToken, DeviceUuid, Reason, Status, WorkerId
 from remoted.progress import Begun, read_page
 from remoted.scheduler import events
+from remoted.scheduler.state import WorkerView
 from remoted.spawn import reaper
 from remoted.spec import parse_options
 from remoted.store import Row, Store
+from remoted.workload import Attempt
+from remoted_client.wire import close_all
 
 log = logging.getLogger(__name__)
 _START_TOLERANCE_SECONDS = 0.011
 _LOOK_SECONDS = 0.5
+#: Workers that were taken over have so long to say what they have before anybody is served; a body may keep one busy.
+_ANSWER_SECONDS = 1.0
 
 
 class Adoption:
     """One use: ``run`` before the sockets are opened."""
 
-    def __init__(self, store: Store, contents: Contents, engine: Engine, jobs: Jobs, clock: Clock) -> None:
+    def __init__(self, store: Store, contents: Contents, engine: Engine, jobs: Jobs, direct: DirectCalls, clock: Clock) -> None:
         self._store = store
         self._contents = contents
         self._engine = engine
@@ -53,10 +62,13 @@ class Adoption:
         #: Whose output is taken.
         self._heard: set[str] = set()
         self._jobs = jobs
+        self._direct = direct
         self._clock = clock
+        self._on_caller: Callable[[Call], None] = lambda call: None
 
-    async def run(self, on_caller: Callable[[Call], None]) -> int:
-        """Bring every live job back. ``on_caller`` hears of each job whose caller must still live. Returns how many."""
+    async def run(self, entries: list[Entry], on_caller: Callable[[Call], None]) -> int:
+        """Bring every worker and every live job back. ``on_caller`` hears of each call whose caller must still live. Returns how many jobs."""
+        self._on_caller = on_caller
         rows = await self._store.submit(lambda db: db.all("live_jobs"))
         attempts = {row["job"]: row for row in await self._store.submit(lambda db: db.all("live_attempts"))}
         begun: list[Call] = []
@@ -67,15 +79,24 @@ class Adoption:
                 continue
             on_caller(call)
             (begun if row["id"] in attempts else queued).append(call)
+        kept = {entry.about.id: entry for entry in entries if self._agrees(entry, attempts.values())}
         for attempt in attempts.values():
-            self._spool.claim(attempt["worker"], attempt["token"])
-        await asyncio.to_thread(self._spool.sweep, {attempt["worker"] for attempt in attempts.values()})
+            if attempt["worker"] not in kept:
+                self._spool.claim(attempt["worker"], attempt["token"])
+        living: set[str] = {*kept, *(attempt["worker"] for attempt in attempts.values())}
+        await asyncio.to_thread(self._spool.sweep, living)
         await self._contents.sweep_secrets()
         # Only now: a call that ends takes the secrets with it that nobody else holds, and all hold theirs by now.
         if self._engine.cradle.cgroups is not None:
-            await asyncio.to_thread(self._engine.cradle.cgroups.sweep, {attempts[call.id]["worker"] for call in begun})
-        for worker in dict.fromkeys(attempts[call.id]["worker"] for call in begun):
-            self._resume([(call, attempts[call.id]) for call in begun if attempts[call.id]["worker"] == worker])
+            await asyncio.to_thread(self._engine.cradle.cgroups.sweep, living)
+        taken: list[AdoptedWorker] = []
+        for worker in dict.fromkeys([*kept, *(attempts[call.id]["worker"] for call in begun)]):
+            its = [(call, attempts[call.id]) for call in begun if attempts[call.id]["worker"] == worker]
+            if worker in kept and (found := self._adopt(kept[worker], its)) is not None:
+                taken.append(found)
+            else:
+                self._resume(its)
+        await self._meet(taken)
         for call in queued:
             self._jobs.queue_revived(call)
         return len(rows)
@@ -92,6 +113,89 @@ class Adoption:
             await self._jobs.bury(row, str(error))
             return None
 
+    # -- workers that systemd has kept ---------------------------------------------------------------------
+
+    def _agrees(self, entry: Entry, attempts: Iterable[Row]) -> bool:
+        """Do the rows name the same process? Else the entry is closed, and what the rows name is looked for."""
+        its = [attempt for attempt in attempts if attempt["worker"] == entry.about.id]
+        if all(attempt["boot_id"] == self._clock.boot_id() and entry.about.is_process(attempt["worker_pid"], attempt["worker_started"]) for attempt in its):
+            return True
+        log.warning("worker %s is not taken over: the database knows another process of this name", entry.about.id)
+        self._refuse(entry)
+        return False
+
+    def _refuse(self, entry: Entry) -> None:
+        """Its worker sees the end of its channel."""
+        close_all(entry.handles)
+        self._engine.fdstore.forget(entry.about.id)
+
+    def _adopt(self, entry: Entry, its: list[tuple[Call, Row]]) -> AdoptedWorker | None:
+        try:
+            worker = self._engine.adopt(entry)
+        except (OSError, ValueError) as error:
+            log.warning("worker %s is not taken over: %s", entry.about.id, error)
+            self._refuse(entry)
+            for _, attempt in its:
+                self._spool.claim(attempt["worker"], attempt["token"])
+            return None
+        for call, attempt in sorted(its, key=lambda found: found[1]["position"]):
+            self._reclaim(worker, call, attempt)
+        worker.ask()
+        log.info("worker %s (pid %d) goes on, with %d calls", worker.id, worker.pid, len(its))
+        return worker
+
+    def _reclaim(self, worker: AdoptedWorker, call: Call, row: Row) -> None:
+        """As if this daemon had given it to the worker."""
+        call.token, call.attempt_started, call.position = AttemptToken(row["token"]), row["started_at"], row["position"]
+        call.devices, call.worker, call.worker_id = _devices(row), worker, worker.id
+        ran = max(0.0, self._clock.wall() - row["started_at"])
+        listener = Listener(self._jobs, call, call.token)
+        attempt = Attempt(call.token, listener, self._clock.boottime() - ran, call.position, call.timeout_seconds)
+        call.is_ahead = worker.reclaim(attempt, ran)
+        call.status = Status.IN_QUEUE if call.is_ahead else Status.IN_PROGRESS
+        self._engine.handle(events.TicketAdopted(worker.id, call.ticket, call.devices, call.is_ahead))
+
+    async def _meet(self, taken: list[AdoptedWorker]) -> None:
+        """Those who do not answer soon do so while others are served."""
+        if taken and self._engine.devices.known:
+            await self._engine.look_at_devices()  # their processes are no strangers there
+        tasks = [self._engine.spawn(self._hear(worker)) for worker in taken]
+        if tasks:
+            await asyncio.wait(tasks, timeout=_ANSWER_SECONDS)
+
+    async def _hear(self, worker: AdoptedWorker) -> None:
+        """Until it has answered and can be given calls, or runs nothing and never will be of use."""
+        answered = await worker.answer()
+        if (view := self._engine.view(worker.id)) is not None:
+            for instance in worker.instances:
+                self._jobs.remember_instance(worker, view.need.uid, instance)
+                self._direct.remember_instance(worker, view.need.uid, instance)
+            await self._resume_leases(worker, view)
+        if not answered:
+            self._engine.retire(worker, "it did not answer the new daemon")
+        elif worker.runs_for_nobody and not worker.has_attempts:
+            self._engine.retire(worker, "it runs a call that nobody waits for")
+        else:
+            self._engine.handle(events.WorkerReady(worker.id))
+
+    async def _resume_leases(self, worker: AdoptedWorker, view: WorkerView) -> None:
+        """Each is a call again. What one needs is looked for first: it may end meanwhile."""
+        if not worker.leases:
+            return
+        await self._contents.recover(view.need.uid, {lease.spec for lease in worker.leases.values()}, "")
+        found, worker.leases = list(worker.leases.values()), {}
+        for each in found:
+            try:
+                lease = self._direct.resume(worker, view.need, view.devices, each)
+            except RemotedError as error:
+                log.warning("worker %s: %s", worker.id, error)
+                worker.refuse(each)
+                continue
+            self._engine.handle(events.TicketAdopted(worker.id, lease.ticket, lease.devices))
+            self._on_caller(lease)
+
+    # -- all others ----------------------------------------------------------------------------------------
+
     def _resume(self, begun: list[tuple[Call, Row]]) -> None:
         """Attempts of one worker of the last daemon's."""
         over: list[tuple[Call, Row]] = []
@@ -99,7 +203,7 @@ class Adoption:
         pidfd = -1
         for call, attempt in begun:
             call.token, call.attempt_started = AttemptToken(attempt["token"]), attempt["started_at"]
-            call.devices = tuple(DeviceUuid(uuid) for uuid in attempt["devices"].split())
+            call.devices = _devices(attempt)
             if pidfd < 0 and not self._is_over(attempt):
                 pidfd = self._find_process(attempt)
             (over if pidfd < 0 or self._is_over(attempt) else running).append((call, attempt))
@@ -128,11 +232,11 @@ class Adoption:
         """It takes no other calls; the scheduler must know what it holds before anything is lent."""
         first = running[0][1]
         worker_id = WorkerId(f"adopted-{first['worker']}")
-        devices = tuple(DeviceUuid(uuid) for uuid in first["devices"].split())
+        devices = _devices(first)
         for call, _ in running:
             call.status = Status.IN_PROGRESS
             log.info("job %s still runs in pid %d", call.id, first["worker_pid"])
-            self._engine.handle(events.WorkerAdopted(worker_id, call.ticket, devices))
+            self._engine.handle(events.TicketAdopted(worker_id, call.ticket, devices))
         self._engine.spawn(self._await_end(running, pidfd, worker_id))
 
     async def _await_end(self, running: list[tuple[Call, Row]], pidfd: int, worker_id: WorkerId) -> None:
@@ -219,6 +323,10 @@ class Adoption:
         if attempt["boot_id"] != self._clock.boot_id():
             return None
         return read_page(self._spool.progress_path(attempt["worker"]))
+
+
+def _devices(attempt: Row) -> tuple[DeviceUuid, ...]:
+    return tuple(DeviceUuid(uuid) for uuid in attempt["devices"].split())
 
 
 def _unbegun(stopped_by: Reason | None) -> AttemptEnd:

@@ -36,6 +36,7 @@ from remoted.endpoints import Endpoints
 from remoted.engine import Engine
 from remoted.environments import Environments, EnvironmentSource
 from remoted.errors import StartupError, StoreBroken, StoreError
+from remoted.fdstore import FdStore
 from remoted.gate import Gate
 from remoted.gpu.enforce import DeviceRules, find_rules
 from remoted.gpu.locks import DeviceLocks
@@ -87,6 +88,7 @@ class Daemon:
         self._cgroups: Groups | None = None
         self._rules: DeviceRules | None = None
         self._supervisor = Supervisor(os.environ)
+        self._fdstore = FdStore(self._supervisor, self._clock.boot_id())
         self._audit: Audit | None = None
         self._journal: Journal | None = None
 
@@ -179,12 +181,13 @@ class Daemon:
             await store.close()
 
     async def _serve(self, store: Store) -> None:
+        entries = self._fdstore.take()
         engine, jobs, direct, adoption, environments = self._build(store)
         engine.handle(SharesSet.of(self._limits))
         await engine.look_at_devices()
         callers: list[Call] = []
-        revived = await adoption.run(callers.append)
-        log.info("remoted %s: %d jobs from before, %d devices", remoted.__version__, revived, len(engine.devices.known))
+        revived = await adoption.run(entries, callers.append)
+        log.info("remoted %s: %d jobs and %d workers from before, %d devices", remoted.__version__, revived, len(engine.workers), len(engine.devices.known))
         with self._listen(self._paths.data_socket) as data_socket, self._listen(self._paths.api_socket) as api_socket:
             endpoints = Endpoints(direct, self._limits)
             runners = Runners(jobs, direct, endpoints)
@@ -229,7 +232,7 @@ class Daemon:
             await _end_calls(runners)
         data.close()
         await runners.jobs.settle_begun()
-        await asyncio.gather(server.close(), engine.close())
+        await asyncio.gather(server.close(), engine.close(leaves_idle=not self._ends_jobs))
         with contextlib.suppress(StoreError):
             await runners.jobs.records.charge(runners.direct.used)
         await runners.jobs.close()
@@ -243,17 +246,17 @@ class Daemon:
         crash_loop = (self._limits.crash_loop_count, self._limits.crash_loop_seconds)
         scheduler = Scheduler(cpus, self._limits.workers_total, worker_prefix=f"w{secrets.token_hex(4)}-", crash_loop=crash_loop)
         births = Births(runtime.build(self._paths.runtime), self._paths.sockets, self._clock, self._limits, prefix=f"f{secrets.token_hex(2)}-")
-        engine = Engine(scheduler, self._clock, self._limits, nvml, DeviceLocks(Path(self._config.gpu.lock_folder)), self._config.gpu.poll_seconds, environments, births, self._paths.sockets, Spool(self._paths.outcomes), Gate(self._paths.drain))
+        engine = Engine(scheduler, self._clock, self._limits, nvml, DeviceLocks(Path(self._config.gpu.lock_folder)), self._config.gpu.poll_seconds, environments, births, self._paths.sockets, Spool(self._paths.outcomes), Gate(self._paths.drain), self._fdstore)
         births.groups, engine.cradle.rules = self._cgroups, self._rules
         engine.cradle.become, engine.cradle.cgroups, engine.cradle.is_shared = self._house.become, self._cgroups, self._house.is_shared
-        kind_key = secrets.token_bytes(32)
+        kind_key = self._fdstore.kind_key
         jobs = Jobs(engine, contents, self._clock, self._limits, kind_key, store, blobs, self._paths)
         direct = DirectCalls(engine, contents, self._clock, self._limits, kind_key, self._paths)
         for runner in (jobs, direct):
             runner.others = (jobs, direct)
             runner.access = self._house.access
             runner.on_ended = self._note_end
-        return engine, jobs, direct, Adoption(store, contents, engine, jobs, self._clock), environments
+        return engine, jobs, direct, Adoption(store, contents, engine, jobs, direct, self._clock), environments
 
     def _note_end(self, ending: Ending) -> None:
         self._tally.note_end(ending)
@@ -388,10 +391,9 @@ def _same_process(pid: int, started: int) -> int | None:
     """A pidfd of the process with this pid and start time (clock ticks since boot, proc(5)); None if it is gone."""
     try:
         pidfd = os.pidfd_open(pid)
-        found = int(Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rsplit(")", 1)[1].split()[19])
-    except (OSError, ValueError, IndexError):
+    except OSError:
         return None
-    if found != started:
+    if reaper.ticks_of(pid) != started:
         os.close(pidfd)
         return None
     return pidfd

@@ -58,6 +58,8 @@ class LeaseSpec:
 
     token: AttemptToken
     lease_id: str
+    #: Of which spec, by digest: the worker tells it to the next daemon.
+    spec: str
     context: Content
     connection: int
     page: int
@@ -79,6 +81,14 @@ class AttemptEnd:
     constructed: bool = False
     #: What asked for the stop, if anything did: CANCELLED, TIMEOUT, CALLER_GONE.
     stopped_by: Reason | None = None
+
+
+def died(how: str, exit_code: int | None, want_of_memory: str, stopped_by: Reason | None) -> AttemptEnd:
+    """Its worker has ended in the middle of it."""
+    message, reason = f"the worker {how}", Reason.WORKER_DIED
+    if want_of_memory:
+        message, reason = f"{message}: {want_of_memory}", Reason.OOM_RAM
+    return AttemptEnd("died", message=message, exit_code=exit_code, reason=reason, stopped_by=stopped_by)
 
 
 class AttemptListener(Protocol):

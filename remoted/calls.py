@@ -24,11 +24,12 @@ from remoted.endings import Ending
 from remoted.engine import Engine
 from remoted.environments import EnvironmentFailed, EnvironmentRequest, normalise
 from remoted.errors import BadRequest, Conflict, Forbidden, NotFound
+from remoted.items import Items
 from remoted.limits import Limits
 from remoted.logs import STDERR, JobLog
 from remoted.model import AttemptToken, DeviceUuid, Reason, Status, Uid, WorkerId
 from remoted.scheduler import matching
-from remoted.scheduler.events import Assign
+from remoted.scheduler.events import Assign, InstanceFound
 from remoted.scheduler.state import Need, PoolPolicy, Ticket
 from remoted.spec import Context, JobSpec, Options, kind_id
 from remoted.usage import Span
@@ -115,7 +116,7 @@ class Call:
     result: Content | None = None
     result_kind: str = ""
     result_size: int = 0
-    items: list[Content] = field(default_factory=list)
+    items: Items = field(default_factory=Items)
     items_read: int = 0
     reconstructed: bool = False
     stop_requested: Reason | None = None
@@ -259,7 +260,7 @@ class CallRunner:
             instance=_instance_key(peer.uid, request.instance[0]) if request.instance else None,
         )
         if spec.pool.workers_min:
-            self.engine.hold_pool(need.pool, spec.pool.keep_warm_seconds)
+            self.engine.holders.hold(need.pool, spec.pool.keep_warm_seconds)
         cpus = min(spec.pool.cpus or 0.0, self.engine.scheduler.cpus)
         policy = PoolPolicy(spec.pool.workers_min, spec.pool.workers_max, spec.pool.idle_timeout_seconds or 300.0)
         return Ticket(call_id, need, cpus, request.options.priority, ancestors), policy
@@ -464,6 +465,13 @@ class CallRunner:
         if home is not None and self.engine.view(home.id) is not None:
             home.drop_instance(instance)
             self.engine.drop_instance(key)
+
+    def remember_instance(self, worker: Worker, uid: int, instance: str) -> None:
+        """It lives in a worker of an earlier daemon's: its calls go there."""
+        key = _instance_key(uid, instance)
+        if self._homes.setdefault(key, worker.id) == worker.id:
+            self._constructed.add(key)
+            self.engine.handle(InstanceFound(key, worker.id))
 
     def ancestors_of(self, peer: Peer, parent: str) -> tuple[str, ...]:
         """The chain above a nested call, outermost first. Raises BadRequest when it is too deep."""

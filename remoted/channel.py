@@ -47,6 +47,9 @@ class Channel:
         """False once either side has closed it."""
         return self._open
 
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
     def send(self, header: dict[str, Any], body: bytes = b"", fds: tuple[int, ...] = ()) -> None:
         """Send or queue one message. The descriptors are the channel's from here on: it closes them."""
         if not self._open or len(self._outbox) >= OUTBOX_MESSAGES:

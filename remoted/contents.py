@@ -168,7 +168,7 @@ class Contents:
                 self._remember((uid, row["digest"]), row["inline"])
             else:
                 self._files.add((uid, row["digest"]))
-        if self._blobs.secret_path(uid, secret).exists():
+        if secret and self._blobs.secret_path(uid, secret).exists():
             self._secrets.setdefault((uid, secret), None)
 
     async def sweep_secrets(self) -> None:

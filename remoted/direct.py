@@ -7,11 +7,16 @@ on their way (streams, instances of classes, calls made inside a body) pass thro
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import re
 import secrets
+import socket
+import struct
 from typing import Any
 
 from remoted.access import Peer
+from remoted.adopted import AdoptedWorker, FoundLease
 from remoted.attempts import AttemptEnd, Content
 from remoted.calls import Call, CallRunner, Listener, Request
 from remoted.clock import Clock
@@ -19,13 +24,19 @@ from remoted.contents import Contents
 from remoted.endings import ending_of
 from remoted.engine import Engine
 from remoted.errors import BadRequest
-from remoted.leases import Door, Lease, Leases
+from remoted.leases import Door, Lease, Leases, is_page
 from remoted.limits import Limits
-from remoted.model import AttemptToken, Reason, Status
+from remoted.logs import JobLog
+from remoted.model import AttemptToken, DeviceUuid, Reason, Status, Uid
 from remoted.paths import Paths
-from remoted.spec import JobSpec
+from remoted.peers import peer_of
+from remoted.scheduler.state import Need, Ticket
+from remoted.spawn.reaper import ticks_of
+from remoted.spec import JobSpec, parse_options
 from remoted.usage import Pending
+from remoted.workload import Attempt
 
+_ID = re.compile(r"[0-9a-f]{32}")
 #: Waiting for these is the pool's business, not a busy pool: the time does not count (SURFACE F06).
 _NOT_BUSY = frozenset({Reason.STARTING, Reason.WAITING_ENV})
 
@@ -109,6 +120,26 @@ class DirectCalls(CallRunner):
         lease.worker.lend(self._leases.grant(lease, connection, context), Listener(self, lease, lease.token))
         self.tell_state(lease)
 
+    # -- after a restart -----------------------------------------------------------------------------------
+
+    def resume(self, worker: AdoptedWorker, need: Need, devices: tuple[DeviceUuid, ...], found: FoundLease) -> Lease:
+        """A lease that this worker has of the last daemon's. The descriptors are taken. Raises Refused, and then they are not."""
+        spec = self.contents.spec(need.uid, found.spec)
+        peer = _client_of(found, need.uid)
+        if not _ID.fullmatch(found.lease_id) or self.lookup(found.lease_id) is not None or not spec.pool.load_balanced:
+            raise BadRequest("BAD_REQUEST", "cannot go on with the lease: it is none")
+        request = Request("", found.spec, "", "", "", "", b"", parse_options({}))
+        ticket = Ticket(found.lease_id, need, min(spec.pool.cpus or 0.0, self.engine.scheduler.cpus))
+        log, now = JobLog(self._paths.logs / f"{found.lease_id}.log", self.limits.log_bytes_per_job), self.clock.wall()
+        lease = Lease(found.lease_id, need.uid, request, spec, spec.function.qualname, ticket, log, now, Status.IN_PROGRESS)
+        lease.token, lease.worker, lease.worker_id, lease.devices = found.token, worker, worker.id, devices
+        lease.started_at = lease.attempt_started = now
+        lease.caller = json.dumps([peer.pid, ticks_of(peer.pid)])
+        self.enter(lease)
+        self._leases.resume(lease, socket.socket(fileno=found.connection), found.page)
+        worker.lent(Attempt(found.token, Listener(self, lease, found.token), self.clock.boottime()))
+        return lease
+
     def add_item(self, call: Call, token: AttemptToken, number: int, payload: bytes | int, size: int) -> None:
         content = _content(payload)
         for watcher in list(call.watchers):
@@ -182,6 +213,17 @@ class DirectCalls(CallRunner):
         call.watchers.clear()
         call.log.close()
         call.log.path.unlink(missing_ok=True)
+
+
+def _client_of(found: FoundLease, uid: Uid) -> Peer:
+    """Who opened the connection of a lease. Raises BadRequest unless it is a client's of this user's, with a page that can be read."""
+    try:
+        with socket.socket(fileno=os.dup(found.connection)) as sock:
+            if sock.family == socket.AF_UNIX and sock.type == socket.SOCK_STREAM and (peer := peer_of(sock)).uid == uid and is_page(found.page):
+                return peer
+    except (OSError, ValueError, struct.error):
+        pass
+    raise BadRequest("BAD_REQUEST", "cannot go on with the lease: its connection or its page is none")
 
 
 def _content(payload: bytes | int) -> Content:

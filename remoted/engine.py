@@ -9,29 +9,31 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
-from math import inf
 from pathlib import Path
 from typing import Any
 
+from remoted.adopted import AdoptedWorker, entry_of
 from remoted.clock import Clock
 from remoted.cradle import Cradle, WorkerPlan
 from remoted.environments import EnvironmentFailed, EnvironmentRequest, EnvironmentSource
 from remoted.errors import SpawnError
+from remoted.fdstore import Entry, FdStore
 from remoted.gate import Gate
 from remoted.gpu.facts import Devices
 from remoted.gpu.locks import DeviceLocks
 from remoted.gpu.nvml import Nvml, NvmlError
 from remoted.gpu.strangers import UNSEEN, Strangers, find_strangers
+from remoted.hearers import Hearers
+from remoted.holders import Holders
 from remoted.limits import Limits
 from remoted.model import DeviceUse, DeviceUuid, Reason, WorkerId
 from remoted.owners import TicketOwner
 from remoted.scheduler import events
 from remoted.scheduler.policy import Scheduler
-from remoted.scheduler.state import Need, PoolKey, PoolPolicy, Ticket, TicketId, Turns, WorkerView
+from remoted.scheduler.state import Need, PoolPolicy, Ticket, TicketId, Turns, WorkerView
 from remoted.spawn import reaper
 from remoted.spawn.births import Births, Start
 from remoted.spawn.memory import SAMPLE_SECONDS, MemoryKills
@@ -48,7 +50,7 @@ _NOBODY_IN_THE_WAY = frozenset({Reason.STARTING, Reason.WAITING_ENV, Reason.FORE
 class Engine:
     """One host's scheduler, its workers and devices."""
 
-    def __init__(self, scheduler: Scheduler, clock: Clock, limits: Limits, nvml: Nvml, locks: DeviceLocks, poll_seconds: float, environments: EnvironmentSource, births: Births, sockets: Path, spool: Spool, gate: Gate) -> None:
+    def __init__(self, scheduler: Scheduler, clock: Clock, limits: Limits, nvml: Nvml, locks: DeviceLocks, poll_seconds: float, environments: EnvironmentSource, births: Births, sockets: Path, spool: Spool, gate: Gate, fdstore: FdStore) -> None:
         self.scheduler = scheduler
         self.spool = spool
         self.cradle = Cradle(limits)
@@ -56,6 +58,7 @@ class Engine:
         self.workers: dict[WorkerId, Worker] = {}
         self.births = births
         self.gate = gate
+        self.fdstore = fdstore
         #: Told at every step while somebody waits for what others hold.
         self.on_contention: Callable[[], None] = lambda: None
         self.is_contended = False
@@ -68,12 +71,10 @@ class Engine:
         self._sockets = sockets
         self._plans: dict[str, WorkerPlan] = {}
         self._requests: dict[str, tuple[EnvironmentRequest, Mapping[str, str]]] = {}
-        #: Which ticket of each caller hears what a build prints, by environment and caller.
-        self._hearers: dict[tuple[str, str], TicketId] = {}
+        self._hearers = Hearers()
         self._deaf: dict[TicketId, TicketId] = {}
         self._owners: dict[TicketId, TicketOwner] = {}
-        #: How many processes use each pool's config.
-        self._holders: Counter[PoolKey] = Counter()
+        self.holders = Holders(self.handle, clock)
         self._told: dict[TicketId, Reason] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -178,23 +179,6 @@ class Engine:
     def drop_instance(self, instance: str) -> None:
         self.handle(events.InstanceDropped(instance))
 
-    def hold_pool(self, pool: PoolKey, seconds: float) -> None:
-        """Its config is used now, and keeps its ``workers_min`` so long, or for as long as a process holds it."""
-        if not self._holders[pool]:
-            self.handle(events.PoolHeld(pool, self._clock.monotonic() + seconds))
-
-    def keep_pool(self, pool: PoolKey) -> None:
-        """A process that uses its config holds it until ``let_pool_go``."""
-        self._holders[pool] += 1
-        self.handle(events.PoolHeld(pool, inf))
-
-    def let_pool_go(self, pool: PoolKey, seconds: float) -> None:
-        """The process is gone; the last one's pool is held for a while longer."""
-        self._holders[pool] -= 1
-        if not self._holders[pool]:
-            del self._holders[pool]
-            self.hold_pool(pool, seconds)
-
     def waiting_for(self, ticket_id: TicketId) -> tuple[Reason, str, int] | None:
         """(why, detail, place in its lane) of a waiting ticket."""
         if (found := self.scheduler.lane_of(ticket_id)) is None:
@@ -288,11 +272,12 @@ class Engine:
             delay = max(0.01, wakeup - self._clock.monotonic())
             self._timer = asyncio.get_running_loop().call_later(delay, self.handle, events.Tick())
 
-    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """A task of the engine's: kept, and its failure logged."""
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
+        return task
 
     def _task_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -324,7 +309,14 @@ class Engine:
             self._forget_worker(worker)
             return
         if worker.is_alive:
+            self._leave_to_the_next(worker, need, devices)
             self.handle(events.WorkerReady(worker_id))
+
+    def _leave_to_the_next(self, worker: Worker, need: Need, devices: tuple[DeviceUuid, ...]) -> None:
+        """It outlives this daemon from now on, where systemd keeps descriptors."""
+        entry = entry_of(worker, need, self.scheduler.policies.get(need.pool, PoolPolicy()), devices)
+        if entry is not None:
+            self.fdstore.keep(entry)
 
     async def _interpreter(self, plan: WorkerPlan) -> tuple[str, Mapping[str, str]]:
         """(program, variables). An environment that was pruned or outdated since is built again (MECHANISMS 10)."""
@@ -358,6 +350,7 @@ class Engine:
         if self.workers.pop(worker.id, None) is None:
             return
         self.spool.remove(worker.id)
+        self.fdstore.forget(worker.id)
         view = self.scheduler.workers.get(worker.id)
         if view is not None and view.devices:
             self.spawn(self._free_devices(worker.id))
@@ -370,6 +363,18 @@ class Engine:
         await self.look_at_devices()
         self._locks.release(view.devices)
         self.handle(events.WorkerEnded(worker_id))
+
+    # -- of earlier daemons --------------------------------------------------------------------------------
+
+    def adopt(self, entry: Entry) -> AdoptedWorker:
+        """It holds what it held; who has not been asked yet is as one that starts. Raises OSError, ValueError."""
+        about = entry.about
+        worker = AdoptedWorker(entry, self.spool, self._clock, self._limits, self._memory_kills, self.cradle.cgroups, self._on_worker_dead)
+        if not self._locks.acquire(about.devices):
+            log.warning("another daemon has taken a device of worker %s", about.id)
+        self.workers[about.id] = worker
+        self.handle(events.WorkerAdopted(about.id, about.need, about.devices, about.policy))
+        return worker
 
     def view(self, worker_id: WorkerId) -> WorkerView | None:
         return self.scheduler.workers.get(worker_id)
@@ -384,38 +389,23 @@ class Engine:
             text = getattr(error, "log", "")
             if not isinstance(error, EnvironmentFailed):
                 log.exception("cannot build environment %s", environment)
-            self._deaf = self._find_deaf(environment)
+            self._deaf = self._hearers.deaf(environment, self._callers_of(environment))
             self.handle(events.EnvironmentFailed(environment, str(error), text))
             self._deaf = {}
         else:
             self.handle(events.EnvironmentReady(environment))
         finally:
-            self._hearers = {key: ticket for key, ticket in self._hearers.items() if key[0] != environment}
+            self._hearers.forget(environment)
 
     def _on_build_output(self, environment: str, data: bytes) -> None:
         """Of each caller one waiting call shows it and keeps it; a build with many calls behind it is told once."""
-        for ticket_id in self._choose_hearers(environment, self._callers_of(environment)).values():
+        for ticket_id in self._hearers.choose(environment, self._callers_of(environment)).values():
             self._owners[ticket_id].on_build_output(ticket_id, data)
 
     def _callers_of(self, environment: str) -> dict[TicketId, str]:
         """Who waits for this environment, and whose they are."""
         waiting = [ticket.id for lane, _, ticket in self.scheduler.waiting() if lane.need.environment == environment]
         return {ticket_id: self._owners[ticket_id].caller_of(ticket_id) for ticket_id in waiting if ticket_id in self._owners}
-
-    def _choose_hearers(self, environment: str, callers: dict[TicketId, str]) -> dict[str, TicketId]:
-        """One of each caller's, the same for as long as it waits."""
-        chosen: dict[str, TicketId] = {}
-        for ticket_id, caller in callers.items():
-            if caller not in chosen or self._hearers.get((environment, caller)) == ticket_id:
-                chosen[caller] = ticket_id
-        self._hearers |= {(environment, caller): ticket_id for caller, ticket_id in chosen.items()}
-        return chosen
-
-    def _find_deaf(self, environment: str) -> dict[TicketId, TicketId]:
-        """Who waits for a build without hearing it, and who hears it for them."""
-        callers = self._callers_of(environment)
-        hearers = self._choose_hearers(environment, callers)
-        return {ticket_id: hearers[caller] for ticket_id, caller in callers.items() if hearers[caller] != ticket_id}
 
     def packages(self, environment: str) -> str:
         """What the environment of this digest is made for, in the user's words."""
@@ -487,9 +477,9 @@ class Engine:
         if self._timer is not None:
             self._timer.cancel()
 
-    async def close(self) -> None:
-        """Leave the workers that run something to the next daemon, and end the others."""
-        left = [worker for worker in self.workers.values() if worker.runs_on]
+    async def close(self, leaves_idle: bool = False) -> None:
+        """Leave the workers that run something to the next daemon, and idle ones that it will find; end the others."""
+        left = [worker for worker in self.workers.values() if worker.runs_on or (leaves_idle and not worker.has_attempts and self.fdstore.keeps(worker.id))]
         for worker in left:
             worker.leave()
         others = [worker for worker in self.workers.values() if worker not in left]

@@ -41,6 +41,11 @@ class Family:
         self._seen: list[psutil.Process] = []
 
     @property
+    def bounds(self) -> Bounds:
+        """What it may use together, where there are groups."""
+        return self._bounds
+
+    @property
     def has_group(self) -> bool:
         return self.group is not None
 
@@ -129,9 +134,9 @@ def count_leftovers(asked: list[tuple[Family, float]]) -> dict[str, int]:
     return {family.name: family.count_older(than, children) for family, than in asked}
 
 
-def adopted(name: str, pid: int, groups: Groups | None) -> Family:
+def adopted(name: str, pid: int, groups: Groups | None, bounds: Bounds | None = None) -> Family:
     """That of a worker of the last daemon's."""
-    family = Family(name, groups.group(name) if groups is not None else None)
+    family = Family(name, groups.group(name) if groups is not None else None, bounds)
     family.pid = pid
     return family
 

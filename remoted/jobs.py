@@ -30,6 +30,7 @@ from remoted.contents import Contents
 from remoted.endings import Ending, ending_of
 from remoted.engine import Engine
 from remoted.errors import OverLimit, RemotedError, StoreBroken, StoreError
+from remoted.items import Items
 from remoted.limits import Limits
 from remoted.logs import JobLog
 from remoted.model import AttemptToken, Reason, Status, Uid, WorkerId
@@ -374,7 +375,7 @@ class Jobs(CallRunner):
             return
         self._spawn(self._keep_item(call, number, payload, size))
         placeholder = Content("", payload, None) if isinstance(payload, bytes) else Content("", None, str(self._blobs.item_path(call.id, number)))
-        call.items.append(placeholder)
+        call.items.add(placeholder)
 
     async def _keep_item(self, call: Call, number: int, payload: bytes | int, size: int) -> None:
         if isinstance(payload, int):
@@ -387,8 +388,11 @@ class Jobs(CallRunner):
         await self._persist(add)
         if call.request.options.detach:
             self.credit(call, 1)  # nobody has to read along; the store holds what was delivered
-        for watcher in list(call.watchers):
-            watcher.on_item(call, number, call.items[number])
+        for told, content in call.items.stored(number):
+            if call.worker is not None:
+                call.worker.forget_item(call.token, told)
+            for watcher in list(call.watchers):
+                watcher.on_item(call, told, content)
 
     def on_unplaceable(self, ticket_id: str, reason: Reason, message: str, detail: str) -> None:
         """No worker can be had: that counts as an attempt only where another try might help."""
@@ -451,7 +455,7 @@ class Jobs(CallRunner):
             started_at=row["started_at"],
             run_seconds=row["run_seconds"],
             worker_id=WorkerId(row["worker"]),
-            items=items,
+            items=Items(items),
             caller=row["caller"],
         )
         self._adopt_call(call)

@@ -27,6 +27,7 @@ from remoted_client import wire
 _TICK_SECONDS = 0.1
 #: Idle for less than this is a client that has just received its answer and sends the next call.
 _PAUSE_SECONDS = 0.002
+_PAGE_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class Door(Protocol):
@@ -87,12 +88,16 @@ class Leases:
 
     def grant(self, lease: Lease, connection: socket.socket, context: Content) -> LeaseSpec:
         """The lease begins; what the worker is to be told. The caller has taken ``connection`` out of its own loop."""
-        lease.connection, lease.page_fd = connection, _make_page()
+        self.resume(lease, connection, _make_page())
+        concurrent = lease.spec.pool.max_concurrency > 1
+        return LeaseSpec(lease.token, lease.id, lease.request.spec, context, os.dup(connection.fileno()), os.dup(lease.page_fd), concurrent)
+
+    def resume(self, lease: Lease, connection: socket.socket, page: int) -> None:
+        """A worker has it. Both are this object's from here on."""
+        lease.connection, lease.page_fd = connection, page
         lease.granted_at = self._clock.monotonic()
         self._granted.add(lease)
         self._set_timer()
-        concurrent = lease.spec.pool.max_concurrency > 1
-        return LeaseSpec(lease.token, lease.id, context, os.dup(connection.fileno()), os.dup(lease.page_fd), concurrent)
 
     def end(self, lease: Lease) -> None:
         """Its client sees the end of the connection, even if a child of the worker holds a copy. Idempotent."""
@@ -178,5 +183,13 @@ def _make_page() -> int:
     """4 KiB of zeros that nobody can make shorter: a read by the daemon always finds them."""
     fd = os.memfd_create("remoted-lease", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, wire.LEASE_PAGE_BYTES)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _PAGE_SEALS)
     return fd
+
+
+def is_page(fd: int) -> bool:
+    """Can it be read as the page of a lease, whoever made it, without waiting and without an end that comes too soon?"""
+    try:
+        return fcntl.fcntl(fd, fcntl.F_GET_SEALS) == _PAGE_SEALS and os.fstat(fd).st_size == wire.LEASE_PAGE_BYTES
+    except OSError:
+        return False

@@ -48,7 +48,7 @@ class Orders:
         except OSError:
             wire.close_all((spec.connection, spec.page))
             raise
-        header = {"op": "lease", "attempt": spec.token, "lease": spec.lease_id, "context": spec.context.digest, "worker": self._worker, "concurrent": spec.concurrent}
+        header = {"op": "lease", "attempt": spec.token, "lease": spec.lease_id, "spec": spec.spec, "context": spec.context.digest, "worker": self._worker, "concurrent": spec.concurrent}
         self._channel.send({**header, **self._window}, fds=(spec.connection, spec.page))
 
     @property

@@ -26,6 +26,17 @@ class Pipes:
             ends.append(end)
         return ends[0], ends[1]
 
+    def take(self, stdout: int, stderr: int) -> None:
+        """The read ends of a worker that has its own already; they are this object's from here on."""
+        self._fds = {1: stdout, 2: stderr}
+        for fd in self._fds.values():
+            os.set_blocking(fd, False)
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The read ends of stdout and stderr. Raises KeyError once one of them has been read to its end."""
+        return self._fds[1], self._fds[2]
+
     def watch(self, is_watched: bool = True) -> None:
         """Read whatever comes from now on, or leave it there until somebody drains it."""
         if is_watched is self._is_watched:

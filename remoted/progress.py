@@ -26,10 +26,13 @@ class Begun(NamedTuple):
 class Progress:
     """The page of one worker. It is the user's word: a false one changes how often his own calls are tried."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, is_new: bool = True) -> None:
+        """Not ``is_new``: that of a worker of an earlier daemon. Raises OSError."""
         self._path = path
-        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        os.ftruncate(self.fd, wire.PROGRESS_PAGE_BYTES)
+        making = os.O_CREAT | os.O_EXCL if is_new else 0
+        self.fd = os.open(path, os.O_RDWR | making | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        if is_new:
+            os.ftruncate(self.fd, wire.PROGRESS_PAGE_BYTES)
 
     def read(self) -> Begun:
         return _read(self.fd)

@@ -87,7 +87,9 @@ class Records:
         return await self._store.submit(lambda db: db.all("get_attempts", job=job_id))
 
     async def stored_items(self, job_id: str) -> list[Content]:
-        rows = await self._store.submit(lambda db: db.all("get_items", job=job_id))
+        """Up to the first that is missing: a large one may not have been stored yet when a crash came, and a later one have been."""
+        found = await self._store.submit(lambda db: db.all("get_items", job=job_id))
+        rows = [row for index, row in enumerate(found) if row["number"] == index]
         return [
             Content("", row["inline"], None) if row["inline"] is not None else Content("", None, str(self._blobs.item_path(job_id, row["number"])))
             for row in rows

@@ -140,8 +140,8 @@ UPDATE jobs SET status = :status, state_reason = :state_reason, ended_at = :now,
 WHERE id = :job AND status IN ('IN_QUEUE', 'IN_PROGRESS');
 
 -- name: add_item
--- One item of a stream.
-INSERT INTO items (job, number, size, inline) VALUES (:job, :number, :size, :inline);
+-- One item of a stream; a worker may repeat it to the next daemon.
+INSERT INTO items (job, number, size, inline) VALUES (:job, :number, :size, :inline) ON CONFLICT (job, number) DO NOTHING;
 
 -- name: get_items
 -- The items of a stream, in order.

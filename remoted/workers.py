@@ -19,11 +19,12 @@ import signal
 from collections.abc import Callable, Iterable
 
 from remoted import channel
-from remoted.attempts import AttemptEnd, AttemptListener, AttemptSpec, LeaseSpec, clean
+from remoted.attempts import AttemptEnd, AttemptListener, AttemptSpec, LeaseSpec, clean, died
 from remoted.clock import Clock
 from remoted.cradle import Birth
 from remoted.errors import SpawnError
 from remoted.family import Family
+from remoted.fdstore import Handles
 from remoted.limits import Limits
 from remoted.model import AttemptToken, Reason, WorkerId
 from remoted.orders import Orders
@@ -121,6 +122,13 @@ class Worker:
     def is_alive(self) -> bool:
         return self._process is not None and not self._gone.done()
 
+    def handles(self) -> Handles | None:
+        """What is held of it, for the next daemon; None when it has closed something already."""
+        with contextlib.suppress(KeyError):
+            if self._process is not None and self._channel is not None and self._channel.is_open:
+                return Handles(self._channel.fileno(), self._process.pidfd, *self._pipes.ends)
+        return None
+
     def take_position(self) -> int:
         """For the next call that is meant for it: they are sent in this order."""
         self._positions += 1
@@ -163,8 +171,8 @@ class Worker:
 
     def revoke(self, token: AttemptToken) -> None:
         """The lease ends as soon as the call in hand does."""
-        if self._channel is not None and self._workload.find(token) is not None:
-            self._channel.send({"op": "revoke", "attempt": token})
+        if self._workload.find(token) is not None:
+            self._tell({"op": "revoke", "attempt": token})
 
     def _cannot_read(self, token: AttemptToken, error: OSError) -> None:
         end = AttemptEnd("died", message=f"cannot read what the call needs: {error}", reason=Reason.LOST)
@@ -205,10 +213,9 @@ class Worker:
         self._stop(attempt, f"{token}/{number}", why)
 
     def _stop(self, attempt: Attempt, name: str, why: Reason) -> None:
-        assert self._channel is not None
         attempt.stopped_by = why
         attempt.cancel_timers()
-        self._channel.send({"op": "cancel", "attempt": name, "why": why.value})
+        self._tell({"op": "cancel", "attempt": name, "why": why.value})
         attempt.timers.append(self._loop.call_later(self._limits.cancel_term_seconds, self._strike, signal.SIGTERM, attempt))
         attempt.timers.append(self._loop.call_later(self._limits.cancel_kill_seconds, self._strike, signal.SIGKILL, attempt))
 
@@ -228,15 +235,18 @@ class Worker:
 
     def credit(self, token: AttemptToken, items: int) -> None:
         """The caller has read so many items of a stream."""
-        if self._channel is not None:
-            self._channel.send({"op": "credit", "attempt": token, "items": items})
+        self._tell({"op": "credit", "attempt": token, "items": items})
+
+    def forget_item(self, token: AttemptToken, number: int) -> None:
+        """It is stored, and so is everything before it; the worker need not repeat it."""
+        self._tell({"op": "forget_item", "attempt": token, "number": number})
 
     def close_stream(self, token: AttemptToken) -> None:
         """The caller left its loop: GeneratorExit at the next yield, then the ladder."""
         attempt = self._workload.find(token)
-        if attempt is None or self._channel is None:
+        if attempt is None:
             return
-        self._channel.send({"op": "close_stream", "attempt": token})
+        self._tell({"op": "close_stream", "attempt": token})
         attempt.timers.append(self._loop.call_later(self._limits.cancel_term_seconds, self.stop, token, Reason.CANCELLED))
 
     def acknowledge(self, token: AttemptToken) -> None:
@@ -248,12 +258,14 @@ class Worker:
     def _send_acknowledged(self) -> None:
         tokens, self._acknowledged = self._acknowledged, []
         for start in range(0, len(tokens), _ACKNOWLEDGED_MOST):
-            if self._channel is not None:
-                self._channel.send({"op": "ack", "attempts": tokens[start : start + _ACKNOWLEDGED_MOST]})
+            self._tell({"op": "ack", "attempts": tokens[start : start + _ACKNOWLEDGED_MOST]})
 
     def drop_instance(self, instance: str) -> None:
+        self._tell({"op": "drop", "instance": instance})
+
+    def _tell(self, order: dict[str, object]) -> None:
         if self._channel is not None:
-            self._channel.send({"op": "drop", "instance": instance})
+            self._channel.send(order)
 
     # -- running ahead -------------------------------------------------------------------------------------
 
@@ -269,8 +281,8 @@ class Worker:
     def _recall(self, attempts: Iterable[Attempt]) -> None:
         """The worker says which of these it will not begin any more; the others it has begun, or will have ended soon."""
         tokens = [attempt.token for attempt in attempts]
-        if tokens and self._channel is not None:
-            self._channel.send({"op": "recall", "attempts": tokens})
+        if tokens:
+            self._tell({"op": "recall", "attempts": tokens})
 
     def _on_recalled(self, tokens: list[object]) -> None:
         """The last one first, so that they go back to their line in order."""
@@ -335,9 +347,12 @@ class Worker:
                 self._on_done(attempt, frame)
                 return
         except (KeyError, TypeError, ValueError) as error:
-            self._kill_reason = f"it broke the protocol: {error!r}"
-            self._strike(signal.SIGKILL)
+            self._break_off(error)
         frame.close()
+
+    def _break_off(self, error: Exception) -> None:
+        self._kill_reason = f"it broke the protocol: {error!r}"
+        self._strike(signal.SIGKILL)
 
     def _on_done(self, attempt: Attempt | None, frame: wire.Frame) -> None:
         waits = bool(frame.header.get("waits"))
@@ -345,8 +360,8 @@ class Worker:
             frame.close()
         else:
             self._conclude(attempt, parse_end(frame, attempt.stopped_by), waits)
-        if waits and self._channel is not None:
-            self._channel.send({"op": "go_on"})
+        if waits:
+            self._tell({"op": "go_on", "attempt": frame.header["attempt"]})
 
     def _conclude(self, attempt: Attempt, end: AttemptEnd, printed: bool = True) -> None:
         """What it printed was flushed before the worker said this; what a stop left running dies first."""
@@ -387,7 +402,7 @@ class Worker:
     def _on_channel_closed(self, why: str) -> None:
         """A worker without a channel is of no use, whatever it still does."""
         self._kill_reason = self._kill_reason or why
-        if not self._greeted.done() and self._process is not None:
+        if self._process is not None:
             self._loop.call_later(0.2, self._fail_greeting, why)
         self._loop.call_later(self._limits.cancel_term_seconds, self._strike, signal.SIGKILL)
 
@@ -416,9 +431,7 @@ class Worker:
             self._channel.close()
         self._pipes.drain()
         self._pipes.close()
-        if not self._greeted.done():
-            self._greeted.set_exception(ConnectionError(f"it {status.describe()}"))
-            self._greeted.exception()
+        self._fail_greeting(f"it {status.describe()}")
         self._gone.set_result(status)
         self._end_all(status)
         self._on_dead(self)
@@ -435,10 +448,7 @@ class Worker:
             self._progress.close()
 
     def _died(self, status: reaper.ExitStatus, stopped_by: Reason | None = None) -> AttemptEnd:
-        message, reason = f"the worker {status.describe()}", Reason.WORKER_DIED
-        if self._want_of_memory:
-            message, reason = f"{message}: {self._want_of_memory}", Reason.OOM_RAM
-        return AttemptEnd("died", message=message, exit_code=status.code, reason=reason, stopped_by=stopped_by)
+        return died(status.describe(), status.code, self._want_of_memory, stopped_by)
 
     @property
     def has_attempts(self) -> bool:
@@ -457,12 +467,11 @@ class Worker:
     def leave(self) -> None:
         """The daemon ends and what runs here goes on, as after the daemon's sudden death: nobody hears of it any more.
 
-        The pipes go before the channel: from its end on the worker reads them itself, into a file (MECHANISMS 4).
+        The pipes go before the channel: from its end on, unless systemd keeps it, the worker reads them itself (MECHANISMS 4).
         """
-        for attempt in self._workload:
-            attempt.cancel_timers()
-        if self._patience is not None:
-            self._patience.cancel()
+        timers = [timer for attempt in self._workload for timer in attempt.timers]
+        for timer in (*timers, *([self._patience] if self._patience else [])):
+            timer.cancel()
         self._pipes.drain()
         self._pipes.close()
         if self._process is not None and not self._exited:

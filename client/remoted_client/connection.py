@@ -104,7 +104,7 @@ class Connection:
                 self._transmit(state)
             else:
                 self._unsent.append(state)
-                self._ensure_thread()
+                self.ensure_thread()
 
     def attach(self, state: CallState) -> None:
         """Watch a job by its id."""
@@ -114,7 +114,7 @@ class Connection:
                 self._send_watch(state)
             else:
                 self._unsent.append(state)
-                self._ensure_thread()
+                self.ensure_thread()
 
     def send(self, header: dict[str, Any]) -> None:
         """A small order about a call (cancel, credit); dropped when there is no connection."""
@@ -167,10 +167,12 @@ class Connection:
             self.attendant.wake()
         return True
 
-    def _ensure_thread(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="remoted-io", daemon=True)
-            self._thread.start()
+    def ensure_thread(self) -> None:
+        """There is something to do. Any thread."""
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="remoted-io", daemon=True)
+                self._thread.start()
 
     def _run(self) -> None:
         """The thread: connect, talk until the connection ends, connect again while somebody waits."""
@@ -387,9 +389,8 @@ class Connection:
 
     def open_lease(self, pool: LeasePool, lease: Lease, uploads: tuple[Upload, ...], request: bytes) -> None:
         """Ask for it on a connection of its own, from the thread, as soon as there is a daemon."""
-        with self._lock:
-            self._leases[lease.id] = (pool, lease)
-            self._ensure_thread()
+        self._leases[lease.id] = (pool, lease)
+        self.ensure_thread()
         self.attendant.post(lambda: self._open_lease(lease, uploads, request))
 
     def _open_lease(self, lease: Lease, uploads: tuple[Upload, ...], request: bytes) -> None:
@@ -404,6 +405,11 @@ class Connection:
             lease.open(connect(), hello(""), request)
             lease.reader = LINE
             self.attendant.attend(lease)
+
+    def follow_lease(self, pool: LeasePool, lease: Lease) -> None:
+        """The next daemon tells of it from here on."""
+        self._leases[lease.id] = (pool, lease)
+        self.send({"op": "watch", "id": lease.id, "mine": True, "offset": lease.log_offset})
 
     def forget_lease(self, lease: Lease) -> None:
         self._leases.pop(lease.id, None)

@@ -62,6 +62,8 @@ class Lease:
         #: The newest call of which all output was told.
         self.printed = 0
         self.output_bytes = 0
+        #: How far into the daemon's log of this lease we are.
+        self.log_offset = 0
         self._owner = owner
         self._client = client
         self._sock: socket.socket | None = None
@@ -90,6 +92,10 @@ class Lease:
 
     def fileno(self) -> int:
         return self._sock.fileno() if self._sock is not None else -1
+
+    def carries(self, call: LeasedCall) -> bool:
+        """Is its answer still to come? One that only waits for its output is here already."""
+        return self.call is call and self.held is None and not self.is_closed
 
     def granted(self, worker: str, known: set[str], releases: Releases) -> None:
         """``known``: what that worker has; this and ``releases`` are shared by all leases of it."""

@@ -55,15 +55,20 @@ class LeasePool:
         """Send it now, or as soon as a worker is free."""
         with self._lock:
             self._attend_unclaimed()
-            while self._idle and not self._queue:
-                lease = self._idle.pop()
-                if self._send(lease, call):
-                    self._unclaimed = call
-                    return
-            self._queue.append(call)
-            self._attend_all()
-            self._open_more()
+            if not self._send_now(call):
+                self._queue.append(call)
+                self._attend_all()
+                self._open_more()
+        self._line.ensure_thread()  # the lease may have outlived the daemon, and nobody have looked for the next one yet
         self._watch_queue()
+
+    def _send_now(self, call: LeasedCall) -> bool:
+        """By a lease that is free, unless others wait for one."""
+        while self._idle and not self._queue:
+            if self._send(self._idle.pop(), call):
+                self._unclaimed = call
+                return True
+        return False
 
     def _attend_unclaimed(self) -> None:
         """Another call comes before anybody waits for the last one: its answer must not wait for that."""
@@ -110,7 +115,7 @@ class LeasePool:
             if self._unclaimed is call:
                 self._unclaimed = None
             lease = call.lease
-            if lease is None or lease.reader is not None or lease.call is not call or lease.is_closed:
+            if lease is None or lease.reader is not None or not lease.carries(call):
                 return None
             lease.reader = reader
             return lease
@@ -330,6 +335,7 @@ class LeasePool:
 
     def _on_output(self, lease: Lease, frame: Frame) -> None:
         lease.output_bytes += len(frame.body)
+        lease.log_offset = frame.header.get("offset", lease.log_offset)
         call = lease.call or (self._queue[0] if self._queue and not lease.is_granted else lease.last_call)
         if call is not None:
             call.on_event(frame)
@@ -421,11 +427,16 @@ class LeasePool:
             call.fail(error)
 
     def reopen(self) -> None:
-        """There is a daemon again: what had been asked of the last one is asked again, and calls that nobody waits for are read."""
+        """There is a daemon again: what had been asked of the last one is asked again, and calls that nobody waits for are read.
+
+        Leases may have outlived that one; of those that have not the worker says so itself.
+        """
         with self._lock:
             for lease in [lease for lease in self._leases if not lease.is_granted]:
                 lease.close()
                 self._leases.discard(lease)
+            for lease in self._leases:
+                self._line.follow_lease(self, lease)
             self._attend_all()
             self._open_more()
 

@@ -158,7 +158,7 @@ class LeasedCall(CallState):
                 super().wait(lambda: condition() or self._is_claimable, left, news=True)
                 continue
             try:
-                while lease.call is self and not lease.is_closed and not condition() and lease.read(None if deadline is None else deadline - time.monotonic()):
+                while lease.carries(self) and not condition() and lease.read(None if deadline is None else deadline - time.monotonic()):
                     pass
             finally:
                 self.pool.unclaim(lease)
@@ -179,7 +179,7 @@ class LeasedCall(CallState):
     @property
     def _is_claimable(self) -> bool:
         lease = self.lease
-        return lease is not None and lease.reader is None and lease.call is self and not lease.is_closed
+        return lease is not None and lease.reader is None and lease.carries(self)
 
 
 async def _answered(lease: Lease, call: LeasedCall, condition: Callable[[], bool]) -> None:
@@ -188,7 +188,7 @@ async def _answered(lease: Lease, call: LeasedCall, condition: Callable[[], bool
 
     def readable() -> None:
         lease.read_now()
-        if (lease.call is not call or lease.is_closed or condition()) and not over.done():
+        if (not lease.carries(call) or condition()) and not over.done():
             over.set_result(None)
 
     fd = lease.fileno()

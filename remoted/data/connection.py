@@ -202,7 +202,7 @@ class Connection:
             return
         if frame.header.get("mine"):
             self._following.claim(call)
-        for number, content in list(enumerate(call.items))[int(frame.header.get("items", 0)) :]:
+        for number, content in call.items.told_from(int(frame.header.get("items", 0))):
             self._following.on_item(call, number, content)
         self._following.watch(call, bool(frame.header.get("output", True)), max(0, int(frame.header.get("offset", 0))))
 

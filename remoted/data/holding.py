@@ -28,10 +28,10 @@ class Holding:
         pool = (self._peer.uid, policy.class_, policy.name)
         if policy.workers_min and pool not in self._held:
             self._held[pool] = policy.keep_warm_seconds
-            self._engine.keep_pool(pool)
+            self._engine.holders.keep(pool)
 
     def close(self) -> None:
         """The client is gone, and holds for a while longer."""
         for pool, seconds in self._held.items():
-            self._engine.let_pool_go(pool, seconds)
+            self._engine.holders.let_go(pool, seconds)
         self._held.clear()

@@ -82,11 +82,22 @@ class WorkerEnded:
 
 @dataclass(frozen=True, slots=True)
 class WorkerAdopted:
-    """A worker of an earlier daemon still runs this ticket; it takes no other."""
+    """A worker of an earlier daemon can be talked to: until it is ready it is as one that starts."""
+
+    worker: WorkerId
+    need: Need
+    devices: tuple[DeviceUuid, ...]
+    policy: PoolPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class TicketAdopted:
+    """A worker of an earlier daemon still has this ticket (``ahead``: behind others); one that was not adopted takes no other."""
 
     worker: WorkerId
     ticket: Ticket
     devices: tuple[DeviceUuid, ...]
+    ahead: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +107,14 @@ class DevicesSeen:
     foreign: tuple[tuple[DeviceUuid, tuple[int, ...]], ...] = ()
     #: Why the driver said nothing; then ``devices`` is empty, which does not mean that they are gone.
     problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceFound:
+    """It lives in this worker of an earlier daemon's."""
+
+    instance: str
+    worker: WorkerId
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +179,9 @@ Event = (
     | WorkerClosing
     | WorkerEnded
     | WorkerAdopted
+    | TicketAdopted
     | DevicesSeen
+    | InstanceFound
     | InstanceDropped
     | EnvironmentReady
     | EnvironmentFailed

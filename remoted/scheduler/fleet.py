@@ -58,11 +58,20 @@ class Fleet:
         self._update(worker)
         return worker
 
-    def adopt(self, worker_id: WorkerId, ticket: Ticket, devices: tuple[DeviceUuid, ...], now: float) -> None:
-        """A worker of an earlier daemon takes no other ticket than those that it has."""
+    def adopt(self, worker_id: WorkerId, need: Need, devices: tuple[DeviceUuid, ...], now: float) -> None:
+        """A worker of an earlier daemon; nobody waits for it in particular."""
+        self._update(self._add(worker_id, need, self._pools.kind(need), devices, WorkerState.STARTING, now))
+
+    def adopt_ticket(self, worker_id: WorkerId, ticket: Ticket, devices: tuple[DeviceUuid, ...], now: float, ahead: bool) -> None:
+        """What such a worker has. One that cannot be talked to takes no other than these."""
         worker = self.workers.get(worker_id)
         if worker is None:
             worker = self._add(worker_id, ticket.need, self._pools.kind(ticket.need), devices, WorkerState.ENDING, now)
+        elif worker.state is WorkerState.STARTING:
+            worker.state = WorkerState.BUSY
+        if ahead:
+            self.give_ahead(ticket, worker)
+            return
         worker.running[ticket.id] = ticket
         self.placed[ticket.id] = worker_id
         self._reserve(ticket)
@@ -187,6 +196,12 @@ class Fleet:
             worker.waiting.discard(ticket_id)
             self._reserve(ticket)
         self._update(worker)
+
+    def settle_instance(self, instance: str, worker_id: WorkerId) -> None:
+        """It lives there already."""
+        worker = self.workers.get(worker_id)
+        if worker is not None and worker.state is not WorkerState.ENDING:
+            self.homes.setdefault(instance, worker_id)
 
     def drop_instance(self, instance: str) -> None:
         """Nobody can call it any more."""

@@ -39,6 +39,7 @@ from remoted.scheduler.events import (
     EnvironmentReady,
     Event,
     InstanceDropped,
+    InstanceFound,
     PoolHeld,
     Refuse,
     Returned,
@@ -47,6 +48,7 @@ from remoted.scheduler.events import (
     Step,
     Submitted,
     Tick,
+    TicketAdopted,
     Withdrawn,
     WorkerAdopted,
     WorkerClosing,
@@ -159,14 +161,19 @@ class Scheduler:
                     self._crashes.note(worker.need.pool, step.now)
                 for ticket_id in self._fleet.forget(worker_id):
                     self._queue.forget(ticket_id)
-            case WorkerAdopted(worker_id, ticket, devices):
+            case WorkerAdopted(worker_id, need, devices, policy):
+                self._pools.set_policy(need.pool, policy)
+                self._fleet.adopt(worker_id, need, devices, step.now)
+            case TicketAdopted(worker_id, ticket, devices, ahead):
                 self._queue.know(ticket)
-                self._fleet.adopt(worker_id, ticket, devices, step.now)
+                self._fleet.adopt_ticket(worker_id, ticket, devices, step.now, ahead)
             case DevicesSeen(devices, foreign, problem):
                 self.ledger.see(devices, dict(foreign), problem)
                 self._changes.facts += 1
                 self._changes.in_everything()
                 self._lifecycle.stop_lost(self.workers.values(), step)
+            case InstanceFound(instance, worker_id):
+                self._fleet.settle_instance(instance, worker_id)
             case InstanceDropped(instance):
                 self._fleet.drop_instance(instance)
             case EnvironmentReady(environment):

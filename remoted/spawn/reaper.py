@@ -121,8 +121,13 @@ def started_at(pid: int) -> float:
     Not psutil's ``create_time``: that adds the boot time of /proc/stat, which is whole seconds, so a child may
     look a second older than its parent's wall clock.
     """
+    return ticks_of(pid) / os.sysconf("SC_CLK_TCK")
+
+
+def ticks_of(pid: int) -> int:
+    """The same as the kernel says it (field 22 of proc(5)); 0 if it is gone."""
     fields = _stat(pid)
-    return int(fields[19]) / os.sysconf("SC_CLK_TCK") if fields else 0.0
+    return int(fields[19]) if fields else 0
 
 
 def kill_descendants(pid: int, younger_than: float | None = None, rounds: int = 20) -> int:

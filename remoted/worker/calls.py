@@ -9,6 +9,7 @@ import resource
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from remoted_client import failure
@@ -96,6 +97,8 @@ def raised(error: BaseException, pickles: Callable[[Any], bool], cancelled: bool
 
 
 _NOTE = "remoted: "
+#: Names of instances have up to 35 bytes in a header.
+_NAMES_MOST = 500
 
 
 def add_note(error: BaseException, text: str) -> None:
@@ -159,6 +162,10 @@ class Instances:
                 add_note(error, f"raised by the constructor of the instance, before {wanted['method']}() was called")
                 raise
         return getattr(self._objects[wanted["id"]], wanted["method"]), fresh
+
+    def names(self) -> list[str]:
+        """As many as one message holds."""
+        return list(islice(self._objects, _NAMES_MOST))
 
     def drop(self, instance: str) -> None:
         """Forget it, after its own ``close()`` if it has one."""

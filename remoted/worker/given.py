@@ -21,6 +21,7 @@ class Given:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waiting: set[str] = set()
+        self._running: set[str] = set()
         self._page: mmap.mmap | None = None
 
     def open(self, page: int) -> None:
@@ -37,9 +38,20 @@ class Given:
             if run.attempt not in self._waiting:
                 return False
             self._waiting.discard(run.attempt)
+            self._running.add(run.attempt)
             if self._page is not None:
                 wire.PROGRESS_PAGE.pack_into(self._page, 0, run.position, 0)
             return True
+
+    def end(self, attempt: str) -> None:
+        """Its outcome is kept, or there will be none."""
+        with self._lock:
+            self._running.discard(attempt)
+
+    def look(self) -> tuple[list[str], list[str]]:
+        """What has begun and is not over, and what has not begun."""
+        with self._lock:
+            return list(self._running), list(self._waiting)
 
     def recall(self, attempts: list[str]) -> list[str]:
         """Which of these have not begun, and never will."""

@@ -38,6 +38,7 @@ class Lease:
         #: Of the call in hand, if it streams.
         self.window: LeasedWindow | None = None
         self._worker: str = header["worker"]
+        self._spec: str = header["spec"]
         self._learn = learn
         self._segments = pool
         #: What the client calls itself, and its segments of which nothing is alive here any more.
@@ -46,7 +47,7 @@ class Lease:
         self._sock = socket.socket(fileno=connection)
         self._sock.setblocking(True)  # the flag travels with the descriptor
         self._page = mmap.mmap(page, wire.LEASE_PAGE_BYTES)
-        os.close(page)
+        self._page_fd = page
         self._reader = wire.FrameReader()
         self._frames: deque[wire.Frame] = deque()
         self._buffer = bytearray(_READ_BYTES)
@@ -62,6 +63,20 @@ class Lease:
 
     def fileno(self) -> int:
         return self._sock.fileno()
+
+    def show(self, send: Callable[..., object], nonce: str) -> None:
+        """Tell another daemon which lease this is, with its connection and its page; nothing once it is closed."""
+        with self._lock:
+            if self._sock.fileno() < 0:
+                return
+            fds = os.dup(self._sock.fileno()), os.dup(self._page_fd)
+        send({"op": "leased", "nonce": nonce, "attempt": self.token, "lease": self._id, "spec": self._spec}, fds=fds)
+        wire.close_all(fds)
+
+    @property
+    def ending(self) -> dict[str, Any]:
+        """What the daemon is told when it is over."""
+        return {"op": "lease_ended", "attempt": self.token, "kind": "stale" if self.is_stale else "ended", "message": ""}
 
     @property
     def has_frames(self) -> bool:
@@ -233,7 +248,9 @@ class Lease:
         self._send(wire.encode({"op": "goaway", "last": self._accepted}))
         if self._client:
             self._segments.leave(self._client, is_gone=not self.is_revoked)
-        self._sock.close()
+        with self._lock:
+            self._sock.close()
+            os.close(self._page_fd)
         self._page.close()
         self._reader.close()
         for frame in self._frames:

@@ -32,6 +32,12 @@ class Reporter:
         self._may_go_on = threading.Event()
         self.refusals = Refusals()
         self._unacknowledged: dict[str, tuple[Run, dict[str, Any], Payload]] = {}
+        #: Items of streams that are not stored yet, by attempt and number.
+        self._items: dict[str, dict[int, Payload]] = {}
+        #: Items are taken in their order only: none may be sent while older ones are repeated.
+        self._sending_items = threading.Lock()
+        #: Whose outcome the daemon has to answer before the next call begins.
+        self._waits_for = ""
         #: Where outcomes are left when no daemon is there.
         self._spool = -1
 
@@ -52,14 +58,17 @@ class Reporter:
             payload = self.encode(outcome.value)
         waits = not (run.is_concurrent or run.inline) and self._streams.take_printed()
         if waits:
+            self._waits_for = run.attempt
             self._may_go_on.clear()
         self._tell_daemon(run, outcome, payload, waits)
         if waits and not self._link.closed:
             self._may_go_on.wait()
+        self._waits_for = ""
 
-    def go_on(self) -> None:
-        """The daemon has read what was printed, or will never read it."""
-        self._may_go_on.set()
+    def go_on(self, attempt: str = "") -> None:
+        """The daemon has read what this one printed; without a name: it will never read anything."""
+        if attempt in ("", self._waits_for):
+            self._may_go_on.set()
 
     def raised(self, error: BaseException, why: str) -> Outcome:
         """The outcome of a body that ended with an exception."""
@@ -166,14 +175,38 @@ class Reporter:
         if waits:
             header["waits"] = True
         # Kept until the daemon has committed it: what lies unread in a dead daemon's socket is lost.
-        self._unacknowledged[run.attempt] = (run, header, payload if isinstance(payload, bytes) else os.dup(payload))
+        self._unacknowledged[run.attempt] = (run, header, _copied(payload))
         self._link.send_payload(header, payload)
+
+    def send_item(self, run: Run, number: int, payload: Payload) -> bool:
+        """One of a stream's; False when nobody takes any."""
+        with self._sending_items:
+            if run.is_kept:
+                self._items.setdefault(run.attempt, {})[number] = _copied(payload)
+            return self._link.send_payload({"op": "item", "attempt": run.attempt, "number": number}, payload)
+
+    def forget_item(self, attempt: str, number: int) -> None:
+        """It is stored, and so is everything before it."""
+        payload = self._items.get(attempt, {}).pop(number, b"")
+        close_payload(payload)
+
+    def repeat(self) -> None:
+        """There is another daemon: everything that the last one may not have stored is said once more, in the same words."""
+        with self._sending_items:
+            for attempt, kept in list(self._items.items()):
+                for number, payload in list(kept.items()):
+                    self._link.send_payload({"op": "item", "attempt": attempt, "number": number}, _copied(payload))
+        for attempt, (_, header, payload) in list(self._unacknowledged.items()):
+            said = {name: value for name, value in header.items() if name != "waits" or attempt == self._waits_for}
+            self._link.send_payload(said, _copied(payload))
 
     def acknowledged(self, attempt: str) -> None:
         """The outcome is committed: nobody will ask for it again."""
         kept = self._unacknowledged.pop(attempt, None)
         if kept is not None:
             close_payload(kept[2])
+        for payload in self._items.pop(attempt, {}).values():
+            close_payload(payload)
 
     def leave_in(self, spool: int) -> None:
         """The descriptor of a file that the next daemon will read; this object's from here on."""
@@ -184,6 +217,10 @@ class Reporter:
         for run, header, payload in list(self._unacknowledged.values()):
             if run.is_kept and self._spool >= 0:
                 _write_outcome(self._spool, header, payload)
+
+
+def _copied(payload: Payload) -> Payload:
+    return payload if isinstance(payload, bytes) else os.dup(payload)
 
 
 def close_payload(payload: Payload) -> None:

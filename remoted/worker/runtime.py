@@ -76,12 +76,14 @@ class Runtime:
             "revoke": self._on_revoke,
             "cancel": self._on_cancel,
             "recall": self._on_recall,
-            "go_on": lambda frame: self._reporter.go_on(),
+            "go_on": lambda frame: self._reporter.go_on(frame.header["attempt"]),
             "credit": self._on_credit,
             "close_stream": self._on_close_stream,
             "limits": self._on_limits,
             "ack": self._on_ack,
             "drop": lambda frame: self._inbox.put(("drop", frame.header["instance"])),
+            "adopt": self._on_adopt,
+            "forget_item": lambda frame: self._reporter.forget_item(frame.header["attempt"], frame.header["number"]),
             "end": lambda frame: self._end(),
         }.get(frame.op)
         if handler is not None:
@@ -194,6 +196,17 @@ class Runtime:
         for attempt in frame.header["attempts"]:
             self._reporter.acknowledged(attempt)
 
+    def _on_adopt(self, frame: wire.Frame) -> None:
+        """Another daemon holds the other end. What runs is noted before the outcomes are repeated: nothing is missing from both."""
+        running, waiting = self._given.look()
+        nonce = frame.header["nonce"]
+        self._reporter.repeat()
+        for lease in list(self._leases.values()):
+            lease.show(self._link.send, nonce)
+            if lease.token not in self._leases:  # it has ended meanwhile: said once more, behind this
+                self._link.send(lease.ending)
+        self._greet(nonce=nonce, running=running, waiting=waiting, instances=self._preparer.instances.names())
+
     def on_closed(self) -> None:
         """The daemon is gone: what runs is finished and left in its outcome file, then the worker ends."""
         self._given.close()
@@ -230,20 +243,11 @@ class Runtime:
         self._streams.finish_output()
         self._reporter.leave_behind()
 
-    def _greet(self) -> None:
+    def _greet(self, **more: Any) -> None:
         import cloudpickle
 
-        self._link.send(
-            {
-                "op": "hello",
-                "protocol": wire.PROTOCOL,
-                "pid": os.getpid(),
-                "python": list(sys.version_info[:3]),
-                "cloudpickle": cloudpickle.__version__,
-                "uids": list(os.getresuid()),
-                "gids": list(os.getresgid()),
-            }
-        )
+        header = {"op": "hello", "protocol": wire.PROTOCOL, "pid": os.getpid(), "python": list(sys.version_info[:3]), "cloudpickle": cloudpickle.__version__}
+        self._link.send({**header, "uids": list(os.getresuid()), "gids": list(os.getresgid()), **more})
 
     def _on_interrupt(self, number: int, frame: Any) -> None:
         """Ours stops the sync body that was cancelled and no later one; any other is the running body's, as without a daemon."""
@@ -329,7 +333,7 @@ class Runtime:
     def _close_lease(self, lease: Lease) -> None:
         self._leases.pop(lease.token, None)
         lease.close()
-        self._link.send({"op": "lease_ended", "attempt": lease.token, "kind": "stale" if lease.is_stale else "ended", "message": ""})
+        self._link.send(lease.ending)
 
     # -- running -------------------------------------------------------------------------------------------
 
@@ -347,9 +351,9 @@ class Runtime:
 
     def _finish(self, run: Run, outcome: Outcome) -> None:
         self._windows.pop(run.attempt, None)
-        if outcome.kind == "lost":
-            return  # without an outcome the next daemon says so
-        self._reporter.report(run, outcome, self._cancelled.pop(run.attempt, ""))
+        if outcome.kind != "lost":  # without an outcome the next daemon says so
+            self._reporter.report(run, outcome, self._cancelled.pop(run.attempt, ""))
+        self._given.end(run.attempt)
 
     def _run_sync(self, run: Run, call: Bound) -> None:
         self._finish(run, self._execute_sync(run, call))
@@ -466,7 +470,7 @@ class Runtime:
         if not self._windows[run.attempt].take(size):
             close_payload(payload)
             return False
-        return self._link.send_payload({"op": "item", "attempt": run.attempt, "number": number}, payload)
+        return self._reporter.send_item(run, number, payload)
 
 
 def _keep_orphans() -> None:

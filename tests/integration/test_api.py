@@ -34,6 +34,7 @@ from remoted.direct import DirectCalls
 from remoted.endpoints import Endpoints
 from remoted.engine import Engine
 from remoted.environments import Environments
+from remoted.fdstore import FdStore
 from remoted.gate import Gate
 from remoted.gpu.locks import DeviceLocks
 from remoted.gpu.nvml import Nvml
@@ -48,6 +49,7 @@ from remoted.spawn.births import Births
 from remoted.spec import parse_options
 from remoted.spool import Spool
 from remoted.store import Store
+from remoted.supervisor import Supervisor
 from remoted.tally import Tally
 from remoted_client import wire
 
@@ -85,7 +87,7 @@ class Daemon:
         environments = Environments(self.paths.environments, Config().environments, helper.run_helper, "uv")
         self.engine = Engine(
             Scheduler(4.0, workers_total=0), self.clock, self.limits, Nvml("/nonexistent/libnvidia-ml.so.1"), DeviceLocks(self.paths.state), 2.0, environments,
-            Births(self.paths.runtime / "worker.pyz", self.paths.sockets, self.clock, self.limits, "f"), self.paths.sockets, Spool(self.paths.outcomes), Gate(self.paths.drain),
+            Births(self.paths.runtime / "worker.pyz", self.paths.sockets, self.clock, self.limits, "f"), self.paths.sockets, Spool(self.paths.outcomes), Gate(self.paths.drain), FdStore(Supervisor({}), self.clock.boot_id()),
         )  # fmt: skip
         key = secrets.token_bytes(32)
         self.jobs = Jobs(self.engine, self.contents, self.clock, self.limits, key, self.store, blobs, self.paths)

@@ -34,11 +34,16 @@ def who():
 def who_directly(): return os.getuid()
 @remote(queue, max_retries=0)
 def wait_for(path):
-    print("begun", flush=True)
+    print("begun in", os.getpid(), flush=True)
     while not os.path.exists(path): time.sleep(0.02)
     print("seen", flush=True)
-    return "done"
+    return f"done in {os.getpid()}"
+@remote(queue, max_retries=0)
+def warm():
+    sys.seen = getattr(sys, "seen", 0) + 1
+    return [os.getpid(), sys.seen]
 verb, *rest = sys.argv[1:]
+if verb == "warm": print(json.dumps(warm().result().unwrap()))
 if verb == "who": print(json.dumps([who().result().unwrap(), who_directly().result()]))
 if verb == "begin":
     job = wait_for.options(detach=True)(*rest)
@@ -46,7 +51,7 @@ if verb == "begin":
     print(json.dumps(job.id))
 if verb == "outcome":
     out = Job.from_id(*rest).result()
-    print(json.dumps([out.status, out.state_reason, out.output]))
+    print(json.dumps([out.status, out.state_reason, out.output, out.stdout]))
 """
 
 TRIAL = r"""
@@ -68,8 +73,9 @@ say workers "$(as alice remotectl workers --json)"
 say limits "$(systemctl show -p MemoryMax,TasksMax $(systemctl list-units --no-legend 'remoted-w*.scope' | grep -o 'remoted-w[^ ]*') | tr '\n' ' ')"
 say scopes "$(systemctl list-units --no-legend 'remoted-*.scope' | grep -c running)"
 systemctl stop remoted; say activated "$(job bob who)"
-J=$(begin /home/alice/one); systemctl restart remoted; as alice touch /home/alice/one; say restart "$(job alice outcome $J)"
-J=$(begin /home/alice/two); kill -9 $(pid); as alice touch /home/alice/two; say kill "$(job alice outcome $J)"
+J=$(begin /home/alice/one); say warm "$(job bob warm)"; D=$(pid); systemctl restart remoted; as alice touch /home/alice/one; say restart "$(job alice outcome $J)"
+say warm_restart "$(job bob warm)"; say daemons "$D $(pid) $(systemctl show -p NFileDescriptorStore --value remoted)"
+J=$(begin /home/alice/two); kill -9 $(pid); as alice touch /home/alice/two; say kill "$(job alice outcome $J)"; say warm_kill "$(job bob warm)"
 J=$(begin /home/alice/three); systemctl stop remoted-workers.slice; say slice "$(job alice outcome $J)"
 J=$(begin /home/alice/four); B=$(systemctl show -p NRestarts --value remoted); kill -STOP $(pid)
 while [ "$(systemctl show -p NRestarts --value remoted)" = "$B" ]; do sleep 0.2; done
@@ -199,13 +205,26 @@ def test_c01_a_call_starts_the_daemon_by_its_socket(said: dict[str, str]) -> Non
 @pytest.mark.parametrize("how", ["restart", "kill", "watchdog"])
 def test_c09_a_running_job_outlives_the_daemon(said: dict[str, str], how: str) -> None:
     """Restarted by the administrator, killed, or hung until the watchdog bites (T58): the body goes on and its outcome comes home."""
-    status, _, output = _read(said, how)
+    status, _, output, stdout = _read(said, how)
 
-    assert (status, output) == ("COMPLETED", "done")
+    assert status == "COMPLETED"
+    pid = output.removeprefix("done in ")
+    assert stdout == f"begun in {pid}\nseen\n"
+
+
+def test_c09_an_idle_worker_stays_warm_whatever_happens_to_the_daemon(said: dict[str, str]) -> None:
+    """systemd keeps its descriptors: the same process before and after, with all that it had in memory."""
+    before, after, at_last = (_read(said, name) for name in ("warm", "warm_restart", "warm_kill"))
+
+    assert before[0] == after[0] == at_last[0]
+    assert [before[1], after[1], at_last[1]] == [before[1], before[1] + 1, before[1] + 2]
+    old, new, stored = said["daemons"].split()
+    assert old != new
+    assert int(stored) >= 10
 
 
 def test_c09_stopping_the_slice_ends_everything(said: dict[str, str]) -> None:
-    status, reason, _ = _read(said, "slice")
+    status, reason, *_ = _read(said, "slice")
 
     assert (status, reason) == ("FAILED", "WORKER_DIED")
 

@@ -295,3 +295,46 @@ def test_c05_workers_min_takes_no_place_that_a_waiting_call_needs() -> None:
     (start,) = desk.feed(events.WorkerEnded(holder))
     assert isinstance(start, events.StartWorker)
     assert start.need is wide
+
+
+def adopt(desk: Desk, name: str, gpu: GpuRequest | None = ONE, devices: tuple[str, ...] = ("GPU-0",)) -> WorkerId:
+    worker = WorkerId("w-of-before")
+    need = Need(Uid(1), (1, "LiveServerless", name), name, gpu)
+    desk.feed(events.WorkerAdopted(worker, need, tuple(map(DeviceUuid, devices)), PoolPolicy(workers_max=2)))
+    return worker
+
+
+def test_c09_an_adopted_worker_keeps_its_device_and_takes_calls_once_it_has_answered() -> None:
+    desk = Desk()
+    worker = adopt(desk, "k")
+    assert desk.submit("a") == [], "its pool's place is taken by one that starts"
+    assert desk.submit("b", uid=2, kind="other") == [], "and so is the device"
+
+    assert desk.feed(events.WorkerReady(worker)) == [events.Assign("a", worker)]
+    assert desk.scheduler.policies[(1, "LiveServerless", "k")].workers_max == 8, "the policy of a newer call counts"
+
+
+def test_c09_what_an_adopted_worker_runs_is_placed_there_in_order() -> None:
+    desk = Desk(gpus=0)
+    worker = adopt(desk, "k", gpu=None, devices=())
+    need = desk.scheduler.workers[worker].need
+    for number, ahead in enumerate((False, True, True)):
+        desk.feed(events.TicketAdopted(worker, Ticket(f"t{number}", need), (), ahead))
+    desk.feed(events.WorkerReady(worker))
+    view = desk.scheduler.workers[worker]
+    assert (list(view.running), list(view.ahead), view.state.value) == (["t0"], ["t1", "t2"], "BUSY")
+
+    desk.feed(events.Ended("t0"))
+    assert list(view.running) == ["t1"]
+    desk.feed(events.Ended("t1"))
+    desk.feed(events.Ended("t2"))
+    assert view.state.value == "IDLE"
+
+
+def test_c09_a_worker_that_cannot_be_talked_to_takes_nothing_more() -> None:
+    desk = Desk(gpus=0)
+    need = Need(Uid(1), (1, "LiveServerless", "k"), "k", None)
+    desk.feed(events.TicketAdopted(WorkerId("adopted"), Ticket("t", need), ()))
+    desk.feed(events.Ended("t"))
+    (start,) = desk.submit("a", gpu=None)
+    assert isinstance(start, events.StartWorker)
