@@ -426,8 +426,7 @@ class Connection:
         if lost:
             why = next((str(state.error) for state in lost if state.error is not None), f"the daemon did not answer within {_EXIT_SECONDS:g} s")
             names = ", ".join(sorted({state.name for state in lost})[:3])
-            plural = "calls were" if len(lost) > 1 else "call was"
-            sys.stderr.write(f"remoted: {len(lost)} detached {plural} not taken ({names}): {why}\n")
+            sys.stderr.write(f"remoted: {len(lost)} detached {'calls were' if len(lost) > 1 else 'call was'} not taken ({names}): {why}\n")
 
     def _hear_all(self, deadline: float) -> None:
         """What calls on leases have printed and the daemon has on its way to us is shown before the script ends."""
@@ -456,8 +455,7 @@ class Connection:
         left = [state for state in states if state.is_mine and not state.is_over and not state.was_awaited]
         if left:
             names = ", ".join(sorted({state.name for state in left})[:3])
-            plural = "calls were" if len(left) > 1 else "call was"
-            sys.stderr.write(f"remoted: {len(left)} {plural} not awaited and ended with this script ({names}); .options(detach=True) lets a call run on\n")
+            sys.stderr.write(f"remoted: {len(left)} {'calls were' if len(left) > 1 else 'call was'} not awaited and ended with this script ({names}); .options(detach=True) lets a call run on\n")
 
 
 def _check_cloudpickle() -> None:

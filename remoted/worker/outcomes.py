@@ -178,7 +178,7 @@ class Reporter:
         self._unacknowledged[run.attempt] = (run, header, _copied(payload))
         self._link.send_payload(header, payload)
 
-    def send_item(self, run: Run, number: int, payload: Payload) -> bool:
+    def tell_item(self, run: Run, number: int, payload: Payload) -> bool:
         """One of a stream's; False when nobody takes any."""
         with self._sending_items:
             if run.is_kept:

@@ -470,7 +470,7 @@ class Runtime:
         if not self._windows[run.attempt].take(size):
             close_payload(payload)
             return False
-        return self._reporter.send_item(run, number, payload)
+        return self._reporter.tell_item(run, number, payload)
 
 
 def _keep_orphans() -> None:
