@@ -38,6 +38,8 @@ from remoted_client import wire
 _POSITIONS_MOST = 1 << 53
 #: More than a stream may have on its way: all of it counts as read.
 _ALL_ITEMS = 1 << 20
+#: Who has adopted its process (init) waits for it within moments.
+_LOOKS, _LOOK_SECONDS = 10, 0.02
 #: Of an instance's name.
 _NAME_LETTERS = 200
 
@@ -199,6 +201,15 @@ class AdoptedWorker(Worker):
         elif token not in self._settling:
             self.acknowledge(AttemptToken(token))  # its end was committed before, or it was nobody's
         super()._on_done(attempt, frame)
+
+    async def _bury(self) -> None:
+        """How it ended is known when its new parent has collected it, which is not always soon."""
+        assert self._process is not None
+        for _ in range(_LOOKS):
+            if reaper.collected(self._process.pidfd) is not None:
+                break
+            await asyncio.sleep(_LOOK_SECONDS)
+        await super()._bury()
 
     def _end_all(self, status: reaper.ExitStatus) -> None:
         """It died before it began these, or before it was told of them."""

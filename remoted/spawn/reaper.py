@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import signal
+import struct
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +20,10 @@ from dataclasses import dataclass
 import psutil
 
 _PR_SET_CHILD_SUBREAPER = 36
+# struct pidfd_info (include/uapi/linux/pidfd.h): the mask, cgroup and ten ids, the exit code.
+_PIDFD_INFO = struct.Struct("=Q8x44xi")
+_PIDFD_INFO_EXIT = 1 << 3
+_PIDFD_GET_INFO = 3 << 30 | _PIDFD_INFO.size << 16 | 0xFF << 8 | 11
 #: Present in the environment of every process of a worker, unless the user's code removed it.
 WORKER_VARIABLE = "REMOTED_WORKER_ID"
 _STRAY_SECONDS = 2.0
@@ -56,16 +62,30 @@ def become_subreaper() -> None:
 
 
 def reap(pidfd: int) -> ExitStatus:
-    """Collect a dead child; blocks until it is dead. Unknown status for somebody else's child."""
+    """Collect a dead child; blocks until it is dead. Of somebody else's child the status is known once that has collected it (Linux 6.15)."""
     try:
         result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
     except ChildProcessError:
-        return ExitStatus()
+        return collected(pidfd) or ExitStatus()
     if result is None:
         return ExitStatus()
     if result.si_code == os.CLD_EXITED:
         return ExitStatus(code=result.si_status)
     return ExitStatus(signal=result.si_status)
+
+
+def collected(pidfd: int) -> ExitStatus | None:
+    """How somebody else's child ended, if that has collected it and the kernel still tells (PIDFD_INFO_EXIT)."""
+    info = bytearray(_PIDFD_INFO.size)
+    _PIDFD_INFO.pack_into(info, 0, _PIDFD_INFO_EXIT, 0)
+    try:
+        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, info)
+    except OSError:
+        return None
+    mask, status = _PIDFD_INFO.unpack(info)
+    if not mask & _PIDFD_INFO_EXIT:
+        return None
+    return ExitStatus(signal=os.WTERMSIG(status)) if os.WIFSIGNALED(status) else ExitStatus(code=os.WEXITSTATUS(status))
 
 
 def send(pidfd: int, number: int) -> None:

@@ -38,8 +38,9 @@ os.execv(argv[0], argv)
 class ServiceManager:
     """One service's. The host's daemon is started and ended here."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, **environ: str) -> None:
         self.host = host
+        self._environ = environ
         #: What is stored, in the order in which it came.
         self.stored: list[tuple[str, int]] = []
         self.words: list[str] = []
@@ -104,7 +105,7 @@ class ServiceManager:
             with (self.host.folder / "daemon.log").open("ab") as log:
                 self.host.process = subprocess.Popen(
                     [sys.executable, "-c", _LAUNCHER, json.dumps([fds, names, argv])],
-                    env={**self.host.environ, "PYTHONWARNINGS": "default", "NOTIFY_SOCKET": str(self._address)},
+                    env={**self.host.environ, "PYTHONWARNINGS": "default", "NOTIFY_SOCKET": str(self._address), **self._environ},
                     cwd="/",
                     stdin=subprocess.DEVNULL,
                     stdout=log,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import sqlite3
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,6 +61,13 @@ def lines_of(path: Path) -> list[list[str]]:
     return [line.split() for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
+def shown_workers(host: Host) -> list[tuple[str, int, str]]:
+    """As ``remotectl workers`` shows them."""
+    command = [sys.executable, "-c", "from remoted.cli import main; main()", "workers", "--json"]
+    answer = subprocess.run(command, env=host.environ, capture_output=True, text=True, check=True)
+    return [(worker["id"], worker["pid"], worker["state"]) for worker in json.loads(answer.stdout)["workers"]]
+
+
 @BOTH
 def test_c09_an_idle_worker_stays_warm_over_a_restart(manager: ServiceManager, how: signal.Signals) -> None:
     """Same process, same id, same globals; again after the second restart, and its pool needs no other."""
@@ -72,6 +81,7 @@ def test_c09_an_idle_worker_stays_warm_over_a_restart(manager: ServiceManager, h
     assert len(kept) == 1
     for goal, gate in enumerate(gates, 2):
         manager.restart(how)
+        assert shown_workers(host) == [(name, pid, "IDLE") for name in kept]
         gate.touch()
         assert json.loads(client.stdout.readline())[:2] == [pid, goal], host.log()
     client.communicate(timeout=20)
@@ -404,3 +414,30 @@ print(json.dumps([before, [o.unwrap() for o in after]]))
     assert client.returncode == 0, err[-3000:] + host.log()
     before, after = json.loads(out.splitlines()[-1])
     assert after == [[pid, count + 1] for pid, count in before]
+
+
+def test_t63_a_worker_whose_rows_name_another_process_is_not_taken_over(manager: ServiceManager) -> None:
+    """It sees the end of its channel and finishes alone; what the rows name is looked for in vain."""
+    host = manager.host
+    marks, gate = host.project / "marks", host.project / "gate"
+    job = host.run(
+        HEAD
+        + f"""
+@remote(one, max_retries=0)
+def f():
+    mark({str(marks)!r}, os.getpid())
+    while not os.path.exists({str(gate)!r}): time.sleep(0.01)
+print(f.options(detach=True)().id)
+"""
+    ).out.strip()
+    wait_until(lambda: len(lines_of(marks)) == 1, 20, host.log)
+    worker = psutil.Process(int(lines_of(marks)[0][0]))
+    manager.end(signal.SIGKILL)
+    with sqlite3.connect(host.state / "remoted" / "remoted.sqlite3") as db:
+        db.execute("UPDATE attempts SET worker_started = worker_started - 1")
+    db.close()
+    manager.start()
+    gate.touch()
+    worker.wait(20)
+    assert manager.names() == set()
+    assert host.run(HEAD + f"print(json.dumps(Job.from_id({job!r}).result().state_reason))").json == "LOST"
