@@ -210,6 +210,8 @@ class AdoptedWorker(Worker):
                 break
             await asyncio.sleep(_LOOK_SECONDS)
         await super()._bury()
+        while self.leases:  # nobody has taken them
+            self.leases.popitem()[1].close()
 
     def _end_all(self, status: reaper.ExitStatus) -> None:
         """It died before it began these, or before it was told of them."""

@@ -183,6 +183,8 @@ class Adoption:
         if not worker.leases:
             return
         await self._contents.recover(view.need.uid, {lease.spec for lease in worker.leases.values()}, "")
+        if not worker.is_alive:
+            return
         found, worker.leases = list(worker.leases.values()), {}
         for each in found:
             try:
