@@ -25,6 +25,8 @@ import psutil
 from remoted.paths import system_paths
 from tests.harness import ROOT, Run, wait_until
 
+#: Debian's trees and the parts of a computer in software.
+TREES = Path(os.environ.get("REMOTED_TEST_TREES") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "remoted-tests")
 SHARED = Path(os.environ.get("REMOTED_TEST_SHARED", "/var/lib/remoted-tests"))
 _START_SECONDS = 30.0
 #: Two of the users have no account.

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from tests.harness import ROOT
+from tests.root.system_host import TREES
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(500)]
-TREES = Path(os.environ.get("REMOTED_TEST_TREES") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "remoted-tests")
 UNITS = ROOT / "systemd" / "system"
 _MADE = ("opt/remoted", "src", "v", "trial", "etc/remoted", "var/lib/remoted", "home/alice", "home/bob", "usr/local/bin/remotectl", "etc/systemd/system/trial.service")
 
