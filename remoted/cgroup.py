@@ -73,6 +73,11 @@ class Group:
         """The program, if any, by which its first process is started."""
         return ()
 
+    @property
+    def oom_group_files(self) -> tuple[str, ...]:
+        """What its first process has to set, still as root, so that want of memory ends all of it and not one process: ``make`` does."""
+        return ()
+
     def make(self, bounds: Bounds) -> None:
         """Raises OSError."""
         for folder in self._folders:

@@ -11,7 +11,7 @@ import re
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from remoted.cgroup import CONTROLLERS, Bounds, Group, mounts
@@ -32,9 +32,11 @@ _SCOPE = re.compile(r"remoted-(?P<name>[a-z0-9][a-z0-9-]{0,62})\.scope")
 class Scope(Group):
     """Exists from the birth of its first process to the death of its last."""
 
-    def __init__(self, name: str, folders: tuple[Path, ...], bounds: Bounds) -> None:
-        super().__init__(name, folders)
+    def __init__(self, name: str, bases: dict[Path, set[str]], bounds: Bounds, kills: _Kills) -> None:
+        self._controllers = {base / f"remoted-{name}.scope": offered for base, offered in bases.items()}
+        super().__init__(name, tuple(self._controllers))
         self._bounds = bounds
+        self._kills = kills
 
     @property
     def doors(self) -> tuple[str, ...]:
@@ -61,21 +63,54 @@ class Scope(Group):
             if time.monotonic() > until:
                 raise OSError(f"systemd did not move worker {self.name} into its scope")
             pause.wait(_PAUSE_SECONDS)
+        for file in map(Path, self.oom_group_files):
+            if file.exists():
+                file.write_text("1", encoding="ascii")
+
+    @property
+    def refusals_file(self) -> str:
+        """Where it will be: it is asked for before there is anybody in the scope."""
+        return next((os.fspath(folder / "pids.events") for folder, offered in self._controllers.items() if "pids" in offered), "")
+
+    @property
+    def oom_group_files(self) -> tuple[str, ...]:
+        """systemd-run has no word for it before version 253, and version 1 no such file."""
+        found = [folder for folder, offered in self._controllers.items() if {"", "memory"} <= offered]
+        return tuple(os.fspath(folder / "memory.oom.group") for folder in found) if self._bounds.memory_bytes is not None else ()
+
+    def memory_kills(self) -> int:
+        """By its own count, else by that of all: systemd removes a scope, and its count, as soon as nobody is in it."""
+        own = super().memory_kills()
+        if not own and any(folder.exists() for folder in self._controllers):
+            return 0
+        is_new = self._kills.take()
+        return own or int(is_new)
 
     def remove(self) -> None:
         """systemd does, when it is empty."""
+
+
+class _Kills:
+    """How many processes of all scopes the kernel has killed for want of memory; each new count explains one death."""
+
+    def __init__(self, bases: Iterable[Path]) -> None:
+        self._all = Group("all", tuple(bases))
+        self._seen = self._all.memory_kills()
+
+    def take(self) -> bool:
+        """Is there one that explains no death yet?"""
+        before, self._seen = self._seen, self._all.memory_kills()
+        return self._seen > before
 
 
 class Scopes:
     """All of them; stands where ``Cgroups`` stands on hosts without systemd."""
 
     def __init__(self) -> None:
-        found = mounts()
-        self._bases = tuple(point / _PLACE for point in found)
-        unified = Path("/sys/fs/cgroup/cgroup.controllers")
-        offered = set(unified.read_text(encoding="ascii").split()) if unified.exists() else set().union(*found.values())
+        self._bases = {point / _PLACE: offered | _unified_controllers(point) for point, offered in mounts().items()}
+        self._kills = _Kills(self._bases)
         self.device_program = -1
-        self.controllers = frozenset(offered & set(CONTROLLERS))
+        self.controllers = frozenset(set().union(*self._bases.values()) & set(CONTROLLERS))
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -87,7 +122,7 @@ class Scopes:
 
     def make(self, name: str, bounds: Bounds) -> Scope:
         """Nothing is made before the first process comes."""
-        scope = Scope(name, tuple(base / f"remoted-{name}.scope" for base in self._bases), bounds)
+        scope = Scope(name, self._bases, bounds, self._kills)
         scope.device_program = self.device_program
         return scope
 
@@ -104,6 +139,12 @@ class Scopes:
 def is_running() -> bool:
     """Is systemd this host's init (sd_booted(3)), and can it be asked?"""
     return Path("/run/systemd/system").is_dir() and os.access(_RUN, os.X_OK)
+
+
+def _unified_controllers(point: Path) -> set[str]:
+    """Those that version 2 has here, if ``point`` is of version 2."""
+    file = point / "cgroup.controllers"
+    return set(file.read_text(encoding="ascii").split()) if file.exists() else set()
 
 
 def _properties(bounds: Bounds) -> Iterator[str]:

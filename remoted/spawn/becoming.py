@@ -37,6 +37,8 @@ class Becoming:
     no_new_privileges: bool = True
     #: ``cgroup.procs`` files that it enters while it is still root.
     cgroups: tuple[str, ...] = ()
+    #: ``memory.oom.group`` files that it sets then, where they are: want of memory ends the whole group.
+    oom_groups: tuple[str, ...] = ()
     #: A group's folder and the descriptor of the program that says which devices are opened in it: attached by root too.
     device_rules: tuple[str, int] | None = None
     #: A program that executes the rest of its command line, in a place that it makes for it.
@@ -45,8 +47,8 @@ class Becoming:
     def inside(self, group: Group | None) -> Becoming:
         """The same in a group of its own."""
         if group is None:
-            return replace(self, cgroups=(), launcher=(), device_rules=None)
-        return replace(self, cgroups=group.doors, launcher=group.launcher, device_rules=group.device_rules)
+            return replace(self, cgroups=(), oom_groups=(), launcher=(), device_rules=None)
+        return replace(self, cgroups=group.doors, oom_groups=group.oom_group_files, launcher=group.launcher, device_rules=group.device_rules)
 
 
 def command(becoming: Becoming, argv: tuple[str, ...], environ: Mapping[str, str], keep: tuple[int, ...]) -> tuple[tuple[str, ...], int]:
@@ -58,6 +60,7 @@ def command(becoming: Becoming, argv: tuple[str, ...], environ: Mapping[str, str
         "groups": list(identity.groups),
         "no_new_privileges": becoming.no_new_privileges,
         "cgroups": list(becoming.cgroups),
+        "oom_groups": list(becoming.oom_groups),
         "device_rules": becoming.device_rules,
         "limits": [_NO_CORE, *identity.limits],
         "keep": list(keep),

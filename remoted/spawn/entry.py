@@ -36,6 +36,7 @@ def main(fd: int) -> NoReturn:
         orders = _read(fd)
         _forget_inheritance(orders)
         _enter_cgroups(orders["cgroups"])
+        _end_together(orders["oom_groups"])
         if orders["device_rules"] is not None:
             _keep_devices(*orders["device_rules"])
         _become(orders["uid"], orders["gid"], orders["groups"])
@@ -96,6 +97,12 @@ def _lower(one: int, other: int) -> int:
 def _enter_cgroups(files: list[str]) -> None:
     for file in files:
         _write(file, str(os.getpid()))
+
+
+def _end_together(files: list[str]) -> None:
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):  # a controller that systemd does not hand down
+            _write(file, "1")
 
 
 def _keep_devices(folder: str, program: int) -> None:
