@@ -27,6 +27,9 @@ test-root: $(DEV)/.ready
 soak: $(DEV)/.ready
 	bash tests/root/setup.sh
 	REMOTED_TEST_IMAGES=1500 $(DEV)/bin/python -m pytest -m root tests/root/test_power_loss.py
+	REMOTED_TEST_POINTS=0 REMOTED_TEST_REPORT=$(CURDIR)/soak.txt $(DEV)/bin/python -m pytest -m root tests/root/test_injection.py
+	REMOTED_TEST_KILLS=1000 REMOTED_TEST_REPORT=$(CURDIR)/soak.txt $(DEV)/bin/python -m pytest -m root tests/root/test_kills.py
+	REMOTED_TEST_RESTARTS=50 REMOTED_TEST_CUTS=50 REMOTED_TEST_REPORT=$(CURDIR)/soak.txt $(DEV)/bin/python -m pytest -m root tests/root/test_vm.py
 	for round in $$(seq 20); do $(DEV)/bin/python -m pytest -q tests/faults/test_daemon_deaths.py tests/integration/test_run_ahead.py || exit 1; done
 
 lint: $(DEV)/.ready

@@ -79,9 +79,9 @@ class Contents:
             os.close(fd)
             raise OverLimit("OVER_LIMIT", f"cannot store {size} bytes of content: the limit content_bytes is {self._limits.content_bytes}")
         size = await self._blobs.store_descriptor(fd, self._blobs.content_path(uid, digest), digest)
-        self._files.add((uid, digest))
         row = {"uid": uid, "digest": digest, "role": role, "size": size, "inline": None, "now": now}
         await self._store.submit(lambda db: db.run("add_content", **row))
+        self._files.add((uid, digest))  # only now: a call that comes behind content that was refused is refused too
 
     def _remember(self, key: _Key, data: bytes) -> None:
         self._recent[key] = data

@@ -69,6 +69,8 @@ class Pipes:
                 data = os.read(fd, _READ_BYTES)
             except (BlockingIOError, InterruptedError):
                 return
+            except OSError:  # what cannot be read any more must not take the call's outcome with it
+                data = b""
             if not data:
                 self._close(stream)
                 return

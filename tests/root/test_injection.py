@@ -22,10 +22,11 @@ import pytest
 from tests.faults.test_daemon_deaths import HEAD, lines_of
 from tests.harness import Host, host, wait_until
 from tests.root.system_host import SystemHost, system_host
+from tests.root.vm_load import report
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(3000)]
 
-POINTS = int(os.environ.get("REMOTED_TEST_POINTS", "12"))
+POINTS = int(os.environ.get("REMOTED_TEST_POINTS", "10"))
 #: Calls that wait, or that only the interpreter's own memory and locks need: to die there is to die at the next one.
 _DULL = frozenset({"epoll_wait", "futex", "mmap", "munmap", "mprotect", "madvise", "brk", "clock_nanosleep", "rt_sigprocmask", "restart_syscall", "exit", "getpid", "gettid", "set_robust_list", "rseq"})
 #: What the kernel may refuse on a disk or socket that has gone bad.
@@ -46,12 +47,15 @@ except (SubmissionRefused, DaemonUnreachable) as error:
     print("refused", type(error).__name__, error, flush=True)
 """
 )
+#: A job whose beginning cannot be stored waits for so long.
+_SOON = "[limits]\nretry_cap_seconds = 1\n"
 #: Its arguments are a file of content, beside the row.
 SIZE = "200000"
 
 
 def _daemon_pid(place: Host) -> int:
-    """Of whichever runs now: the client may have started it."""
+    """Of whichever runs now, and is warm: the client starts one if there is none."""
+    _submit(place)
     return int((place.state / "remoted" / "lock").read_text().split()[0])
 
 
@@ -77,7 +81,10 @@ def _submit(place: Host) -> list[list[str]]:
 @pytest.fixture(scope="module")
 def place() -> Iterator[Host]:
     """A daemon that is warm: its threads are there, and a worker."""
-    with host() as made:
+    with host(_SOON) as made:
+        xdg = made.folder / "xdg/remoted"  # for the daemons that clients start
+        xdg.mkdir(parents=True)
+        (xdg / "config.toml").write_text(_SOON, encoding="utf-8")
         made.start()
         for _ in range(3):
             _submit(made)
@@ -107,8 +114,8 @@ def _sample(points: list[tuple[str, int]]) -> list[tuple[str, int]]:
 
 def _try(place: Host, point: tuple[str, int], what: str) -> str:
     """One submission with one fault; what came of it, in a word."""
-    before = len(lines_of(place.project / "tokens"))
     pid = _daemon_pid(place)
+    before = len(lines_of(place.project / "tokens"))
     tracer = _trace(pid, "-o", "/dev/null", "-e", f"trace={point[0]}", "-e", f"inject={point[0]}:{what}:when={point[1]}")
     told = _submit(place)
     is_dead = not psutil.pid_exists(pid)
@@ -120,9 +127,10 @@ def _try(place: Host, point: tuple[str, int], what: str) -> str:
     runs = lines_of(place.project / "tokens")[before:]
     assert len(runs) <= 1, f"{point}: the body ran {len(runs)} times"
     assert len(jobs) <= 1, (point, told)
-    assert jobs or told, f"{point}: the client heard nothing"
+    assert told, f"{point}: the client heard nothing"
+    assert jobs or not runs, f"{point}: what was refused ran"
     for status, reason in outcomes.values():
-        assert (status, reason) in (("COMPLETED", ""), ("FAILED", "LOST"), ("FAILED", "RESULT_LOST")), (point, status, reason)
+        assert (status, reason) in (("COMPLETED", ""), ("FAILED", "LOST")) or (reason == "WORKER_DIED" and point[0].startswith("send")), (point, status, reason)
         assert status != "COMPLETED" or len(runs) == 1, point
         assert ["outcome", "COMPLETED"] not in told or status == "COMPLETED", f"{point}: what was told is no longer so"
     return f"{'died' if is_dead else 'lived'}, {next(iter(outcomes.values()))[0] if outcomes else 'refused'}"
@@ -130,14 +138,11 @@ def _try(place: Host, point: tuple[str, int], what: str) -> str:
 
 @pytest.mark.parametrize("what", ["signal=KILL", "error=EIO"])
 def test_t49_at_no_system_call_of_a_submission_is_anything_lost_or_repeated(place: Host, points: list[tuple[str, int]], what: str) -> None:
-    chosen = [point for point in _sample(points) if what.startswith("signal") or point[0] in _FALLIBLE]
+    chosen = _sample([point for point in points if what.startswith("signal") or point[0] in _FALLIBLE])
     ended = Counter(_try(place, point, what) for point in chosen)
-    if path := os.environ.get("REMOTED_TEST_REPORT"):
-        with open(path, "a", encoding="utf-8") as file:
-            print(f"{what}: {len(chosen)} of {len(points)} points: {dict(ended)}", file=file)
+    report(f"{len(chosen)} of {len(points)} points: {dict(ended)}")
 
-    assert len(chosen) >= 3
-    assert any(word.startswith("died") for word in ended), ended
+    assert what.startswith("error") or any(word.startswith("died") for word in ended), ended
     stored = json.loads(place.run(HEAD + "import subprocess\nprint(subprocess.check_output([sys.executable, '-c', 'from remoted.cli import main; main()', 'ps', '-a', '--limit', '100000', '--json'], text=True).replace(chr(10), ' '))").out.splitlines()[-1])["jobs"]
     assert all(job["status"] in ("COMPLETED", "FAILED") for job in stored)
 
@@ -182,7 +187,7 @@ def test_t23_a_step_of_the_change_that_fails_fails_the_job_and_runs_nothing(bare
     _end(tracer)
 
     assert found[0] == "FAILED"
-    assert ("killed by signal 9" if step == "killed" else "cannot execute" if step in ("chdir", "execve") else "cannot become the user") in found[1], found
+    assert {"killed": "cannot start a worker", "chdir": "cannot execute", "execve": "cannot execute"}.get(step, "cannot become the user") in found[1], found
     assert not mark.exists()
     assert bob.run(BODY, "sound", str(bob.home / "ran")).json[0] == "COMPLETED"
     assert (bob.home / "ran").read_text(encoding="ascii") == str((60002,) * 3)

@@ -15,7 +15,7 @@ from tests.root import vm_load
 from tests.root.vm import Machine, machine, make_image
 from tests.root.vm_load import Load
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(7200)]
 
 RESTARTS = int(os.environ.get("REMOTED_TEST_RESTARTS", "3"))
 CUTS = int(os.environ.get("REMOTED_TEST_CUTS", "3"))

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
-from tests.root.vm import Command, Machine
+from tests.root.vm import Machine
 
 SCRIPT = """
 import os, sys
@@ -35,7 +35,8 @@ if sys.argv[1] == "submit":
         print("acknowledged", job.id, n, n % 2, flush=True)
         if n % 4 == 3: outcome(job.id)
 else:
-    for job in sys.stdin.read().split():
+    with open(sys.argv[2]) if len(sys.argv) > 2 else sys.stdin as file: asked = file.read().split()
+    for job in asked:
         try: outcome(job)
         except SubmissionRefused as error: print("outcome", job, error.code, "-", None)
     print("end", flush=True)
@@ -88,23 +89,28 @@ class Load:
 
     def judge(self) -> Verdict:
         """Ask for every job that was acknowledged, wait until it has ended, and compare."""
-        asked = {uid: self._machine.script("load", "check", uid=uid, text=" ".join(_told(client)[0])) for uid, client in self._clients.items()}
+        asked = {uid: self._machine.script("load", "check", uid=uid, text=" ".join(told(client.lines)[0])) for uid, client in self._clients.items()}
         verdict = Verdict()
         for uid, client in self._clients.items():
             found = self._machine.end(asked[uid])
             assert found.out.endswith("end"), found.out
             tokens = self._machine.run("cat ~/tokens 2>/dev/null", uid, check=False).out
-            _compare(verdict, *_told(client), _told(asked[uid])[1], _TOKEN.findall(tokens))
-        if path := os.environ.get("REMOTED_TEST_REPORT"):
-            with open(path, "a", encoding="utf-8") as file:
-                print(os.environ.get("PYTEST_CURRENT_TEST"), verdict, file=file)
+            compare(verdict, *told(client.lines), told(asked[uid].lines)[1], tokens)
+        report(verdict)
         return verdict
 
 
-def _told(client: Command) -> tuple[dict[str, tuple[int, int]], dict[str, tuple[str, str, str]]]:
+def report(verdict: object) -> None:
+    """For docs/reliability.md, where REMOTED_TEST_REPORT says."""
+    if path := os.environ.get("REMOTED_TEST_REPORT"):
+        with open(path, "a", encoding="utf-8") as file:
+            print(os.environ.get("PYTEST_CURRENT_TEST"), verdict, file=file)
+
+
+def told(lines: list[str]) -> tuple[dict[str, tuple[int, int]], dict[str, tuple[str, str, str]]]:
     """(job: argument and retries) and (job: status, reason, output), as far as it was told whole."""
     jobs, outcomes = {}, {}
-    for line in client.lines:
+    for line in lines:
         if match := _ACKNOWLEDGED.fullmatch(line):
             jobs[match[1]] = (int(match[2]), int(match[3]))
         elif match := _OUTCOME.fullmatch(line):
@@ -112,7 +118,9 @@ def _told(client: Command) -> tuple[dict[str, tuple[int, int]], dict[str, tuple[
     return jobs, outcomes
 
 
-def _compare(verdict: Verdict, jobs: dict[str, tuple[int, int]], told: dict[str, tuple[str, str, str]], found: dict[str, tuple[str, str, str]], tokens: list[tuple[str, str]]) -> None:
+def compare(verdict: Verdict, jobs: dict[str, tuple[int, int]], outcomes: dict[str, tuple[str, str, str]], found: dict[str, tuple[str, str, str]], text: str) -> None:
+    """``jobs`` and ``outcomes`` as their client was told, ``found`` as it is now, and the tokens that bodies have left."""
+    tokens = _TOKEN.findall(text)
     runs = Counter(job for _, job in tokens)
     verdict.acknowledged += len(jobs)
     verdict.twice += [token for token, count in Counter(token for token, _ in tokens).items() if count > 1]
@@ -122,8 +130,8 @@ def _compare(verdict: Verdict, jobs: dict[str, tuple[int, int]], told: dict[str,
         verdict.statuses[f"{status} {reason}"] += 1
         if status not in ("COMPLETED", "FAILED"):
             verdict.lost.append(job)
-        elif told.get(job, (status, reason, output)) != (status, reason, output):
-            verdict.wrong.append(f"{job}: {told[job]} became {found[job]}")
+        elif outcomes.get(job, (status, reason, output)) != (status, reason, output):
+            verdict.wrong.append(f"{job}: {outcomes[job]} became {found[job]}")
         elif status == "COMPLETED" and (output != str(n * n) or not runs[job]):
             verdict.wrong.append(f"{job}: {output} of {n} after {runs[job]} runs")
         elif status == "FAILED" and (reason != "LOST" or retries):
