@@ -10,11 +10,12 @@ checkout="$(cd "$(dirname "$0")/../.." && pwd)"
 need=()
 for tool in debootstrap strace; do command -v "$tool" >/dev/null || need+=("$tool"); done
 command -v systemd-nspawn >/dev/null || need+=(systemd-container)
-command -v qemu-system-x86_64 >/dev/null || need+=(qemu-system-x86)
-command -v qemu-img >/dev/null || need+=(qemu-utils)
 command -v mke2fs >/dev/null || need+=(e2fsprogs)
 [ -x /usr/bin/python3 ] && /usr/bin/python3 -c 'import venv, ensurepip' 2>/dev/null || need+=(python3 python3-venv)
-if [ "${#need[@]}" -gt 0 ]; then apt-get update -qq; apt-get install -y -qq --no-install-recommends "${need[@]}" >/dev/null; fi
+if [ "${#need[@]}" -gt 0 ]; then apt-get update -qq; apt-get install -y -qq "${need[@]}" >/dev/null; fi
+if ! command -v qemu-system-x86_64 >/dev/null || ! command -v qemu-img >/dev/null; then
+  apt-get update -qq && apt-get install -y -qq --no-install-recommends qemu-system-x86 qemu-utils >/dev/null # without its windows and sounds
+fi
 mkdir -p "$trees"
 
 make_tree() { # suite, packages

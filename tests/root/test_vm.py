@@ -189,11 +189,12 @@ def test_t13_t44_a_flood_of_sockets_and_a_full_disk_are_their_makers_own(compute
 
 # -- what it bears -----------------------------------------------------------------------------------------
 
-PID = "$(systemctl show -p MainPID --value remoted)"
+#: It serves; between two lives it has no pid.
+READY = "until systemctl --quiet is-active remoted; do sleep 0.1; done; pid=$(systemctl show -p MainPID --value remoted); count() { systemctl show -p NRestarts --value remoted; }; before=$(count); "
 FAULTS = {
     "restart": "systemctl restart remoted",
-    "kill": f"kill -9 {PID}",
-    "hang": f"before=$(systemctl show -p NRestarts --value remoted); kill -STOP {PID}; while [ $(systemctl show -p NRestarts --value remoted) = $before ]; do sleep 0.2; done",
+    "kill": f"{READY} kill -9 $pid",
+    "hang": f"{READY} kill -STOP $pid; while [ $(count) = $before ]; do sleep 0.2; done",
 }
 
 
