@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shlex
 import shutil
 import socket
@@ -126,8 +125,8 @@ class Machine:
     def wait(self, condition: Callable[[], Any], problem: str) -> None:
         """For something that its agent tells."""
         with self._changed:
-            found = self._changed.wait_for(lambda: condition() or self._is_gone, PATIENCE_SECONDS)
-            assert found and condition(), f"{problem}:\n{self.log()}\n{[command.lines[-20:] for command in self._commands[-3:]]}"
+            self._changed.wait_for(lambda: condition() or self._is_gone, PATIENCE_SECONDS)
+            assert condition(), f"{problem}:\n{self.log()}\n{[command.lines[-20:] for command in self._commands[-3:]]}"
 
     def script(self, name: str, *arguments: str, uid: int, text: str = "") -> Command:
         """A script of the image's, with the Python that the product was installed into."""
