@@ -193,7 +193,7 @@ class Connection:
         while True:
             self._sock = connect_or_start() if first else self._reconnect(deadline)
             try:
-                self._introduce()
+                self._introduce(deadline)
                 return
             except _HungUp:
                 if time.monotonic() > deadline:
@@ -247,10 +247,11 @@ class Connection:
                     return connect_or_start()
         raise DaemonUnreachable(f"the daemon went away and did not come back within {_RECONNECT_SECONDS:g} s")
 
-    def _introduce(self) -> None:
+    def _introduce(self, deadline: float) -> None:
         """hello, welcome, then everything that waits. Raises VersionMismatch, DaemonUnreachable."""
         assert self._sock is not None
-        self._sock.settimeout(10.0)
+        # While systemd's daemon restarts, its sockets take connections that nobody answers yet.
+        self._sock.settimeout(max(1.0, deadline - time.monotonic()))
         with contextlib.suppress(BrokenPipeError):  # refused at the door: the reason can still be read
             self._sock.sendall(hello(self.name))
         frames: list[wire.Frame] = []
@@ -263,7 +264,7 @@ class Connection:
         except wire.WireError as error:
             raise for_code("VERSION_MISMATCH", str(error)) from error
         except TimeoutError as error:
-            raise DaemonUnreachable("the daemon does not answer") from error
+            raise DaemonUnreachable(f"the daemon does not answer: it has taken the connection and said nothing within {_RECONNECT_SECONDS:g} s") from error
         except OSError as error:
             raise _HungUp(f"the daemon went away: {error}") from error
         if frames[0].op == "refused":
