@@ -13,7 +13,7 @@ import pytest
 
 from tests.root import vm_load
 from tests.root.vm import Machine, machine, make_image
-from tests.root.vm_load import Load
+from tests.root.vm_load import Load, Verdict
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(7200)]
 
@@ -198,6 +198,14 @@ FAULTS = {
 }
 
 
+def _explain(computer: Machine, verdict: Verdict) -> str:
+    """What the daemon and the bodies have to say of what went wrong."""
+    jobs = [word.partition(":")[0] for word in (*verdict.lost, *verdict.twice, *verdict.wrong)][:4]
+    words = "|".join((*jobs, "systemd", "WARNING", "ERROR", "CRITICAL"))
+    asked = "; ".join(f"grep {job} /home/*/tokens; for uid in {ALICE} {BOB} {STRANGER}; do setpriv --reuid $uid --clear-groups remotectl show {job} --json 2>/dev/null; done" for job in jobs)
+    return f"{verdict}\n{computer.run(f'{asked}; journalctl -u remoted --no-pager -o short-precise | grep -E {words!r} | tail -n 150', check=False).out}"
+
+
 def test_t49_restarts_under_load_lose_nothing_and_repeat_nothing(computer: Machine) -> None:
     """By the administrator, by SIGKILL, and by the watchdog of a daemon that hangs."""
     load = Load(computer, (ALICE, STRANGER), 15 * RESTARTS)
@@ -207,7 +215,7 @@ def test_t49_restarts_under_load_lose_nothing_and_repeat_nothing(computer: Machi
     load.finish()
     verdict = load.judge()
 
-    assert verdict.is_good, f"{verdict}\n{computer.run('journalctl -u remoted --no-pager | tail -n 60').out}"
+    assert verdict.is_good, _explain(computer, verdict)
     assert verdict.statuses.keys() == {"COMPLETED -"}, verdict
 
 
@@ -222,7 +230,7 @@ def test_t50_what_was_acknowledged_outlives_a_cut_of_the_power(computer: Machine
     verdict = load.judge()
     disk = computer.run("cat /synced; cat /unsynced; rm -f /synced /unsynced", check=False).out
 
-    assert verdict.is_good, f"{verdict}\n{computer.run('journalctl -b -u remoted --no-pager | tail -n 60').out}"
+    assert verdict.is_good, _explain(computer, verdict)
     assert verdict.acknowledged >= 24
     assert "kept" in disk
     assert "lost" not in disk

@@ -166,6 +166,7 @@ def _until(condition: Callable[[], bool], problem: str, log: Callable[[], str]) 
 
 def make_image(folder: Path, setup: str, files: dict[str, str]) -> Path:
     """Debian 12 with these files, after the commands of ``setup``, and a remotectl that has what it installs from."""
+    assert (TREES / "machine/ready").exists(), "run `make test-root`: it makes the parts of the computer"
     tree = folder / "tree"
     subprocess.run(["cp", "-a", str(TREES / "bookworm"), str(tree)], check=True)
     shutil.rmtree(tree / "var/log/journal", ignore_errors=True)
