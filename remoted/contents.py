@@ -45,36 +45,41 @@ class Contents:
         self._contexts: dict[_Key, Context] = {}
 
     async def put(self, uid: int, digest: str, role: str, frame: wire.Frame, now: float) -> None:
-        """Store what a frame carries. Raises BadRequest, OverLimit; the frame's descriptors are closed either way."""
+        """Store what a frame carries; a secret is held for the caller then. Raises BadRequest, OverLimit; the frame's descriptors are closed either way."""
         fds = list(frame.fds)
         try:
             if role not in ROLES or len(fds) > 1:
                 raise BadRequest("BAD_CONTENT", f"cannot store content with role {role[:40]!r}")
-            fd = fds.pop() if fds else None
-            if fd is not None:
-                await self._put_file(uid, digest, role, fd, now)
+            if role == _SECRET:
+                await self._put_secret(uid, digest, fds.pop() if fds else None, frame.body)
+            elif fds:
+                await self._put_file(uid, digest, role, fds.pop(), now)
             else:
-                await self._put_inline(uid, digest, role, frame.body, now)
+                self._put_inline(uid, digest, role, frame.body, now)
         finally:
             wire.close_all(fds)
 
-    async def _put_inline(self, uid: int, digest: str, role: str, data: bytes, now: float) -> None:
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise BadRequest("BAD_DIGEST", "cannot store the content: it is not what its digest says")
-        if role == _SECRET:
-            await self._blobs.store_bytes(data, self._blobs.secret_path(uid, digest))
-            self._secrets[(uid, digest)] = data
-            return
+    async def _put_secret(self, uid: int, digest: str, fd: int | None, data: bytes) -> None:
+        """Held before its file is written: whoever holds the same one from before and ends meanwhile must not take the new file along."""
+        if fd is None:
+            _require_digest(data, digest)
+        self.hold(uid, digest)
+        try:
+            path = self._blobs.secret_path(uid, digest)
+            await (self._blobs.store_bytes(data, path) if fd is None else self._blobs.store_descriptor(fd, path, digest))
+        except BaseException:
+            self.release(uid, digest)
+            raise
+        self._secrets[(uid, digest)] = data if fd is None else None
+
+    def _put_inline(self, uid: int, digest: str, role: str, data: bytes, now: float) -> None:
+        _require_digest(data, digest)
         self._remember((uid, digest), data)
         row = {"uid": uid, "digest": digest, "role": role, "size": len(data), "inline": data, "now": now}
         # Not awaited: whatever refers to it is committed in the same transaction or a later one.
         self._store.submit(lambda db: db.run("add_content", **row))
 
     async def _put_file(self, uid: int, digest: str, role: str, fd: int, now: float) -> None:
-        if role == _SECRET:
-            await self._blobs.store_descriptor(fd, self._blobs.secret_path(uid, digest), digest)
-            self._secrets[(uid, digest)] = None
-            return
         if (size := os.fstat(fd).st_size) > self._limits.content_bytes:
             os.close(fd)
             raise OverLimit("OVER_LIMIT", f"cannot store {size} bytes of content: the limit content_bytes is {self._limits.content_bytes}")
@@ -197,3 +202,8 @@ class Contents:
             if is_file:
                 self._blobs.remove(self._blobs.content_path(uid, digest))
         return len(gone)
+
+
+def _require_digest(data: bytes, digest: str) -> None:
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise BadRequest("BAD_DIGEST", "cannot store the content: it is not what its digest says")

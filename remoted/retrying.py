@@ -51,7 +51,6 @@ async def _fresh_context(jobs: Jobs, peer: Peer, spec: JobSpec, environ: dict[st
     data = json.dumps(document).encode()
     digest = hashlib.sha256(data).hexdigest()
     await jobs.contents.put(peer.uid, digest, "context", _as_frame(data), jobs.clock.wall())
-    jobs.contents.hold(peer.uid, digest)
     return digest
 
 

@@ -119,7 +119,6 @@ class Connection:
         copy = frame._replace(fds=tuple(map(os.dup, frame.fds)))
         await self._contents.put(self.peer.uid, digest, role, copy, self._runners.jobs.clock.wall())
         if role == "context":
-            self._contents.hold(self.peer.uid, digest)
             self._secrets.append(digest)
 
     def _on_submit(self, frame: wire.Frame) -> None:
