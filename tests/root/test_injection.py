@@ -69,8 +69,13 @@ def _trace(pid: int, *options: str) -> subprocess.Popen[bytes]:
 
 
 def _end(tracer: subprocess.Popen[bytes]) -> None:
+    """Of several threads that were killed it may wait for one that is gone."""
     tracer.terminate()
-    tracer.wait(20)
+    try:
+        tracer.wait(5)
+    except subprocess.TimeoutExpired:
+        tracer.kill()
+        tracer.wait(5)
 
 
 def _submit(place: Host) -> list[list[str]]:
