@@ -15,7 +15,7 @@ from typing import Any
 
 from remoted.attempts import Content
 from remoted.blobs import Blobs
-from remoted.errors import BadRequest, OverLimit
+from remoted.errors import BadRequest, OverLimit, StoreError
 from remoted.limits import Limits
 from remoted.spec import Context, JobSpec, parse_context, parse_spec
 from remoted.store import Statements, Store
@@ -56,6 +56,10 @@ class Contents:
                 await self._put_file(uid, digest, role, fds.pop(), now)
             else:
                 self._put_inline(uid, digest, role, frame.body, now)
+        except (OverLimit, StoreError):
+            if role == _SECRET or not self.has(uid, digest):
+                raise
+            # It lies here from before: a call that comes behind it is served, so its caller must not hear of a refusal.
         finally:
             wire.close_all(fds)
 
@@ -67,7 +71,9 @@ class Contents:
         try:
             path = self._blobs.secret_path(uid, digest)
             await (self._blobs.store_bytes(data, path) if fd is None else self._blobs.store_descriptor(fd, path, digest))
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, (OverLimit, StoreError)) and (uid, digest) in self._secrets:
+                return  # as in ``put``
             self.release(uid, digest)
             raise
         self._secrets[(uid, digest)] = data if fd is None else None

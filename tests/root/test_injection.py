@@ -31,6 +31,8 @@ POINTS = int(os.environ.get("REMOTED_TEST_POINTS", "10"))
 _DULL = frozenset({"epoll_wait", "futex", "mmap", "munmap", "mprotect", "madvise", "brk", "clock_nanosleep", "rt_sigprocmask", "restart_syscall", "exit", "getpid", "gettid", "set_robust_list", "rseq"})
 #: What the kernel may refuse on a disk or socket that has gone bad.
 _FALLIBLE = frozenset({"openat", "read", "write", "pread64", "pwrite64", "fsync", "fdatasync", "sendto", "sendmsg", "recvmsg", "sendfile", "copy_file_range", "ftruncate", "fallocate", "newfstatat", "fstat", "lseek", "linkat", "rename", "renameat2", "unlink", "statfs", "memfd_create"})
+#: A worker whose channel fails is no worker any more.
+_CHANNEL = frozenset({"sendto", "sendmsg", "recvmsg"})
 _CALL = re.compile(r"^([a-z_0-9]+)\(")
 SUBMIT = (
     HEAD
@@ -135,7 +137,7 @@ def _try(place: Host, point: tuple[str, int], what: str) -> str:
     assert told, f"{point}: the client heard nothing"
     assert jobs or not runs, f"{point}: what was refused ran"
     for status, reason in outcomes.values():
-        assert (status, reason) in (("COMPLETED", ""), ("FAILED", "LOST")) or (reason == "WORKER_DIED" and point[0].startswith("send")), (point, status, reason)
+        assert (status, reason) in (("COMPLETED", ""), ("FAILED", "LOST")) or (reason == "WORKER_DIED" and point[0] in _CHANNEL), (point, status, reason)
         assert status != "COMPLETED" or len(runs) == 1, point
         assert ["outcome", "COMPLETED"] not in told or status == "COMPLETED", f"{point}: what was told is no longer so"
     return f"{'died' if is_dead else 'lived'}, {next(iter(outcomes.values()))[0] if outcomes else 'refused'}"
