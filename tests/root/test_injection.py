@@ -150,6 +150,7 @@ def test_t49_at_no_system_call_of_a_submission_is_anything_lost_or_repeated(plac
     report(f"{len(chosen)} of {len(points)} points: {dict(ended)}")
 
     assert what.startswith("error") or any(word.startswith("died") for word in ended), ended
+    _submit(place)
     stored = json.loads(place.run(HEAD + "import subprocess\nprint(subprocess.check_output([sys.executable, '-c', 'from remoted.cli import main; main()', 'ps', '-a', '--limit', '100000', '--json'], text=True).replace(chr(10), ' '))").out.splitlines()[-1])["jobs"]
     assert all(job["status"] in ("COMPLETED", "FAILED") for job in stored)
 
