@@ -51,6 +51,16 @@ def who():
 job = who()
 print(json.dumps([job.result().unwrap(), job.id]))
 """,
+    "open": """
+import errno
+def tried(path):
+    try: os.close(os.open(path, os.O_RDONLY))
+    except OSError as error: return errno.errorcode[error.errno]
+    return "opened"
+@remote(queue)
+def look(path): return [tried(path), tried("/dev/null")], os.getpid()
+print(json.dumps(look(sys.argv[1]).result().unwrap()))
+""",
     "look": """
 def tried(act):
     try: act()
@@ -171,6 +181,18 @@ def test_t42_a_fork_bomb_meets_its_limit_which_is_named(computer: Machine) -> No
 
 def test_f10_more_than_its_cpus_nobody_gets(computer: Machine) -> None:
     assert _json(computer, "burn", uid=CAROL) == "100000 100000\n"
+
+
+def test_t47_cards_stay_closed_over_a_reload_of_systemd(computer: Machine) -> None:
+    """No card is needed: the kernel asks about permission (EPERM) before it looks for a driver (ENXIO)."""
+    computer.run("mknod -m 666 /dev/nvidia9 c 195 9")
+    first = _json(computer, "open", "/dev/nvidia9", uid=ALICE)
+    computer.run("systemctl daemon-reload")
+    again = _json(computer, "open", "/dev/nvidia9", uid=ALICE)
+
+    assert first == again, "the same warm worker"
+    assert isinstance(again, list)
+    assert again[0] == ["EPERM", "opened"]
 
 
 def test_t13_t44_a_flood_of_sockets_and_a_full_disk_are_their_makers_own(computer: Machine) -> None:
