@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable
 from remoted.access import Identity
 from remoted.adopted import AdoptedWorker
 from remoted.attempts import AttemptEnd
-from remoted.calls import Call, Listener, Request
+from remoted.calls import Call, Listener
 from remoted.clock import Clock
 from remoted.contents import Contents
 from remoted.direct import DirectCalls
@@ -36,6 +36,7 @@ from remoted.fdstore import Entry
 from remoted.jobs import Jobs
 from remoted.model import AttemptToken, DeviceUuid, Reason, Status, WorkerId
 from remoted.progress import Begun, read_page
+from remoted.requests import Request
 from remoted.scheduler import events
 from remoted.scheduler.state import WorkerView
 from remoted.spawn import reaper

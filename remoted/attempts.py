@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from remoted.model import AttemptToken, Reason
 
 
-@dataclass(frozen=True, slots=True)
-class Content:
+class Content(NamedTuple):
     """Bytes on their way: inline, a file that is opened when they are sent, or a descriptor that somebody else owns."""
 
     digest: str
@@ -26,8 +25,7 @@ class Content:
         return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptSpec:
+class AttemptSpec(NamedTuple):
     """One try of a call, as the worker is asked to run it."""
 
     token: AttemptToken
@@ -50,6 +48,8 @@ class AttemptSpec:
     position: int = 0
     #: Bytes go in and come out as they are (HTTP routes).
     is_raw: bool = False
+    #: The arguments are built-in values alone.
+    is_plain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +66,7 @@ class LeaseSpec:
     concurrent: bool
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptEnd:
+class AttemptEnd(NamedTuple):
     """How an attempt ended. ``kind``: the runtime's word, died, or unbegun (given ahead, and nothing of it ran). ``payload``: inline bytes or a descriptor (the listener's)."""
 
     kind: str
@@ -110,4 +109,4 @@ class AttemptListener(Protocol):
 
 def clean(text: object) -> str:
     """What a worker says, as text that every store and reader takes: half a surrogate pair is no character."""
-    return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
+    return str(text).encode("utf-8", "backslashreplace").decode("utf-8") if text else ""

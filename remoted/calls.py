@@ -9,65 +9,33 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-from remoted.access import Access, Identity, Peer
+from remoted.access import Access, Peer
 from remoted.attempts import AttemptEnd, AttemptSpec, Content
 from remoted.clock import Clock
 from remoted.contents import Contents
-from remoted.cradle import WorkerPlan
 from remoted.endings import Ending
 from remoted.engine import Engine
-from remoted.environments import EnvironmentFailed, EnvironmentRequest, normalise
 from remoted.errors import BadRequest, Conflict, Forbidden, NotFound
 from remoted.items import Items
 from remoted.limits import Limits
 from remoted.logs import STDERR, JobLog
 from remoted.model import AttemptToken, DeviceUuid, Reason, Status, Uid, WorkerId
-from remoted.scheduler import matching
+from remoted.needs import Needs, Wanted, instance_key
+from remoted.paths import Paths
+from remoted.requests import Request
 from remoted.scheduler.events import Assign, InstanceFound
-from remoted.scheduler.state import Need, PoolPolicy, Ticket
-from remoted.spec import Context, JobSpec, Options, kind_id
+from remoted.scheduler.state import PoolPolicy, Ticket
+from remoted.spec import JobSpec
 from remoted.usage import Span
 from remoted.workers import Worker
 
-_INSTALLER_VARIABLES = frozenset({"PATH", "HOME", "LANG", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"})
-_INSTALLER_PREFIXES = ("UV_", "PIP_", "SSL_CERT_", "HTTP_", "HTTPS_", "ALL_PROXY", "NO_PROXY", "http_", "https_", "all_proxy", "no_proxy")
-_KINDS_MOST = 4096
 _NO_TOKEN = AttemptToken("")
 _NO_WORKER = WorkerId("")
 _C = TypeVar("_C", bound="Call")
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A submission as it came from a client, content by digest."""
-
-    key: str
-    spec: str
-    code: str
-    modules: str
-    context: str
-    arguments: str
-    arguments_inline: bytes | None
-    options: Options
-    parent: str = ""
-    instance: tuple[str, str, str] | None = None
-    """(instance id, method, digest of the constructor's arguments)"""
-    #: Arguments, result and items are bytes for the function itself, not pickles.
-    is_raw: bool = False
-    #: As whom its attempts run, where the daemon can become somebody else.
-    identity: Identity | None = None
-
-    @property
-    def digests(self) -> tuple[str, ...]:
-        """All content that it refers to."""
-        constructor = self.instance[2] if self.instance else ""
-        return tuple(digest for digest in (self.spec, self.code, self.modules, self.context, self.arguments, constructor) if digest)
 
 
 class Watcher(Protocol):
@@ -81,7 +49,7 @@ class Watcher(Protocol):
     def on_done(self, call: Call) -> None: ...
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Call:
     """One live call. Mutable, owned by its runner."""
 
@@ -93,6 +61,8 @@ class Call:
     ticket: Ticket
     log: JobLog
     submitted_at: float
+    #: The how manyth job it is; 0 for what is not stored.
+    seq: int = 0
     status: Status = Status.IN_QUEUE
     reason: Reason | None = None
     attempts: int = 0
@@ -136,8 +106,10 @@ class Call:
 
     @property
     def timeout_seconds(self) -> float | None:
-        limits = [self.request.options.timeout_seconds or self.spec.timeout_seconds, self.spec.pool.execution_timeout_seconds]
-        return min((limit for limit in limits if limit is not None), default=None)
+        own, most = self.request.options.timeout_seconds or self.spec.timeout_seconds, self.spec.pool.execution_timeout_seconds
+        if own is None or most is None:
+            return most if own is None else own
+        return min(own, most)
 
 
 class Listener:
@@ -166,17 +138,29 @@ class Listener:
         self._runner.attempt_ended(self._call, self._token, end)
 
 
+class Admitted(NamedTuple):
+    """A request that may be served, and what it stands for. All calls with the same content are admitted together."""
+
+    request: Request
+    uid: Uid
+    spec: JobSpec
+    ancestors: tuple[str, ...]
+    wanted: Wanted
+    now: float
+
+
 class CallRunner:
     """The common half; also the engine's ``TicketOwner``."""
 
     #: Will anybody ask for an outcome after a restart?
     keeps_outcomes = False
 
-    def __init__(self, engine: Engine, contents: Contents, clock: Clock, limits: Limits, kind_key: bytes) -> None:
+    def __init__(self, engine: Engine, contents: Contents, clock: Clock, limits: Limits, kind_key: bytes, paths: Paths) -> None:
         self.engine = engine
         self.contents = contents
         self.clock = clock
         self.limits = limits
+        self._logs = paths.logs
         self.calls: dict[str, Call] = {}
         #: Every runner of this daemon: a nested call's parent may be of the other kind. Set by the composition root.
         self.others: tuple[CallRunner, ...] = (self,)
@@ -184,16 +168,15 @@ class CallRunner:
         self.on_ended: Callable[[Ending], None] = lambda ending: None
         #: Whom the daemon serves. Set by the composition root where that is not its own user.
         self.access = Access(os.geteuid())
-        self._kind_key = kind_key
+        self.needs = Needs(engine, contents, kind_key)
         #: By (user, instance): ids are made by clients.
         self._homes: dict[str, WorkerId] = {}
-        self._kinds: dict[tuple[int, str, str, Identity | None], tuple[str, str | None]] = {}
         self._constructed: set[str] = set()
 
     # -- in and out ----------------------------------------------------------------------------------------
 
-    def new_call(self, kind: type[_C], peer: Peer, request: Request, call_id: str, log: Path, **more: Any) -> tuple[_C, PoolPolicy]:
-        """A call of one's own, not known to anybody yet. Raises Refused."""
+    def admit(self, peer: Peer, request: Request) -> Admitted:
+        """Raises Refused."""
         if self.engine.is_stopping:
             raise Conflict("DRAINING", "cannot take new work: the daemon is being stopped; try again when it is back")
         request = self.identified(peer, request)
@@ -201,25 +184,28 @@ class CallRunner:
         ancestors = self.ancestors_of(peer, request.parent) if request.parent else ()
         if self.engine.is_closed_to(ancestors):
             self.engine.gate.admit(self.keeps_outcomes)
-        ticket, policy = self.make_ticket(peer, call_id, request, spec, ancestors)
-        call = kind(
+        return Admitted(request, Uid(peer.uid), spec, ancestors, self.needs.of(peer.uid, request, spec), self.clock.wall())
+
+    def new_call(self, kind: type[_C], admitted: Admitted, request: Request, call_id: str, **more: Any) -> _C:
+        """A call that nobody knows yet; of others that were admitted with it its request differs in key and arguments."""
+        spec = admitted.spec
+        return kind(
             id=call_id,
-            uid=Uid(peer.uid),
+            uid=admitted.uid,
             request=request,
             spec=spec,
             name=request.options.name or spec.function.qualname,
-            ticket=ticket,
-            log=JobLog(log, self.limits.log_bytes_per_job),
-            submitted_at=self.clock.wall(),
+            ticket=admitted.wanted.ticket(call_id, request, admitted.ancestors),
+            log=JobLog(self._logs, call_id, self.limits.log_bytes_per_job),
+            submitted_at=admitted.now,
             **more,
         )
-        return call, policy
 
     def identified(self, peer: Peer, request: Request) -> Request:
         """With the identity of who asks, where it decides as whom the body runs. Raises Forbidden (T04)."""
         if not self.access.may_run(peer):
             raise Forbidden("ROOT_REFUSED", "cannot run functions as root: call as a user (sudo -u USER ...), or let the administrator set allow_root = true in [users] of config.toml")
-        return replace(request, identity=peer.identity) if self.access.serves_everybody else request
+        return request._replace(identity=peer.identity) if self.access.serves_everybody else request
 
     def enter(self, call: Call) -> None:
         """It is live: what it refers to is kept, and its parent knows it."""
@@ -241,91 +227,10 @@ class CallRunner:
         if parent is not None:
             parent.children.discard(call.id)
 
-    # -- from a request to a ticket ------------------------------------------------------------------------
-
     def make_ticket(self, peer: Peer, call_id: str, request: Request, spec: JobSpec, ancestors: tuple[str, ...]) -> tuple[Ticket, PoolPolicy]:
         """Raises BadRequest when this host can never serve the call; names what the host has."""
-        self.contents.require(peer.uid, *request.digests)
-        context = self.contents.context(peer.uid, request.context)
-        gpu = self._gpu_request(spec)
-        self._refuse_what_is_missing(spec)
-        kind, environment = self._kind(peer.uid, request, spec, context)
-        need = Need(
-            uid=Uid(peer.uid),
-            pool=(peer.uid, spec.pool.class_, spec.pool.name),
-            kind=kind,
-            gpu=gpu,
-            concurrency=spec.pool.max_concurrency,
-            environment=environment,
-            instance=_instance_key(peer.uid, request.instance[0]) if request.instance else None,
-        )
-        if spec.pool.workers_min:
-            self.engine.holders.hold(need.pool, spec.pool.keep_warm_seconds)
-        cpus = min(spec.pool.cpus or 0.0, self.engine.scheduler.cpus)
-        policy = PoolPolicy(spec.pool.workers_min, spec.pool.workers_max, spec.pool.idle_timeout_seconds or 300.0)
-        return Ticket(call_id, need, cpus, request.options.priority, ancestors), policy
-
-    def _kind(self, uid: int, request: Request, spec: JobSpec, context: Context) -> tuple[str, str | None]:
-        """(kind, environment); the engine knows from here on how such workers are started. Worked out once per spec and context."""
-        key = (uid, request.spec, request.context, request.identity)
-        if key not in self._kinds:
-            kind = kind_id(self._kind_key, spec, context, spec.pool.gpus, request.identity)
-            plan = self._plan(uid, spec, context, request.identity)
-            self.engine.plan(kind, plan)
-            if len(self._kinds) >= _KINDS_MOST:
-                self._kinds.clear()
-            self._kinds[key] = (kind, plan.environment.digest if plan.environment else None)
-        return self._kinds[key]
-
-    def _gpu_request(self, spec: JobSpec) -> matching.GpuRequest | None:
-        if not spec.pool.gpu:
-            return None
-        request = matching.parse_request(spec.pool.gpus or ("ANY",), spec.pool.gpu_count)
-        devices = self.engine.devices
-        problem = matching.explain_impossible(request, devices.known) or matching.explain_old_driver(spec.pool.cuda_min, devices.cuda)
-        if problem is not None:
-            raise BadRequest("NO_MATCHING_GPU", problem + (f" ({devices.problem})" if devices.problem else ""))
-        return request
-
-    def _refuse_what_is_missing(self, spec: JobSpec) -> None:
-        """What this version cannot do is refused before anything runs, never ignored."""
-        if spec.pool.isolation != "subprocess" or spec.pool.image:
-            raise BadRequest("NOT_SUPPORTED", "cannot run in a container: this version has isolation='subprocess' only; leave isolation and imageName out")
-        if spec.pool.volume is not None:
-            raise BadRequest("NOT_SUPPORTED", f"cannot mount the network volume {spec.pool.volume.id}: this version has no volumes; pass the path of a folder instead")
-
-    def _plan(self, uid: int, spec: JobSpec, context: Context, identity: Identity | None) -> WorkerPlan:
-        keep = ("HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "XDG_CACHE_HOME")
-        environ = {name: context.environ[name] for name in keep if name in context.environ} | context.worker_variables()
-        request = None
-        if spec.dependencies:
-            try:
-                normalise(spec.dependencies)
-            except EnvironmentFailed as error:
-                raise BadRequest("BAD_REQUIREMENT", str(error)) from error
-            request = EnvironmentRequest(
-                uid=uid,
-                executable=spec.executable,
-                requirements=spec.dependencies,
-                isolated=spec.pool.isolated,
-                accelerate_downloads=spec.accelerate_downloads,
-                identity=identity,
-            )
-        visible = {name: value for name, value in context.environ.items() if name in _INSTALLER_VARIABLES or name.startswith(_INSTALLER_PREFIXES)}
-        return WorkerPlan(
-            executable=spec.executable,
-            environ=environ,
-            memory_bytes=spec.pool.memory_bytes,
-            cpus=min(spec.pool.cpus, self.engine.scheduler.cpus) if spec.pool.cpus else None,
-            environment=request,
-            descriptors=context.descriptors,
-            version=spec.python,
-            build_environ=visible,
-            identity=identity,
-            preload=spec.pool.preload,
-            hints=frozenset(spec.function.imports),
-            import_environ=context.import_variables(),
-        )
+        wanted = self.needs.of(peer.uid, request, spec)
+        return wanted.ticket(call_id, request, ancestors), wanted.policy
 
     # -- the engine's owner --------------------------------------------------------------------------------
 
@@ -333,13 +238,13 @@ class CallRunner:
         call = self.calls[ticket_id]
         call.attempts += 1
         call.tries += 1
-        call.token = AttemptToken(secrets.token_hex(16))
+        call.token = AttemptToken(os.urandom(16).hex())
         call.worker, call.worker_id, call.devices, call.is_ahead = worker, worker.id, devices, how.ahead
         call.position = worker.take_position()
         call.attempt_started = self.clock.wall()
         call.started_at = call.started_at or call.attempt_started
         if call.request.instance is not None:
-            self._homes[_instance_key(call.uid, call.request.instance[0])] = worker.id
+            self._homes[instance_key(call.uid, call.request.instance[0])] = worker.id
         self.begin(call, how.inline)
 
     def begin(self, call: Call, inline: bool) -> None:
@@ -389,6 +294,7 @@ class CallRunner:
             ahead=call.is_ahead,
             position=call.position,
             is_raw=request.is_raw,
+            is_plain=request.is_plain,
         )
 
     def on_unplaceable(self, ticket_id: str, reason: Reason, message: str, detail: str) -> None:
@@ -450,7 +356,7 @@ class CallRunner:
         """Constructed for this call although it had been before: its state was lost, and the caller is told."""
         if call.request.instance is None or not (end.constructed or end.kind == "died"):
             return
-        instance = _instance_key(call.uid, call.request.instance[0])
+        instance = instance_key(call.uid, call.request.instance[0])
         if end.kind == "died":  # it does not say any more whether it constructed; whatever was there is gone
             self._constructed.add(instance)
             return
@@ -459,7 +365,7 @@ class CallRunner:
 
     def drop_instance(self, peer: Peer, instance: str) -> None:
         """Its handle is gone: the worker that holds it forgets it."""
-        key = _instance_key(peer.uid, instance)
+        key = instance_key(peer.uid, instance)
         self._constructed.discard(key)
         home = self.engine.workers.get(self._homes.pop(key, WorkerId("")))
         if home is not None and self.engine.view(home.id) is not None:
@@ -468,7 +374,7 @@ class CallRunner:
 
     def remember_instance(self, worker: Worker, uid: int, instance: str) -> None:
         """It lives in a worker of an earlier daemon's: its calls go there."""
-        key = _instance_key(uid, instance)
+        key = instance_key(uid, instance)
         if self._homes.setdefault(key, worker.id) == worker.id:
             self._constructed.add(key)
             self.engine.handle(InstanceFound(key, worker.id))
@@ -492,9 +398,3 @@ class CallRunner:
         """Whoever watches hears what it is now."""
         for watcher in list(call.watchers):
             watcher.on_state(call)
-
-
-def _instance_key(uid: int, instance: str) -> str:
-    """Ids are made by clients: nobody's id means another user's object."""
-    return f"{uid}:{instance}"
-

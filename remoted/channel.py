@@ -17,6 +17,8 @@ from remoted_client import wire
 
 #: A worker that does not read is of no use; what waits for it is bounded in messages (each <= 128 KiB).
 OUTBOX_MESSAGES = 4096
+#: Every channel reads into it, and takes away what it has read at once.
+_buffer = bytearray(wire.MESSAGE_BYTES)
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
@@ -36,6 +38,8 @@ class Channel:
         self._on_frame = on_frame
         self._on_closed = on_closed
         self._outbox: deque[tuple[bytes, tuple[int, ...]]] = deque()
+        #: A message about calls that more may join.
+        self._calls: wire.CallsFrame | None = None
         self._loop = asyncio.get_running_loop()
         self._open = True
         #: The kernel's buffer was full at the last write.
@@ -52,12 +56,32 @@ class Channel:
 
     def send(self, header: dict[str, Any], body: bytes = b"", fds: tuple[int, ...] = ()) -> None:
         """Send or queue one message. The descriptors are the channel's from here on: it closes them."""
+        self.end_calls()
+        self._send(wire.encode(header, body, len(fds)), fds)
+
+    def send_call(self, common: dict[str, Any], word: Any, body: bytes) -> None:
+        """A message about a call, or a part of one: neighbours that have all this in common leave together, at the end of this turn."""
+        if self._calls is None or self._calls.common != common or not self._calls.add(word, body):
+            if self._calls is None:
+                self._loop.call_soon(self.end_calls)
+            self.end_calls()
+            self._calls = wire.CallsFrame(common)
+            self._calls.add(word, body)
+
+    def end_calls(self) -> None:
+        """Nothing joins them any more."""
+        frame, self._calls = self._calls, None
+        if frame is not None:
+            for data in frame.frames():
+                self._send(data, ())
+
+    def _send(self, data: bytes, fds: tuple[int, ...]) -> None:
         if not self._open or len(self._outbox) >= OUTBOX_MESSAGES:
             wire.close_all(fds)
             if self._open:
                 self._fail("the worker does not read its channel")
             return
-        self._outbox.append((wire.encode(header, body, len(fds)), fds))
+        self._outbox.append((data, fds))
         if len(self._outbox) == 1:
             self._flush()
 
@@ -96,7 +120,7 @@ class Channel:
         if not self._open:
             return False
         try:
-            data, fds = wire.receive(self._sock, wire.MESSAGE_BYTES)
+            data, fds = wire.receive_into(self._sock, _buffer)
             if not data:
                 self._fail("the worker closed its channel")
                 return False

@@ -18,7 +18,7 @@ from typing import Any
 from remoted.access import Peer
 from remoted.adopted import AdoptedWorker, FoundLease
 from remoted.attempts import AttemptEnd, Content
-from remoted.calls import Call, CallRunner, Listener, Request
+from remoted.calls import Call, CallRunner, Listener
 from remoted.clock import Clock
 from remoted.contents import Contents
 from remoted.endings import ending_of
@@ -30,6 +30,7 @@ from remoted.logs import JobLog
 from remoted.model import AttemptToken, DeviceUuid, Reason, Status, Uid
 from remoted.paths import Paths
 from remoted.peers import peer_of
+from remoted.requests import Request
 from remoted.scheduler.state import Need, Ticket
 from remoted.spawn.reaper import ticks_of
 from remoted.spec import JobSpec, parse_options
@@ -45,8 +46,7 @@ class DirectCalls(CallRunner):
     """The use case of load-balanced classes."""
 
     def __init__(self, engine: Engine, contents: Contents, clock: Clock, limits: Limits, kind_key: bytes, paths: Paths) -> None:
-        super().__init__(engine, contents, clock, limits, kind_key)
-        self._paths = paths
+        super().__init__(engine, contents, clock, limits, kind_key, paths)
         #: What was held and is not charged yet: nothing of these calls is in the store.
         self.used = Pending()
         self._leases = Leases(clock, limits, lambda: engine.is_contended)
@@ -55,7 +55,7 @@ class DirectCalls(CallRunner):
     def submit(self, peer: Peer, request: Request, caller: str) -> Call:
         """A call that waits for a worker from now on. Raises Refused."""
         call_id = secrets.token_hex(16)
-        return self._admit(peer, request, Call, call_id, caller=caller)
+        return self._start(peer, request, Call, call_id, caller=caller)
 
     def check(self, peer: Peer, request: Request) -> JobSpec:
         """The spec of calls that will come, if this host can serve such. Raises Refused."""
@@ -69,13 +69,14 @@ class DirectCalls(CallRunner):
         """A connection that waits for a worker from now on. Raises Refused."""
         if self.lookup(lease_id) is not None:
             raise BadRequest("BAD_REQUEST", "cannot open the lease: its id is in use")
-        return self._admit(peer, request, Lease, lease_id, caller=caller, door=door)
+        return self._start(peer, request, Lease, lease_id, caller=caller, door=door)
 
-    def _admit(self, peer: Peer, request: Request, kind: type[Call], call_id: str, **more: Any) -> Call:
-        call, policy = self.new_call(kind, peer, request, call_id, self._paths.logs / f"{call_id}.log", **more)
+    def _start(self, peer: Peer, request: Request, kind: type[Call], call_id: str, **more: Any) -> Call:
+        admitted = self.admit(peer, request)
+        call = self.new_call(kind, admitted, admitted.request, call_id, **more)
         self.enter(call)
         self._watch_busy(call, self.limits.pool_busy_seconds)
-        self.engine.submit(call.ticket, policy, self)
+        self.engine.submit(call.ticket, admitted.wanted.policy, self)
         return call
 
     def drain(self) -> None:
@@ -130,8 +131,8 @@ class DirectCalls(CallRunner):
             raise BadRequest("BAD_REQUEST", "cannot go on with the lease: it is none")
         request = Request("", found.spec, "", "", "", "", b"", parse_options({}))
         ticket = Ticket(found.lease_id, need, min(spec.pool.cpus or 0.0, self.engine.scheduler.cpus))
-        log, now = JobLog(self._paths.logs / f"{found.lease_id}.log", self.limits.log_bytes_per_job), self.clock.wall()
-        lease = Lease(found.lease_id, need.uid, request, spec, spec.function.qualname, ticket, log, now, Status.IN_PROGRESS)
+        log, now = JobLog(self._logs, found.lease_id, self.limits.log_bytes_per_job, is_new=False), self.clock.wall()
+        lease = Lease(found.lease_id, need.uid, request, spec, spec.function.qualname, ticket, log, now, status=Status.IN_PROGRESS)
         lease.token, lease.worker, lease.worker_id, lease.devices = found.token, worker, worker.id, devices
         lease.started_at = lease.attempt_started = now
         lease.caller = json.dumps([peer.pid, ticks_of(peer.pid)])

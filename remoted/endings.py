@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from remoted.model import Status
 
@@ -11,8 +10,7 @@ if TYPE_CHECKING:
     from remoted.calls import Call
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(NamedTuple):
     """``kind``: queue (durable), direct, or lease (as many direct calls as its client made)."""
 
     kind: str

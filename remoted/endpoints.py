@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
 
 from remoted.access import Peer
-from remoted.calls import Call, Request
+from remoted.calls import Call
 from remoted.direct import DirectCalls
 from remoted.errors import BadRequest, Conflict, NotFound, OverLimit
 from remoted.limits import Limits
+from remoted.requests import Request
 
 METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH")
 _PATH_CHARACTERS = 200
@@ -98,7 +99,7 @@ class Endpoints:
             raise BadRequest("BAD_ROUTE", f"cannot register this route: it needs one of {', '.join(METHODS)} and a path of at most {_PATH_CHARACTERS} characters")
         spec = self._direct.check(peer, request)
         operation, components = _parse(description)
-        endpoint = Endpoint(peer.uid, method, path, replace(request, is_raw=True), operation, components, spec.stream, owner)
+        endpoint = Endpoint(peer.uid, method, path, request._replace(is_raw=True), operation, components, spec.stream, owner)
         mine = self._of.setdefault(peer.uid, [])
         for other in mine:
             if (other.method, other.shape) == (method, endpoint.shape):
@@ -146,7 +147,7 @@ class Endpoints:
 
     def call(self, endpoint: Endpoint, request: bytes) -> Call:
         """Begin the call of a request. Raises Refused."""
-        return self._direct.submit(Peer(endpoint.uid, endpoint.uid, 0), replace(endpoint.request, arguments_inline=request), "")
+        return self._direct.submit(Peer(endpoint.uid, endpoint.uid, 0), endpoint.request._replace(arguments_inline=request), "")
 
     def leave(self, call: Call) -> None:
         """Nobody waits for its answer any more."""

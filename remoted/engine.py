@@ -78,6 +78,7 @@ class Engine:
         self._told: dict[TicketId, Reason] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._is_step_open = False
         self._look: asyncio.Task[None] | None = None
         self._looking = asyncio.Lock()
         self.is_stopping = False
@@ -223,6 +224,15 @@ class Engine:
             return
         for decision in self.scheduler.handle(event, self._clock.monotonic()):
             self._carry_out(decision)
+        if not self._is_step_open:
+            self._is_step_open = True
+            asyncio.get_running_loop().call_soon(self._end_step)
+
+    def _end_step(self) -> None:
+        """Once for all that happened in one turn of the loop."""
+        self._is_step_open = False
+        if self.is_stopping:
+            return
         self._tell_reasons()
         if self.is_contended:
             self.on_contention()

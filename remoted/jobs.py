@@ -10,40 +10,44 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import random
-import secrets
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import astuple
+from functools import partial
 from itertools import islice
 from typing import Any
 
 from remoted.access import Peer
 from remoted.attempts import AttemptEnd, Content
 from remoted.blobs import Blobs
-from remoted.calls import Call, CallRunner, Request
+from remoted.calls import Admitted, Call, CallRunner
 from remoted.clock import Clock
 from remoted.contents import Contents
+from remoted.docket import AlreadyKnown, Docket, job_id
 from remoted.endings import Ending, ending_of
 from remoted.engine import Engine
 from remoted.errors import OverLimit, RemotedError, StoreBroken, StoreError
 from remoted.items import Items
+from remoted.keeping import ItemKeeper
 from remoted.limits import Limits
 from remoted.logs import JobLog
 from remoted.model import AttemptToken, Reason, Status, Uid, WorkerId
 from remoted.paces import Paces
 from remoted.paths import Paths
 from remoted.records import Records
+from remoted.requests import Request
 from remoted.scheduler.state import PoolPolicy
 from remoted.store import Row, Statements, Store
-from remoted.usage import end_attempt
+from remoted.usage import Pending, Span, charge_all
 from remoted.verdicts import describe, stopped, verdict
 from remoted.workers import Worker
 
 log = logging.getLogger(__name__)
+#: Between two tries to store an outcome.
+_AGAIN_SECONDS = 0.5
+_CLOSE_SECONDS = 5.0
 
 
 class Jobs(CallRunner):
@@ -52,83 +56,60 @@ class Jobs(CallRunner):
     keeps_outcomes = True
 
     def __init__(self, engine: Engine, contents: Contents, clock: Clock, limits: Limits, kind_key: bytes, store: Store, blobs: Blobs, paths: Paths) -> None:
-        super().__init__(engine, contents, clock, limits, kind_key)
+        super().__init__(engine, contents, clock, limits, kind_key, paths)
         self.records = Records(store, blobs, paths, clock, limits)
         self._store = store
         self._blobs = blobs
-        self._paths = paths
-        self._boot_id = clock.boot_id()
-        self._by_key: dict[tuple[int, str], asyncio.Future[str]] = {}
+        self._docket = Docket(store, clock.boot_id())
+        #: Who waits to hear that a job is stored.
+        self._accepting: dict[str, list[Callable[[str | Exception], None]]] = {}
         self._per_uid: Counter[int] = Counter()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._keeper = ItemKeeper(self._docket, blobs, self._spawn, self._item_kept, self._try_again)
+        #: Outcomes that are not committed yet, and what waits until the store may take it.
+        self._finishing = self._waiting_again = 0
         self._paces = Paces()
         self.completed = 0
 
     # -- submitting ----------------------------------------------------------------------------------------
 
-    def submit(self, peer: Peer, request: Request, caller: str) -> asyncio.Future[str]:
-        """The id, once the job is committed. The same key again gives the same id (T61). Raises Refused."""
-        key = (peer.uid, request.key)
-        if key not in self._by_key:
-            self._by_key[key] = self._accept(peer, request, caller)
-            self._by_key[key].add_done_callback(lambda _: self._by_key.pop(key, None))
-        return self._by_key[key]
+    async def submit(self, peer: Peer, request: Request, caller: str) -> str:
+        """The id, once the job is committed. Raises Refused."""
+        accepted: asyncio.Future[str | Exception] = asyncio.get_running_loop().create_future()
+        admitted = self.admit(peer, request)
+        self.accept(admitted, admitted.request, caller, accepted.set_result)
+        found = await accepted
+        if isinstance(found, Exception):
+            raise found
+        return found
 
-    def _accept(self, peer: Peer, request: Request, caller: str) -> asyncio.Future[str]:
-        if self._per_uid[peer.uid] >= self.limits.queued_jobs(peer.uid):
-            name = "queued_jobs_per_uid" if self.limits.share(peer.uid).queued_jobs is None else "queued_jobs"
-            raise OverLimit("OVER_LIMIT", f"cannot queue another job: your limit {name} is {self.limits.queued_jobs(peer.uid)}; wait for some to end")
-        call_id = secrets.token_hex(16)
-        call, policy = self.new_call(Call, peer, request, call_id, self.records.log_path(call_id), caller=caller)
-        stored = self._store.submit(self._insertion(call))
-        accepted: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        stored.add_done_callback(lambda done: self._stored(call, done, accepted))
-        self._adopt_call(call)
-        self.engine.submit(call.ticket, policy, self)
-        return accepted
-
-    def _insertion(self, call: Call) -> Callable[[Statements], str]:
-        request, spec = call.request, call.spec
-        row = {
-            "id": call.id,
-            "uid": call.uid,
-            "submission_key": request.key,
-            "name": call.name,
-            "function": f"{spec.function.module}:{spec.function.qualname}",
-            "pool": spec.pool.name,
-            "spec": request.spec,
-            "code": request.code,
-            "modules": request.modules,
-            "context": request.context,
-            "arguments": request.arguments,
-            "arguments_inline": request.arguments_inline,
-            "options": json.dumps({**request.options.model_dump(), "instance": request.instance, "identity": request.identity and astuple(request.identity)}),
-            "parent": request.parent,
-            "caller": call.caller,
-            "submitted_at": call.submitted_at,
-        }
-
-        def insert(db: Statements) -> str:
-            if db.run("add_job", **row):
-                return call.id
-            earlier = db.one("job_by_key", uid=call.uid, submission_key=request.key)
-            assert earlier is not None
-            return str(earlier["id"])
-
-        return insert
-
-    def _stored(self, call: Call, done: asyncio.Future[str], accepted: asyncio.Future[str]) -> None:
-        """Committed, or refused; or the key was known from before a restart and this call is a double."""
-        error = done.exception()
-        if error is not None or done.result() != call.id:
-            self._forget(call)
-        if accepted.cancelled():
-            return
-        if error is not None:
-            accepted.set_exception(error)
-            accepted.exception()
+    def accept(self, admitted: Admitted, request: Request, caller: str, told: Callable[[str | Exception], None]) -> None:
+        """``told`` the id, once the job is committed, or why it is not. The same key again gives the same id (T61)."""
+        call_id = job_id(admitted.uid, request.key)
+        if call_id in self._accepting:
+            self._accepting[call_id].append(told)
+        elif call_id in self.calls:
+            told(call_id)
+        elif self._per_uid[admitted.uid] >= self.limits.queued_jobs(admitted.uid):
+            told(self._too_many(admitted.uid))
         else:
-            accepted.set_result(done.result())
+            self._accepting[call_id] = [told]
+            call = self.new_call(Call, admitted, request, call_id, caller=caller, seq=self._docket.next_seq())
+            self._docket.add(call, partial(self._stored, call))
+            self._adopt_call(call)
+            self.engine.submit(call.ticket, admitted.wanted.policy, self)
+
+    def _too_many(self, uid: int) -> OverLimit:
+        name = "queued_jobs_per_uid" if self.limits.share(uid).queued_jobs is None else "queued_jobs"
+        return OverLimit("OVER_LIMIT", f"cannot queue another job: your limit {name} is {self.limits.queued_jobs(uid)}; wait for some to end")
+
+    def _stored(self, call: Call, error: Exception | None) -> None:
+        """Committed, or refused; or the key was known from before and this call is a double."""
+        if error is not None:
+            self._forget(call)
+        known = error is None or isinstance(error, AlreadyKnown)
+        for told in self._accepting.pop(call.id):
+            told(call.id if known else error or call.id)
 
     def _adopt_call(self, call: Call) -> None:
         self.enter(call)
@@ -146,37 +127,18 @@ class Jobs(CallRunner):
     # -- attempts ------------------------------------------------------------------------------------------
 
     def begin(self, call: Call, inline: bool) -> None:
-        worker = call.worker
-        assert worker is not None
-        row: dict[str, Any] = {
-            "token": call.token,
-            "job": call.id,
-            "number": call.tries,
-            "worker": call.worker_id,
-            "worker_pid": worker.pid,
-            "worker_started": worker.born,
-            "boot_id": self._boot_id,
-            "devices": " ".join(call.devices),
-            "position": call.position,
-            "now": call.attempt_started,
-        }
+        self._docket.begin(call, partial(self._begun, call, inline))
 
-        def begin(db: Statements) -> None:
-            db.run("begin_attempt", **row)
-            db.run("mark_running", job=call.id, attempts=call.attempts, worker=row["worker"], devices=row["devices"], now=row["now"])
-
-        self._store.submit(begin).add_done_callback(lambda done: self._begun(call, inline, done))
-
-    def _begun(self, call: Call, inline: bool, done: asyncio.Future[None]) -> None:
-        if call.id not in self.calls:
+    def _begun(self, call: Call, inline: bool, error: Exception | None) -> None:
+        if self.calls.get(call.id) is not call:
             return
-        if done.exception() is None:
+        if error is None:
             self.run(call, inline)
             if not call.is_ahead:
                 self._run_ahead(call.worker)
             return
         # Not stored, so not started: the worker is free, and the job waits for a store that takes it.
-        log.error("cannot begin an attempt of %s: %s", call.id, done.exception())
+        log.error("cannot begin an attempt of %s: %s", call.id, error)
         self.engine.ended(call.id)
         call.attempts -= 1
         call.worker = None
@@ -199,7 +161,11 @@ class Jobs(CallRunner):
         self._paces.note(call.request.code, seconds)
         self.engine.ended(call.id)
         self._run_ahead(worker)
-        self._spawn(self._settle(call, token, end, worker))
+        if isinstance(end.payload, int) or self._keeper.under_way(call) is not None:
+            self._spawn(self._settle_large(call, token, end, worker))
+        else:
+            call.result, call.result_kind, call.result_size = Content("", end.payload, None), end.kind, end.size
+            self._settle(call, token, end, worker)
 
     # -- running ahead -------------------------------------------------------------------------------------
 
@@ -229,9 +195,10 @@ class Jobs(CallRunner):
         call.attempts -= 1
         call.tries -= 1
 
+        job, number = call.seq, call.tries + 1
+
         def take_back(db: Statements) -> None:
-            db.run("drop_attempt", token=token)
-            db.run("return_job", job=call.id, attempts=call.attempts)
+            db.run("drop_attempt", job=job, number=number)
 
         self._store_now(take_back, lambda: self.engine.spool.settle(token))
         if call.stop_requested is not None:
@@ -240,51 +207,74 @@ class Jobs(CallRunner):
         elif not self.engine.returned(call.id, self):
             self._retry_later(call, 0.0)
 
-    async def _settle(self, call: Call, token: AttemptToken, end: AttemptEnd, worker: Any) -> None:
-        """Decide, store, tell, in this order; and at the very end let the worker forget."""
+    async def _settle_large(self, call: Call, token: AttemptToken, end: AttemptEnd, worker: Worker | None) -> None:
+        """Items and result are files before anything is told of the end."""
+        if (items := self._keeper.under_way(call)) is not None:
+            await asyncio.wait([items])
+        call.result_kind, call.result_size = end.kind, end.size
         try:
-            await self._keep_result(call, end)
+            call.result = await self._keep_result(call, end.payload)
         except RemotedError as error:
             end = AttemptEnd("unsendable", message=str(error), reason=Reason.RESULT_LOST, stopped_by=end.stopped_by)
-        call.attempts -= end.kind == "stale"
-        status, reason = verdict(end, call.attempts, call.max_retries, len(call.items))
-        call.error, call.error_type, call.traceback = describe(end, status, reason, call.timeout_seconds, len(call.items))
-        self.note_construction(call, end)
-        if status is None:
-            await self._requeue(call, token, end, reason)
+        self._settle(call, token, end, worker)
+
+    async def _keep_result(self, call: Call, payload: bytes | int) -> Content:
+        if isinstance(payload, bytes):
+            return Content("", payload, None)
+        path = self._blobs.result_path(call.id)
+        await self._blobs.store_descriptor(payload, path)
+        return Content("", None, str(path))
+
+    def _settle(self, call: Call, token: AttemptToken, end: AttemptEnd, worker: Worker | None) -> None:
+        """Decide, store, tell, in this order; and at the very end let the worker forget."""
+        status: Status | None = Status.COMPLETED
+        reason: Reason | None = None
+        if end.kind != "returned":
+            call.attempts -= end.kind == "stale"
+            status, reason = verdict(end, call.attempts, call.max_retries, len(call.items))
+            call.error, call.error_type, call.traceback = describe(end, status, reason, call.timeout_seconds, len(call.items))
         else:
-            await self._finish(call, token, end, status, reason)
+            call.error = call.error_type = call.traceback = ""
+        self.note_construction(call, end)
+        then = partial(self._let_forget, token, worker)
+        if status is None:
+            self._spawn(self._requeue(call, end, reason, then))
+        else:
+            self._finish(call, status, reason, self._used(call, end), then)
+
+    def _let_forget(self, token: AttemptToken, worker: Worker | None) -> None:
         if worker is None:  # found after a restart: what it left behind is committed now
             self.engine.spool.settle(token)
         elif worker.is_alive:
             worker.acknowledge(token)
 
-    async def _keep_result(self, call: Call, end: AttemptEnd) -> None:
-        call.result_kind, call.result_size = end.kind, end.size
-        if isinstance(end.payload, int):
-            path = self._blobs.result_path(call.id)
-            await self._blobs.store_descriptor(end.payload, path)
-            call.result = Content("", None, str(path))
-        else:
-            call.result = Content("", end.payload, None)
+    def _used(self, call: Call, end: AttemptEnd) -> Span | None:
+        """Of an attempt that was lost nobody knows when it ended: it is not charged."""
+        return None if end.reason is Reason.LOST else call.used_until(self.clock.wall())
 
-    async def _requeue(self, call: Call, token: AttemptToken, end: AttemptEnd, reason: Reason | None) -> None:
-        now = self.clock.wall()
+    async def _requeue(self, call: Call, end: AttemptEnd, reason: Reason | None, then: Callable[[], None]) -> None:
+        now, used = self.clock.wall(), Pending()
+        if (span := self._used(call, end)) is not None:
+            used.add(span)
+        charged = used.take()
+        row: dict[str, Any] = {"job": call.seq, "state_reason": reason or "", "attempts": call.attempts, "run_seconds": call.run_seconds, "worker": call.worker_id}
+        row |= {"gpus": " ".join(call.devices), "started_at": call.started_at, "error": call.error, "error_type": call.error_type, "traceback": call.traceback}
+        ended = {"job": call.seq, "number": call.tries, "now": now, "outcome": end.kind, "message": call.error or end.message}
 
         def requeue(db: Statements) -> None:
-            end_attempt(db, call.used_until(now), token, end, call.error or end.message)
-            db.run("requeue_job", job=call.id, state_reason=reason or "", run_seconds=now - call.attempt_started, error=call.error, error_type=call.error_type, traceback=call.traceback)
+            if db.run("end_attempt", **ended):
+                charge_all(db, charged)
+            db.run("requeue_job", **row)
 
         await self._persist(requeue)
         call.status, call.reason = Status.IN_QUEUE, reason
         for watcher in list(call.watchers):
             watcher.on_state(call)
         if call.stop_requested is not None:
-            await self._finish(call, token, end, Status.CANCELLED, call.stop_requested)
-        elif end.kind == "stale":
-            self._retry_later(call, 0.0)
-        else:
-            self._retry_later(call, self._back_off(call.attempts))
+            self._finish(call, Status.CANCELLED, call.stop_requested, None, then)
+            return
+        self._retry_later(call, 0.0 if end.kind == "stale" else self._back_off(call.attempts))
+        then()
 
     def _back_off(self, attempts: int) -> float:
         """Exponential with full jitter on the upper half: two failing jobs do not come back together."""
@@ -306,32 +296,20 @@ class Jobs(CallRunner):
             return
         self.engine.submit(call.ticket, policy, self)
 
-    async def _finish(self, call: Call, token: AttemptToken, end: AttemptEnd, status: Status, reason: Reason | None) -> None:
-        """The one terminal status, stored first."""
+    def _finish(self, call: Call, status: Status, reason: Reason | None, span: Span | None = None, then: Callable[[], None] = lambda: None) -> None:
+        """The one terminal status, stored first. ``then``: once it is and everybody has been told."""
         call.ended_at = self.clock.wall()
-        result = call.result
-        row: dict[str, Any] = {
-            "job": call.id,
-            "status": status.value,
-            "state_reason": reason.value if reason else "",
-            "now": call.ended_at,
-            "run_seconds": call.run_seconds,
-            "result_inline": result.inline if result else None,
-            "result_size": call.result_size + sum(len(item.inline or b"") for item in call.items),
-            "result_kind": call.result_kind,
-            "items": len(call.items),
-            "reconstructed": int(call.reconstructed),
-            "error": call.error,
-            "error_type": call.error_type,
-            "traceback": call.traceback,
-        }
+        self._finishing += 1
+        self._docket.finish(call, status, reason, span, partial(self._finished, call, status, reason, span, then))
 
-        def finish(db: Statements) -> None:
-            if token:
-                end_attempt(db, call.used_until(row["now"]), token, end, call.error)
-            db.run("finish_job", **row)
-
-        await self._persist(finish)
+    def _finished(self, call: Call, status: Status, reason: Reason | None, span: Span | None, then: Callable[[], None], error: Exception | None) -> None:
+        self._finishing -= 1
+        if error is not None:
+            self._try_again(error, self._finish, call, status, reason, span, then)
+            return
+        if self.calls.get(call.id) is not call:
+            then()
+            return
         call.status, call.reason = status, reason
         self.completed += 1
         self.on_ended(ending_of(call, "queue"))
@@ -340,6 +318,19 @@ class Jobs(CallRunner):
         for watcher in list(call.watchers):
             watcher.on_done(call)
         call.watchers.clear()
+        then()
+
+    def _try_again(self, error: Exception, store: Callable[..., None], *arguments: Any) -> None:
+        """Again and again until the store takes it: an outcome is never dropped because a disk was full."""
+        if isinstance(error, StoreBroken):
+            return  # nothing is told and no worker forgets: the next daemon finds what it leaves
+        log.error("%s; trying again in %.1f s", error, _AGAIN_SECONDS)
+        self._waiting_again += 1
+        asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._again, store, arguments)
+
+    def _again(self, store: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        self._waiting_again -= 1
+        store(*arguments)
 
     def _store_now(self, operation: Callable[[Statements], None], then: Callable[[], None] = lambda: None) -> None:
         """In the store's line before whatever the job does next; again later if it is not taken. ``then``: once it is."""
@@ -352,7 +343,7 @@ class Jobs(CallRunner):
 
         self._store.submit(operation).add_done_callback(stored)
 
-    async def _persist(self, operation: Callable[[Statements], None]) -> None:
+    async def _persist(self, operation: Callable[[Statements], Any]) -> None:
         """Again and again until the store takes it: an outcome is never dropped because a disk was full."""
         delay = 0.2
         while True:
@@ -373,19 +364,9 @@ class Jobs(CallRunner):
             if isinstance(payload, int):
                 os.close(payload)
             return
-        self._spawn(self._keep_item(call, number, payload, size))
-        placeholder = Content("", payload, None) if isinstance(payload, bytes) else Content("", None, str(self._blobs.item_path(call.id, number)))
-        call.items.add(placeholder)
+        self._keeper.add(call, number, payload, size)
 
-    async def _keep_item(self, call: Call, number: int, payload: bytes | int, size: int) -> None:
-        if isinstance(payload, int):
-            await self._blobs.store_descriptor(payload, self._blobs.item_path(call.id, number))
-        inline = payload if isinstance(payload, bytes) else None
-
-        def add(db: Statements) -> None:
-            db.run("add_item", job=call.id, number=number, size=size, inline=inline)
-
-        await self._persist(add)
+    def _item_kept(self, call: Call, number: int) -> None:
         if call.request.options.detach:
             self.credit(call, 1)  # nobody has to read along; the store holds what was delivered
         for told, content in call.items.stored(number):
@@ -406,7 +387,7 @@ class Jobs(CallRunner):
             return
         text = f"{message}\n{detail}".strip()
         call.error, call.result = text, Content("", b"", None)
-        self._spawn(self._finish(call, AttemptToken(""), AttemptEnd("died", message=text), Status.FAILED, reason))
+        self._finish(call, Status.FAILED, reason)
 
     # -- stopping ------------------------------------------------------------------------------------------
 
@@ -426,7 +407,7 @@ class Jobs(CallRunner):
         """It was stopped where nothing of it ran."""
         call.error = stopped(why)
         call.result_kind, call.result = "cancelled", Content("", b"", None)
-        self._spawn(self._finish(call, AttemptToken(""), AttemptEnd("cancelled"), Status.CANCELLED, why))
+        self._finish(call, Status.CANCELLED, why)
 
     def _cancel_children(self, call: Call) -> None:
         for child_id in list(call.children):
@@ -448,11 +429,12 @@ class Jobs(CallRunner):
             spec=spec,
             name=row["name"],
             ticket=ticket,
-            log=JobLog(self.records.log_path(row["id"]), self.limits.log_bytes_per_job),
+            log=JobLog(self._logs, row["id"], self.limits.log_bytes_per_job, is_new=False),
             submitted_at=row["submitted_at"],
-            attempts=row["attempts"],
+            seq=row["seq"],
+            attempts=row["all_attempts"],
             tries=row["tries"],
-            started_at=row["started_at"],
+            started_at=row["first_started_at"],
             run_seconds=row["run_seconds"],
             worker_id=WorkerId(row["worker"]),
             items=Items(items),
@@ -463,25 +445,24 @@ class Jobs(CallRunner):
 
     async def bury(self, row: Row, message: str) -> None:
         """A job from before that can never run here any more ends as FAILED, never silently."""
-        values = {"result_inline": None, "result_size": 0, "result_kind": "died", "items": row["items"], "reconstructed": 0, "error": message, "error_type": "", "traceback": ""}
-
-        def finish(db: Statements) -> None:
-            db.run("finish_job", job=row["id"], status=Status.FAILED.value, state_reason=Reason.LOST.value, now=self.clock.wall(), run_seconds=0.0, **values)
-
-        await self._persist(finish)
-        waited = max(0.0, (row["started_at"] or self.clock.wall()) - row["submitted_at"])
+        now = self.clock.wall()
+        end: tuple[Any, ...] = (row["seq"], Status.FAILED.value, Reason.LOST.value, row["all_attempts"], row["worker"], row["gpus"], row["first_started_at"], now)
+        end += (row["run_seconds"], None, 0, "died", row["items"], 0, message, "", "")
+        await self._persist(lambda db: db.many("finish_jobs", [end]))
+        waited = max(0.0, (row["first_started_at"] or now) - row["submitted_at"])
         self.on_ended(
-            Ending("queue", row["id"], row["uid"], row["name"], row["pool"], Status.FAILED, Reason.LOST.value, row["attempts"], waited, row["run_seconds"], tuple(row["gpus"].split()), row["worker"], 0)
+            Ending("queue", row["id"], row["uid"], row["name"], row["pool"], Status.FAILED, Reason.LOST.value, row["all_attempts"], waited, row["run_seconds"], tuple(row["gpus"].split()), row["worker"], 0)
         )
 
     def queue_revived(self, call: Call) -> None:
         policy = PoolPolicy(call.spec.pool.workers_min, call.spec.pool.workers_max, call.spec.pool.idle_timeout_seconds or 300.0)
         self.engine.submit(call.ticket, policy, self)
 
-    def _spawn(self, coroutine: Any) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
+    def _spawn(self, coroutine: Any) -> asyncio.Task[Any]:
+        task: asyncio.Task[Any] = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
+        return task
 
     def _task_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -495,5 +476,11 @@ class Jobs(CallRunner):
 
     async def close(self) -> None:
         """Outcomes that are being stored are stored."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=5.0)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _CLOSE_SECONDS
+        while (self._tasks or self._finishing or self._waiting_again) and loop.time() < until:
+            await self.settle_begun()
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=max(0.0, until - loop.time()))
+            elif self._waiting_again:
+                await asyncio.sleep(_AGAIN_SECONDS)

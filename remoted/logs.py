@@ -20,12 +20,16 @@ _RECORD_BYTES = 16 << 20
 class JobLog:
     """The log of one job, written by the daemon only."""
 
-    def __init__(self, path: Path, cap_bytes: int) -> None:
-        self.path = path
+    def __init__(self, folder: Path, call_id: str, cap_bytes: int, is_new: bool = True) -> None:
+        self._folder, self._name = folder, f"{call_id}.log"
         self._cap = cap_bytes
         self._fd: int | None = None
-        self.size = _size_of(path)
+        self.size = 0 if is_new else _size_of(self.path)
         self.dropped = 0
+
+    @property
+    def path(self) -> Path:
+        return self._folder / self._name
 
     def append(self, stream: int, data: bytes) -> None:
         """Add one record; beyond the cap one notice is added and the rest counted."""

@@ -22,10 +22,19 @@ class Orders:
         for content in (spec.code, spec.modules, spec.context, spec.constructor):
             if content is not None:
                 self._teach(content)
-        header: dict[str, object] = {
+        word, inline_arguments = [spec.token, spec.call_id, spec.position], spec.arguments.inline
+        common = self._common(spec, inline)
+        if inline_arguments is not None and len(inline_arguments) <= wire.INLINE_BYTES:
+            self._channel.send_call(common, word, inline_arguments)
+            if not spec.ahead:
+                self._channel.end_calls()  # whether it arrives decides what becomes of it
+        else:
+            self._send({**common, "calls": [word], "sizes": [0]}, spec.arguments)
+
+    def _common(self, spec: AttemptSpec, inline: bool) -> dict[str, object]:
+        """What an order shares with its neighbours."""
+        common: dict[str, object] = {
             "op": "run",
-            "attempt": spec.token,
-            "job": spec.call_id,
             "code": spec.code.digest,
             "modules": spec.modules.digest if spec.modules else "",
             "context": spec.context.digest,
@@ -34,12 +43,12 @@ class Orders:
             "inline": inline,
             "concurrent": spec.concurrent,
             "kept": spec.is_kept,
-            "position": spec.position,
             "raw": spec.is_raw,
+            "plain": spec.is_plain,
         }
         if spec.instance is not None:
-            header["instance"] = {**spec.instance, "constructor": spec.constructor.digest if spec.constructor else ""}
-        self._send(header, spec.arguments)
+            common["instance"] = {**spec.instance, "constructor": spec.constructor.digest if spec.constructor else ""}
+        return common
 
     def lend(self, spec: LeaseSpec) -> None:
         """The descriptors are the worker's, or closed."""

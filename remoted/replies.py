@@ -45,20 +45,25 @@ def parse_hello(header: Mapping[str, Any]) -> Hello:
 
 def parse_end(frame: wire.Frame, stopped_by: Reason | None) -> AttemptEnd:
     """How an attempt ended; the payload is the listener's from here on. Raises KeyError, and then the frame is untouched."""
-    words = _words(frame.header)
-    return AttemptEnd(**words, size=size_of(frame), payload=payload_of(frame), stopped_by=stopped_by)
+    if not frame.fds:
+        return end_of(frame.header, frame.body, len(frame.body), stopped_by)
+    return end_of(frame.header, b"", size_of(frame), stopped_by)._replace(payload=payload_of(frame))
 
 
 def end_of(header: Mapping[str, Any], payload: bytes | int, size: int, stopped_by: Reason | None) -> AttemptEnd:
     """The same of a header that a worker has left in a file. Raises KeyError."""
-    return AttemptEnd(**_words(header), size=size, payload=payload, stopped_by=stopped_by)
-
-
-def _words(header: Mapping[str, Any]) -> dict[str, Any]:
-    words: dict[str, Any] = {name: clean(header[name]) for name in ("kind", "message", "error_type", "traceback")}
-    words["exit_code"] = header["exit_code"] if isinstance(header["exit_code"], int) else None
-    words["constructed"] = bool(header.get("constructed"))
-    return words
+    code = header["exit_code"]
+    return AttemptEnd(
+        kind=clean(header["kind"]),
+        message=clean(header["message"]),
+        error_type=clean(header["error_type"]),
+        traceback=clean(header["traceback"]),
+        exit_code=code if isinstance(code, int) else None,
+        payload=payload,
+        size=size,
+        constructed=bool(header.get("constructed")),
+        stopped_by=stopped_by,
+    )
 
 
 def payload_of(frame: wire.Frame) -> bytes | int:

@@ -7,10 +7,10 @@ import json
 import secrets
 
 from remoted.access import Peer
-from remoted.calls import Request
 from remoted.errors import Conflict
 from remoted.jobs import Jobs
 from remoted.model import Status
+from remoted.requests import Request
 from remoted.spec import JobSpec, parse_options
 from remoted_client import wire
 

@@ -15,10 +15,10 @@ import re
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from remoted.errors import StartupError, StoreBroken, StoreError
 from remoted.tally import commit_histogram
@@ -26,10 +26,12 @@ from remoted.tally import commit_histogram
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 Row = sqlite3.Row
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 #: SQLITE_IOERR_FSYNC and SQLITE_IOERR_DIR_FSYNC.
 _FSYNC_FAILED = frozenset({1034, 1290})
-_Operation = tuple[Callable[["Statements"], Any], "asyncio.Future[Any]"]
+#: Rows of one statement, in powers of two: few texts to prepare, and SQLite takes the interpreter's lock once for all of them.
+_ROWS_MOST = 64
+_STATEMENTS_KEPT = 256
 
 
 def load_statements() -> dict[str, str]:
@@ -57,8 +59,50 @@ class Statements:
         found: Row | None = self._connection.execute(self._sql[name], values).fetchone()
         return found
 
+    def many(self, name: str, rows: Sequence[tuple[Any, ...]]) -> int:
+        """The same for many rows, which stand for ``:rows`` in the statement."""
+        changed, done = 0, 0
+        while done < len(rows):
+            count = min(_ROWS_MOST, 1 << ((len(rows) - done).bit_length() - 1))
+            part = rows[done : done + count]
+            row = f"({', '.join('?' * len(part[0]))})"
+            sql = self._sql[name].replace(":rows", ", ".join([row] * count))
+            changed += self._connection.execute(sql, [value for found in part for value in found]).rowcount
+            done += count
+        return changed
+
     def script(self, name: str) -> None:
         self._connection.executescript(self._sql[name])
+
+
+class Operation(Protocol):
+    """What somebody wants done in one transaction. ``settle`` is called on the loop with the result or the error."""
+
+    def run(self, db: Statements, /) -> Any: ...
+    def settle(self, result: Any, /) -> None: ...
+    def parts(self) -> Sequence[Operation]:
+        """What can be done without the rest, if all of it cannot: at least itself."""
+        ...
+
+
+class _Single(Generic[T]):
+    """One function, and the future of its result."""
+
+    def __init__(self, run: Callable[[Statements], T], future: asyncio.Future[T]) -> None:
+        self.run = run
+        self._future = future
+
+    def parts(self) -> Sequence[Operation]:
+        return (self,)
+
+    def settle(self, result: Any) -> None:
+        if self._future.cancelled():
+            return
+        if isinstance(result, Exception):
+            self._future.set_exception(result)
+            self._future.exception()  # whoever does not look has decided so
+        else:
+            self._future.set_result(result)
 
 
 class Store:
@@ -69,10 +113,12 @@ class Store:
         self._on_broken = on_broken
         self._broken = ""
         self._loop = asyncio.get_running_loop()
-        self._pending: list[_Operation] = []
-        self._queue: queue.SimpleQueue[list[_Operation] | None] = queue.SimpleQueue()
+        self._pending: list[Operation] = []
+        self._queue: queue.SimpleQueue[list[Operation] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="store", daemon=True)
         self._opened: asyncio.Future[None] = self._loop.create_future()
+        #: The number of the newest job, as it was when the store was opened.
+        self.last_seq = 0
         #: How long each transaction took; its thread writes, anybody reads.
         self.commits = commit_histogram()
 
@@ -84,11 +130,19 @@ class Store:
     def submit(self, operation: Callable[[Statements], T]) -> asyncio.Future[T]:
         """Run in the next transaction. The future holds the result once it is committed, or a StoreError."""
         future: asyncio.Future[T] = self._loop.create_future()
-        if not self._pending:
-            # One turn later: an outcome, and what the worker that it freed begins, share a commit.
-            self._loop.call_soon(self._loop.call_soon, self._post)
-        self._pending.append((operation, future))
+        self.add(_Single(operation, future))
         return future
+
+    def add(self, operation: Operation) -> None:
+        """The same without a future."""
+        if not self._pending:
+            self._loop.call_soon(self._post)  # behind all that this turn of the loop brings
+        self._pending.append(operation)
+
+    @property
+    def newest(self) -> Operation | None:
+        """What was asked for last, as long as it has not gone to the thread: there may be added to it."""
+        return self._pending[-1] if self._pending else None
 
     def _post(self) -> None:
         pending, self._pending = self._pending, []
@@ -110,14 +164,15 @@ class Store:
             problem = error if isinstance(error, StartupError) else StartupError(f"cannot open {self._path}: {error}")
             self._loop.call_soon_threadsafe(self._opened.set_exception, problem)
             return
-        self._loop.call_soon_threadsafe(self._opened.set_result, None)
         statements = Statements(connection)
+        self.last_seq = int(statements.all("last_seq")[0]["seq"])
+        self._loop.call_soon_threadsafe(self._opened.set_result, None)
         while (batch := self._next_batch()) is not None:
             self._commit(connection, statements, batch)
         connection.close()
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, isolation_level=None, timeout=1.0)
+        connection = sqlite3.connect(self._path, isolation_level=None, timeout=1.0, cached_statements=_STATEMENTS_KEPT)
         connection.row_factory = sqlite3.Row
         try:
             for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
@@ -158,9 +213,9 @@ class Store:
             Statements(connection).script(f"migrate_{step}")
             connection.execute(f"PRAGMA user_version={step + 1}")
 
-    def _next_batch(self) -> list[_Operation] | None:
+    def _next_batch(self) -> list[Operation] | None:
         """Everything that waits: at least one operation, or None at the end."""
-        batch: list[_Operation] = []
+        batch: list[Operation] = []
         while True:
             try:
                 more = self._queue.get(block=not batch)
@@ -173,7 +228,7 @@ class Store:
                 return None
             batch += more
 
-    def _commit(self, connection: sqlite3.Connection, statements: Statements, batch: list[_Operation]) -> None:
+    def _commit(self, connection: sqlite3.Connection, statements: Statements, batch: list[Operation]) -> None:
         """All in one transaction; if one fails, each in its own, so that one's failure is nobody else's."""
         results: list[Any]
         began = time.monotonic()
@@ -183,28 +238,27 @@ class Store:
             if _lost_an_fsync(error):
                 self._break(error)
                 results = [self._refusal()] * len(batch)
-            elif len(batch) > 1:
-                for operation in batch:
-                    self._commit(connection, statements, [operation])
+            elif len(parts := [part for operation in batch for part in operation.parts()]) > 1:
+                for part in parts:
+                    self._commit(connection, statements, [part])
                 return
             else:
                 results = [_translate(error)]
         self.commits.note(time.monotonic() - began)
         self._loop.call_soon_threadsafe(_settle, batch, results)
 
-    def _transact(self, connection: sqlite3.Connection, statements: Statements, batch: list[_Operation]) -> list[Any]:
+    def _transact(self, connection: sqlite3.Connection, statements: Statements, batch: list[Operation]) -> list[Any]:
         if self._broken:
             raise self._refusal()
         connection.execute("BEGIN IMMEDIATE")
         try:
-            results = [operation(statements) for operation, _ in batch]
+            results = [operation.run(statements) for operation in batch]
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
         return results
-
 
     def _break(self, error: Exception) -> None:
         """After a failed fsync the kernel drops the pages and calls them clean: a second try would succeed and store nothing."""
@@ -231,12 +285,6 @@ def _translate(error: Exception) -> Exception:
     return error
 
 
-def _settle(batch: list[_Operation], results: list[Any]) -> None:
-    for (_, future), result in zip(batch, results, strict=True):
-        if future.cancelled():
-            continue
-        if isinstance(result, Exception):
-            future.set_exception(result)
-            future.exception()  # whoever does not look has decided so
-        else:
-            future.set_result(result)
+def _settle(batch: list[Operation], results: list[Any]) -> None:
+    for operation, result in zip(batch, results, strict=True):
+        operation.settle(result)

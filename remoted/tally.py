@@ -60,8 +60,10 @@ class Tally:
     def note_end(self, ending: Ending) -> None:
         self.ended[(ending.kind, ending.status, ending.reason)] += 1
         self.ended_of[(self._uid(ending.uid), ending.status)] += 1
-        self.queue_seconds.setdefault(ending.kind, Histogram()).note(ending.queue_seconds)
-        self.run_seconds.setdefault(ending.kind, Histogram()).note(ending.run_seconds)
+        if ending.kind not in self.queue_seconds:
+            self.queue_seconds[ending.kind], self.run_seconds[ending.kind] = Histogram(), Histogram()
+        self.queue_seconds[ending.kind].note(ending.queue_seconds)
+        self.run_seconds[ending.kind].note(ending.run_seconds)
 
     def note_refusal(self, code: str) -> None:
         self.refused[code] += 1

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from remoted.attempts import AttemptEnd
-from remoted.model import AttemptToken, Reason
 from remoted.store import Statements
 
 HOUR_SECONDS = 3600
@@ -44,19 +42,6 @@ class Span(NamedTuple):
 class Totals(NamedTuple):
     gpu_seconds: float = 0.0
     cpu_seconds: float = 0.0
-
-
-def charge(db: Statements, span: Span) -> None:
-    """Within somebody's transaction."""
-    for hour, seconds in span.hours():
-        db.run("add_usage", uid=span.uid, hour=hour, gpu_seconds=seconds * span.gpus, cpu_seconds=seconds * span.cpus)
-
-
-def end_attempt(db: Statements, span: Span, token: AttemptToken, end: AttemptEnd, message: str) -> None:
-    """Stored, and charged with the first word about its end. One that was lost is not: nobody knows when it ended."""
-    is_first = db.run("end_attempt", token=token, now=span.end, outcome=end.kind, message=message)
-    if is_first and end.reason is not Reason.LOST:
-        charge(db, span)
 
 
 def totals(db: Statements, now: float, seconds: float) -> dict[int, Totals]:

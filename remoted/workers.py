@@ -154,8 +154,9 @@ class Worker:
                 self._have_patience()
 
     def _set_timeout(self, attempt: Attempt) -> None:
-        if attempt.timeout_seconds is not None:
-            attempt.timers.append(self._loop.call_later(attempt.timeout_seconds, self.stop, attempt.token, Reason.TIMEOUT))
+        if attempt.timeout_seconds is not None and not attempt.timers:
+            left = max(0.0, attempt.started + attempt.timeout_seconds - self._clock.boottime())
+            attempt.timers.append(self._loop.call_later(left, self.stop, attempt.token, Reason.TIMEOUT))
 
     def lend(self, spec: LeaseSpec, listener: AttemptListener) -> None:
         """Hand a client's connection over: its calls come straight here until the lease ends."""
@@ -301,10 +302,10 @@ class Worker:
             return
         attempt.started = self._clock.boottime()
         attempt.listener.on_begin()
-        if attempt.stopped_by is None:
-            self._set_timeout(attempt)
-        else:
+        if attempt.stopped_by is not None:
             self._stop(attempt, attempt.token, attempt.stopped_by)
+        elif self._patience is None or (attempt.timeout_seconds or 1.0) < 1.0:
+            self._set_timeout(attempt)  # else when it turns out to last: hardly any of these gets so far
 
     def _have_patience(self) -> None:
         self._patience = self._loop.call_later(self._limits.ahead_patience_seconds, self._lose_patience, self._workload.newest_begun)
@@ -316,6 +317,7 @@ class Worker:
         if attempt is None:
             return
         if attempt is before:
+            self._set_timeout(attempt)
             attempt.listener.on_lasting()
             self.recall()
         else:
@@ -328,6 +330,8 @@ class Worker:
         header = frame.header
         attempt = self._workload.find(header.get("attempt", ""))
         try:
+            if frame.op == "done":
+                return self._on_done(attempt, frame)
             if frame.op == "hello" and not self._greeted.done():
                 self.hello = parse_hello(header)
                 self._greeted.set_result(self.hello)
@@ -343,9 +347,6 @@ class Worker:
                 attempt.listener.on_mark(int(header["number"]))
             elif frame.op == "lease_ended" and attempt is not None:
                 self._conclude(attempt, AttemptEnd(clean(header["kind"]), message=clean(header["message"]), stopped_by=attempt.stopped_by))
-            elif frame.op == "done":
-                self._on_done(attempt, frame)
-                return
         except (KeyError, TypeError, ValueError) as error:
             self._break_off(error)
         frame.close()

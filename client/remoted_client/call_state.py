@@ -198,6 +198,8 @@ class CallState:
 
     def wait(self, condition: Callable[[], bool], timeout: float | None, news: bool = True) -> bool:
         """Block this thread until ``condition()`` holds. False on timeout. Ctrl-C works. Without ``news`` only the end counts."""
+        if condition():
+            return True
         with self._lock:
             self._news_waiters += news
             try:
@@ -212,6 +214,8 @@ class CallState:
 
     def wait_and_tell(self, condition: Callable[[], bool], timeout: float | None, news: bool = True) -> bool:
         """As ``wait``; whoever sits at a terminal is told why nothing happens."""
+        if condition():
+            return True
         if not _is_watched():
             return self.wait(condition, timeout, news)
         deadline = None if timeout is None else time.monotonic() + timeout

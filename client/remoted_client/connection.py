@@ -16,7 +16,6 @@ import socket
 import sys
 import threading
 import time
-from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoted_client import context, wire
@@ -24,7 +23,8 @@ from remoted_client.attendant import Attendant
 from remoted_client.daemon import connect, connect_or_start
 from remoted_client.errors import DaemonUnreachable, RemotedError, VersionMismatch, WorkerLost, for_code
 from remoted_client.greeting import hello
-from remoted_client.lease import LINE, Lease, put
+from remoted_client.lease import LINE, Lease
+from remoted_client.outbox import Outbox
 from remoted_client.payload import Payload
 from remoted_client.printed import echo
 from remoted_client.segments import SegmentPool
@@ -49,10 +49,10 @@ class Upload(NamedTuple):
 
 
 class Outgoing(NamedTuple):
-    """A call as it is sent, again if need be."""
+    """A call as it is sent, again if need be. ``common``: what it shares with others of its frame."""
 
     key: str
-    header: dict[str, Any]
+    common: dict[str, Any]
     body: bytes
     uploads: tuple[Upload, ...]
 
@@ -72,10 +72,8 @@ class Connection:
         self.encoder: Encoder = Encoder()
         self.surroundings = Surroundings()
         self._lock = threading.RLock()
-        self._outbox: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self._states: dict[str, CallState] = {}
         self._unsent: list[CallState] = []
-        self._sent_digests: set[str] = set()
         self._waiting: dict[str, int] = {}
         #: Detached calls that were not taken: nobody may be looking at their handles.
         self._refused: list[CallState] = []
@@ -85,6 +83,7 @@ class Connection:
         self._reader = wire.FrameReader()
         self._thread: threading.Thread | None = None
         self.attendant = Attendant()
+        self._outbox = Outbox(self._lock, self.attendant)
         self.segments = SegmentPool()
         self.daemon: dict[str, Any] = {}
         #: What this process calls itself on its other connections.
@@ -101,7 +100,7 @@ class Connection:
         with self._lock:
             self._states[state.key] = state
             if self._ready:
-                self._transmit(state)
+                self._outbox.start(state)
             else:
                 self._unsent.append(state)
                 self.ensure_thread()
@@ -120,7 +119,7 @@ class Connection:
         """A small order about a call (cancel, credit); dropped when there is no connection."""
         with self._lock:
             if self._ready:
-                self._write(wire.encode(header))
+                self._outbox.write(wire.encode(header))
 
     def waiting(self, call_id: str, delta: int) -> None:
         """A thread or task of this body begins (+1) or ends (-1) to wait for a nested call."""
@@ -130,42 +129,11 @@ class Connection:
             if count == (1 if delta > 0 else 0):
                 self.send({"op": "waiting", "id": call_id, "waiting": count > 0})
 
-    def _transmit(self, state: CallState) -> None:
-        if state.outgoing is None:
-            self._send_watch(state)
-            return
-        for upload in state.outgoing.uploads:
-            if upload.digest not in self._sent_digests:
-                self._sent_digests.add(upload.digest)
-                self._send_upload(upload)
-        state.was_sent = self._write(wire.encode(state.outgoing.header, state.outgoing.body))
-
-    def _send_upload(self, upload: Upload) -> None:
-        self._write(*put(upload))
-
     def _send_watch(self, state: CallState) -> None:
         header = {"op": "watch", "id": state.id, "mine": state.is_mine, "offset": state.log_offset, "items": state.items_received}
-        self._write(wire.encode(header))
+        self._outbox.write(wire.encode(header))
 
     # -- the socket ----------------------------------------------------------------------------------------
-
-    def _write(self, data: bytes, fds: tuple[int, ...] = ()) -> bool:
-        """At once as far as the socket takes it; never blocks. The descriptors are closed when sent. False: nothing left."""
-        if not self._outbox and self._sock is not None:
-            try:
-                sent = wire.send(self._sock, data, fds, socket.MSG_DONTWAIT)
-            except (BlockingIOError, InterruptedError):
-                sent = -1
-            except OSError:
-                wire.close_all(fds)  # the thread sees the end of the connection and sends again
-                return False
-            if sent >= 0:
-                wire.close_all(fds)
-                data, fds = data[sent:], ()
-        if data:
-            self._outbox.append((data, fds))
-            self.attendant.wake()
-        return True
 
     def ensure_thread(self) -> None:
         """There is something to do. Any thread."""
@@ -224,10 +192,7 @@ class Connection:
         if self._sock is not None:
             self._sock.close()
             self._sock = None
-        for _, fds in self._outbox:
-            wire.close_all(fds)
-        self._outbox.clear()
-        self._sent_digests.clear()
+        self._outbox.close()
         self._leases.clear()
         for pool in list(self.pools.values()):
             pool.line_is_down()
@@ -272,16 +237,16 @@ class Connection:
         self.daemon = frames[0].header
         with self._lock:
             self._sock.setblocking(False)
+            self._outbox.open(self._sock)
             self._ready = True
             for call_id, count in self._waiting.items():
                 if count:
                     self.send({"op": "waiting", "id": call_id, "waiting": True})
             unsent, self._unsent = self._unsent, []
+            self._outbox.send_calls([state for state in unsent if not (state.id and state.is_durable)])
             for state in unsent:
                 if state.id and state.is_durable:
                     self._send_watch(state)
-                else:
-                    self._transmit(state)
         for pool in list(self.pools.values()):
             pool.reopen()
 
@@ -290,22 +255,8 @@ class Connection:
         self.attendant.rounds(self._sock, self._receive, self._flush)
 
     def _flush(self) -> bool:
-        """As far as the socket takes it. True if something is left."""
         with self._lock:
-            while self._outbox and self._sock is not None:
-                data, fds = self._outbox[0]
-                try:
-                    sent = wire.send(self._sock, data, fds, socket.MSG_DONTWAIT)
-                except (BlockingIOError, InterruptedError):
-                    return True
-                except OSError:
-                    return False  # the reader sees the end
-                wire.close_all(fds)
-                if sent == len(data):
-                    self._outbox.popleft()
-                else:
-                    self._outbox[0] = (data[sent:], ())
-            return False
+            return self._outbox.flush()
 
     def _receive(self) -> bool:
         """Handle what has arrived. False at the end of the connection."""
@@ -328,6 +279,10 @@ class Connection:
         if frame.op == "pong":
             self._heard.set()
             return
+        if frame.op in ("accepted", "done"):
+            for word, body in wire.calls_of(frame):
+                (self._on_accepted if frame.op == "accepted" else self._on_done)(word, body, frame.fds)
+            return
         leased = self._leases.get(header.get("id", ""))
         if leased is not None and frame.op != "refused":
             leased[0].on_event(leased[1], frame)
@@ -337,25 +292,38 @@ class Connection:
             if frame.op == "refused" and header.get("about") == "put":
                 self._refused_upload(header)
             frame.close()
-        elif frame.op == "accepted":
-            self._states[header["id"]] = state
-            state.on_accepted(header["id"])
         elif frame.op == "refused":
             self._on_refused(state, header)
-        elif frame.op == "done":
+        else:
+            state.on_event(frame)
+
+    def _on_accepted(self, word: list[str], body: bytes, fds: tuple[int, ...]) -> None:
+        key, call_id = word
+        state = self._states.get(key)
+        if state is not None:
+            self._states[call_id] = state
+            state.on_accepted(call_id)
+
+    def _on_done(self, word: dict[str, Any], body: bytes, fds: tuple[int, ...]) -> None:
+        """What an uneventful call has not to say is not sent."""
+        frame = wire.Frame({**wire.DONE, **word}, body, fds)
+        call_id = word["id"]
+        leased, state = self._leases.get(call_id), self._states.get(call_id)
+        if leased is not None:
+            leased[0].on_event(leased[1], frame)
+        elif state is not None:
             with self._lock:
                 self._forget(state)
             state.on_done(frame)
         else:
-            state.on_event(frame)
+            frame.close()
 
     def _on_refused(self, state: CallState, header: dict[str, Any]) -> None:
         with self._lock:
             if header["code"] == "MISSING_CONTENT" and state.outgoing is not None and not state.resent:
                 state.resent = True
-                for upload in state.outgoing.uploads:
-                    self._sent_digests.discard(upload.digest)
-                self._transmit(state)
+                self._outbox.known.difference_update(upload.digest for upload in state.outgoing.uploads)
+                self._outbox.send_calls([state])
                 return
             if header.get("about") in ("submit", "call", "watch"):
                 self._give_up(state, for_code(header["code"], header["message"]))
@@ -363,7 +331,7 @@ class Connection:
     def _refused_upload(self, header: dict[str, Any]) -> None:
         """Content was not taken (disk full, over a limit): every call that needs it fails with that reason."""
         with self._lock:
-            self._sent_digests.discard(header.get("digest", ""))
+            self._outbox.known.discard(header.get("digest", ""))
             for state in list(dict.fromkeys(self._states.values())):
                 if state.outgoing is not None and any(upload.digest == header.get("digest") for upload in state.outgoing.uploads):
                     self._give_up(state, for_code(header["code"], header["message"]))
@@ -399,9 +367,7 @@ class Connection:
             return
         with self._lock:
             for upload in uploads:
-                if upload.digest not in self._sent_digests:
-                    self._sent_digests.add(upload.digest)
-                    self._send_upload(upload)
+                self._outbox.put(upload)
         with contextlib.suppress(OSError):  # the daemon is going: this connection ends too, and is made again
             lease.open(connect(), hello(""), request)
             lease.reader = LINE

@@ -11,12 +11,15 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
+from remoted_client.outbox import together
 from remoted_client.printed import echo
 from remoted_client.suggest import check_amount
 
 T = TypeVar("T")
 #: Calls on their way at once. The daemon queues them; this bounds what an endless iterable costs.
 IN_FLIGHT = 1000
+#: So many results are taken before as many calls are made: they share frames.
+_REFILL = 200
 
 
 class MapResult(Generic[T]):
@@ -87,12 +90,13 @@ class MapResult(Generic[T]):
         return bool(self._flying)
 
     def _fill(self) -> None:
-        while len(self._flying) < IN_FLIGHT:
-            try:
-                arguments = next(self._arguments)
-            except StopIteration:
-                return
-            self._flying.append(self._call(*arguments))
+        with together():
+            while len(self._flying) < IN_FLIGHT:
+                try:
+                    arguments = next(self._arguments)
+                except StopIteration:
+                    return
+                self._flying.append(self._call(*arguments))
 
     def _settle(self, wait: Callable[[], Any]) -> Any:
         try:
@@ -107,7 +111,8 @@ class MapResult(Generic[T]):
 
     def _advance(self) -> None:
         handle = self._flying.popleft()
-        self._fill()
+        if len(self._flying) <= IN_FLIGHT - _REFILL:
+            self._fill()
         if self._progress is not None:
             self._progress.step(getattr(getattr(handle, "_state", None), "status", ""))
 

@@ -57,7 +57,11 @@ def submit(
     if described.is_load_balanced and instance is None and context.running_call() is None and options.keys() <= _LEASED_OPTIONS:
         return _submit_leased(line, described, target, settings, options, args, kwargs, stream)
     code, (code_upload, spec_upload) = described.code, described.uploads
-    payload = encode_arguments(line, args, kwargs, code, None if options.get("copy") else Collector(INLINE_BYTES), parcel.pack)
+    plain_data = plain.dumps((args, kwargs))
+    if plain_data is None:
+        payload = encode_arguments(line, args, kwargs, code, None if options.get("copy") else Collector(INLINE_BYTES), parcel.pack)
+    else:
+        payload = Payload(plain_data, -1)
     context_data, context_digest = line.surroundings.document(settings.declared)
     uploads = [spec_upload, code_upload, Upload(context_digest, "context", context_data)]
     modules = _modules_upload(code)
@@ -66,9 +70,8 @@ def submit(
     if payload.digest:
         uploads.append(Upload(payload.digest, "arguments", payload))
     parent = context.running_call()
-    header: dict[str, Any] = {
+    common: dict[str, Any] = {
         "op": "call" if settings.config.is_load_balanced else "submit",
-        "key": secrets.token_hex(16),
         "spec": spec_upload.digest,
         "code": code_upload.digest,
         "modules": modules.digest if modules else "",
@@ -76,14 +79,15 @@ def submit(
         "arguments": payload.digest,
         "options": {name: value for name, value in options.items() if name != "copy"},
         "parent": parent.id if parent else "",
+        "plain": plain_data is not None,
     }
     if instance is not None:
         constructor = _constructor_upload(instance[2])
         uploads.append(constructor)
-        header["instance"] = [instance[0], instance[1], constructor.digest]
+        common["instance"] = [instance[0], instance[1], constructor.digest]
     state = CallState(
         options.get("name") or name or name_of(target),
-        Outgoing(header["key"], header, payload.inline, tuple(uploads)),
+        Outgoing(secrets.token_hex(16), common, payload.inline, tuple(uploads)),
         durable=not settings.config.is_load_balanced,
         detached=bool(options.get("detach")),
         stream=stream,

@@ -22,12 +22,14 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 #: Raised when a message changes its meaning; both sides refuse another number in one sentence.
-PROTOCOL = 1
+PROTOCOL = 2
 #: A body up to this size travels in its frame and is stored in the database; a larger one is a file.
 INLINE_BYTES = 64 * 1024
 HEADER_BYTES = 64 * 1024
 #: Descriptors that one frame may carry.
 FRAME_FDS = 4
+#: Calls that one frame may be about.
+FRAME_CALLS = 128
 #: SCM_MAX_FD of the kernel (include/net/scm.h) is 253 descriptors a message.
 KERNEL_FDS = 253
 _ANCILLARY_BYTES = socket.CMSG_SPACE(KERNEL_FDS * 4)
@@ -50,7 +52,7 @@ _PREFIX = struct.Struct("!2sBBII")
 PREFIX_BYTES = _PREFIX.size
 MESSAGE_BYTES = PREFIX_BYTES + HEADER_BYTES + INLINE_BYTES
 _MAGIC = b"RM"
-_encode_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+_encode_json: Callable[[Any], str] = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 
 
 class Status(str, Enum):
@@ -73,6 +75,13 @@ class Status(str, Enum):
     @property
     def is_terminal(self) -> bool:
         return self not in (Status.IN_QUEUE, Status.IN_PROGRESS)
+
+
+#: The end of a call: what is as it is here is not said.
+DONE: dict[str, Any] = {
+    "op": "done", "status": "COMPLETED", "reason": "", "kind": "returned", "error": "", "error_type": "", "traceback": "",
+    "attempts": 1, "gpus": [], "items": 0, "reconstructed": False,
+}  # fmt: skip
 
 
 class WireError(Exception):
@@ -120,6 +129,55 @@ def frame(head: bytes, body: bytes = b"", fd_count: int = 0) -> bytes:
     if len(head) > HEADER_BYTES or len(body) > INLINE_BYTES or fd_count > FRAME_FDS:
         raise WireError("TOO_LARGE", f"cannot send a frame of {len(head)}+{len(body)} bytes: the cap is {HEADER_BYTES}+{INLINE_BYTES}")
     return b"".join((_PREFIX.pack(_MAGIC, PROTOCOL, fd_count, len(head), len(body)), head, body))
+
+
+class CallsFrame:
+    """A frame about one call or many, as it grows: what they have in common once, then each with its part of the body.
+
+    header: {..., "calls": [word about each], "sizes": [bytes of the body for each]}
+    """
+
+    def __init__(self, common: dict[str, Any]) -> None:
+        self.common = common
+        self._words: list[Any] = []
+        self._bodies: list[bytes] = []
+        #: Of the body alone.
+        self.size = 0
+
+    def add(self, word: Any, body: bytes = b"") -> bool:
+        """False if there is no room for it any more; the first always has room here."""
+        if self._words and (len(self._words) >= FRAME_CALLS or self.size + len(body) > INLINE_BYTES):
+            return False
+        self._words.append(word)
+        self._bodies.append(body)
+        self.size += len(body)
+        return True
+
+    def frames(self) -> list[bytes]:
+        """More than one where their words are long. Raises WireError TOO_LARGE as ``encode`` does."""
+        return self._frames(0, len(self._words))
+
+    def _frames(self, start: int, end: int) -> list[bytes]:
+        bodies = self._bodies[start:end]
+        head = encode_header({**self.common, "calls": self._words[start:end], "sizes": [len(body) for body in bodies]})
+        if len(head) > HEADER_BYTES and end - start > 1:
+            middle = (start + end) // 2
+            return self._frames(start, middle) + self._frames(middle, end)
+        return [frame(head, b"".join(bodies))]
+
+
+def calls_of(found: Frame) -> list[tuple[Any, bytes]]:
+    """Each call that the frame is about, and its part of the body. Raises KeyError and ValueError for what is not as it must be."""
+    words, sizes, body = found.header["calls"], found.header["sizes"], found.body
+    if not isinstance(words, list) or not isinstance(sizes, list) or not len(words) == len(sizes) <= FRAME_CALLS:
+        raise ValueError("calls and sizes are no lists of the same length")
+    if not all(type(size) is int and size >= 0 for size in sizes) or sum(sizes) != len(body) or (found.fds and len(words) != 1):
+        raise ValueError("the sizes of the calls are not those of the frame")
+    parts, start = [], 0
+    for word, size in zip(words, sizes, strict=True):
+        parts.append((word, body[start : start + size]))
+        start += size
+    return parts
 
 
 def _refuse_constant(name: str) -> Any:

@@ -12,15 +12,16 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import remoted
 from remoted.access import Peer
 from remoted.accounts import Accounts
-from remoted.calls import Call, Request
+from remoted.calls import Call
 from remoted.data.callers import Client, Clients, Runners, watch_caller
 from remoted.data.following import Following
 from remoted.data.holding import Holding
-from remoted.data.messages import parse_lease, parse_request
+from remoted.data.messages import parse_lease, parse_submission
 from remoted.data.publishing import Publishing
 from remoted.data.transport import Transport
 from remoted.errors import BadRequest, NotFound, Refused, RemotedError, StoreError
@@ -90,7 +91,10 @@ class Connection:
 
     def _refuse(self, frame: wire.Frame, code: str, message: str) -> None:
         reference = {name: frame.header[name] for name in ("key", "id", "digest") if isinstance(frame.header.get(name), str)}
-        self._transport.send({"op": "refused", "about": frame.op[:40], "code": code, "message": message[:4000], **reference})
+        calls = frame.header.get("calls")
+        keys = [key for key in calls[: wire.FRAME_CALLS] if isinstance(key, str)] if isinstance(calls, list) else []
+        for about in [{"key": key[:64]} for key in keys] or [reference]:
+            self._transport.send({"op": "refused", "about": frame.op[:40], "code": code, "message": message[:4000], **about})
 
     # -- what clients ask ----------------------------------------------------------------------------------
 
@@ -122,43 +126,54 @@ class Connection:
             self._secrets.append(digest)
 
     def _on_submit(self, frame: wire.Frame) -> None:
-        request = parse_request(frame)
-        self._holding.use(request.spec)
-        accepted = self._runners.jobs.submit(self.peer, request, "" if request.options.detach else self._caller)
+        """Each call of the frame is accepted or refused for itself; what they have in common is looked at once."""
+        submission = parse_submission(frame)
+        jobs, detach = self._runners.jobs, submission.common.options.detach
+        self._holding.use(submission.common.spec)
+        admitted = jobs.admit(self.peer, submission.common)
         output = bool(frame.header.get("output", True))
-        self._submitting += 1
-        accepted.add_done_callback(lambda done: self._accepted(request, output, done))
+        self._submitting += len(submission.calls)
+        for request in submission.requests(admitted.request):
+            jobs.accept(admitted, request, "" if detach else self._caller, partial(self._accepted, request.key, detach, output))
 
-    def _accepted(self, request: Request, output: bool, done: asyncio.Future[str]) -> None:
+    def _accepted(self, key: str, detach: bool, output: bool, found: str | Exception) -> None:
         self._submitting -= 1
-        error = done.exception()
-        if error is not None:
-            code = error.code if isinstance(error, Refused) else "STORE_ERROR"
-            self._transport.send({"op": "refused", "about": "submit", "key": request.key, "code": code, "message": str(error)[:4000]})
+        if isinstance(found, Exception):
+            self._refuse_call("submit", key, found)
         else:
-            self._acknowledge(request, output, done.result())
+            self._acknowledge(key, detach, output, found)
         if not self._transport.is_open:
             self._leave_calls()
 
-    def _acknowledge(self, request: Request, output: bool, job_id: str) -> None:
+    def _refuse_call(self, op: str, key: str, error: Exception) -> None:
+        code = error.code if isinstance(error, Refused) else "STORE_ERROR"
+        self._transport.send({"op": "refused", "about": op, "key": key, "code": code, "message": str(error)[:4000]})
+
+    def _acknowledge(self, key: str, detach: bool, output: bool, job_id: str) -> None:
         call = self._runners.jobs.calls.get(job_id)
-        if call is not None and not request.options.detach:
+        if call is not None and not detach:
             self._following.claim(call)
         if not self._transport.is_open:
             return
-        self._transport.send({"op": "accepted", "key": request.key, "id": job_id})
+        self._transport.send_call("accepted", [key, job_id])
         if call is not None:
-            self._following.watch(call, output)
+            self._following.watch(call, output, is_new=True)
         else:
             self._loop.create_task(self._following.tell_finished(job_id))
 
     def _on_call(self, frame: wire.Frame) -> None:
-        request = parse_request(frame)
-        self._holding.use(request.spec)
-        call = self._runners.direct.submit(self.peer, request, self._caller)
-        self._transport.send({"op": "accepted", "key": request.key, "id": call.id})
-        self._following.claim(call)
-        self._following.watch(call, bool(frame.header.get("output", True)))
+        submission = parse_submission(frame)
+        self._holding.use(submission.common.spec)
+        output = bool(frame.header.get("output", True))
+        for request in submission.requests(submission.common):
+            try:
+                call = self._runners.direct.submit(self.peer, request, self._caller)
+            except Refused as error:
+                self._refuse_call("call", request.key, error)
+                continue
+            self._transport.send_call("accepted", [request.key, call.id])
+            self._following.claim(call)
+            self._following.watch(call, output, is_new=True)
 
     def _on_route(self, frame: wire.Frame) -> None:
         """HTTP requests for this path become calls, for as long as this connection lives."""
@@ -193,7 +208,7 @@ class Connection:
         asked = str(frame.header["id"])
         job_id = asked if len(asked) == _ID_DIGITS else await self._runners.jobs.records.resolve(self.peer, asked)
         if job_id != asked:
-            self._transport.send({"op": "accepted", "key": asked, "id": job_id})
+            self._transport.send_call("accepted", [asked, job_id])
         try:
             call = self._find(job_id)
         except NotFound:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,10 @@ from remoted import logs
 from remoted.access import Peer
 from remoted.attempts import Content
 from remoted.calls import Call
-from remoted.data.messages import done_header, done_header_of_row
+from remoted.data.messages import done_word, done_word_of_row
 from remoted.data.transport import Transport
 from remoted.errors import RemotedError
+from remoted.model import Status
 from remoted.records import Records
 
 log = logging.getLogger(__name__)
@@ -54,14 +54,16 @@ class Following:
         """The ids of the calls that end with this client's process."""
         return list(self._mine)
 
-    def watch(self, call: Call, output: bool, offset: int = 0) -> None:
-        """Tell of everything from now on, and of the output from ``offset`` on."""
+    def watch(self, call: Call, output: bool, offset: int = 0, is_new: bool = False) -> None:
+        """Tell of everything from now on, and of the output from ``offset`` on. Of a new call it is known that it waits."""
         call.watchers.add(self)
         self._watching.add(call)
         if output:
             self._followed[call.id] = offset
-            self._pump_output(call)
-        self.on_state(call)
+            if call.log.size > offset:
+                self._pump_output(call)
+        if not is_new or call.reason is not None or call.status is not Status.IN_QUEUE:
+            self.on_state(call)
 
     def stop(self) -> None:
         """The client is gone."""
@@ -93,7 +95,7 @@ class Following:
             self._pump_output(call)
 
     def on_item(self, call: Call, number: int, content: Content) -> None:
-        self._send_content({"op": "item", "id": call.id, "number": number}, content)
+        self._send_item(call.id, number, content)
 
     def on_mark(self, call: Call, number: int) -> None:
         """What a leased call printed ends here in the log; told once the reader is there."""
@@ -114,7 +116,7 @@ class Following:
             return
         try:
             log_fd = os.open(call.log.path, os.O_RDONLY | os.O_CLOEXEC)
-            kept = replace(result, fd=os.dup(result.fd)) if result.fd is not None else result
+            kept = result._replace(fd=os.dup(result.fd)) if result.fd is not None else result
         except OSError as error:
             log.error("cannot keep the output of %s for its reader: %s", call.id, error)
             self._tell_done(call, result)
@@ -193,7 +195,7 @@ class Following:
             self._late[call.id] = None
             return
         # A direct result is nowhere else; it takes no more room than its call's arguments did.
-        self._send_content(done_header(call), result, bounded=durable)
+        self._send_done(done_word(call), result, bounded=durable)
 
     async def tell_finished(self, job_id: str, offset: int = 0) -> None:
         """The whole story of a job that was over before anybody here asked."""
@@ -201,11 +203,11 @@ class Following:
             row = await self._records.row(self._peer, job_id)
             await self._replay_output(job_id, offset)
             for number, content in enumerate(await self._records.stored_items(job_id)):
-                self._send_content({"op": "item", "id": job_id, "number": number}, content)
+                self._send_item(job_id, number, content)
         except RemotedError as error:
             self._transport.send({"op": "refused", "about": "watch", "id": job_id, "code": "NOT_FOUND", "message": str(error)})
             return
-        self._send_content(done_header_of_row(row), self._records.stored_result(row))
+        self._send_done(done_word_of_row(row), self._records.stored_result(row))
 
     def on_room(self) -> None:
         """The client has taken everything: what waited for that comes now."""
@@ -229,12 +231,22 @@ class Following:
         finally:
             self._telling_late = False
 
-    def _send_content(self, header: dict[str, Any], content: Content, bounded: bool = True) -> None:
+    def _send_done(self, word: dict[str, Any], content: Content, bounded: bool = True) -> None:
         try:
             if content.inline is not None:
-                self._transport.send(header, content.inline, bounded=bounded)
+                self._transport.send_call("done", word, content.inline, bounded=bounded)
             else:
-                self._transport.send(header, fds=(content.open(),), bounded=bounded)
+                self._transport.send_call("done", word, fds=(content.open(),), bounded=bounded)
+        except OSError as error:
+            self._transport.send_call("done", {**word, "lost": f"cannot read the stored payload: {error}"})
+
+    def _send_item(self, call_id: str, number: int, content: Content) -> None:
+        header = {"op": "item", "id": call_id, "number": number}
+        try:
+            if content.inline is not None:
+                self._transport.send(header, content.inline)
+            else:
+                self._transport.send(header, fds=(content.open(),))
         except OSError as error:
             self._transport.send({**header, "lost": f"cannot read the stored payload: {error}"})
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
-from remoted.calls import Call, Request
+from remoted.calls import Call
 from remoted.errors import BadRequest
 from remoted.leases import Lease
+from remoted.model import Status
+from remoted.requests import Request
 from remoted.spec import parse_options
 from remoted.store import Row
 from remoted_client import wire
@@ -16,27 +19,49 @@ from remoted_client import wire
 _TEXT_BYTES = 24 * 1024
 
 
-def parse_request(frame: wire.Frame) -> Request:
-    """Raises KeyError, TypeError, BadRequest on anything that is not as it must be."""
+class Submission(NamedTuple):
+    """Calls of one frame: what they have in common, and of each its key and arguments."""
+
+    common: Request
+    calls: list[tuple[str, bytes | None]]
+
+    def requests(self, common: Request) -> Iterator[Request]:
+        for key, arguments in self.calls:
+            yield common.of_call(key, arguments)
+
+
+def parse_submission(frame: wire.Frame) -> Submission:
+    """Raises KeyError, TypeError, ValueError, BadRequest on anything that is not as it must be."""
     header = frame.header
     arguments = str(header.get("arguments", ""))
+    calls: list[tuple[str, bytes | None]] = [(_checked_key(key), None if arguments else body) for key, body in wire.calls_of(frame)]
+    if arguments and len(calls) > 1:
+        raise BadRequest("BAD_REQUEST", "cannot read the calls: arguments of such a size are one call's alone")
+    return Submission(_parse_common(header, arguments), calls)
+
+
+def _checked_key(key: object) -> str:
+    if not isinstance(key, str) or not 8 <= len(key) <= 64:
+        raise BadRequest("BAD_REQUEST", "cannot use the submission key: it must have 8 to 64 characters")
+    return key
+
+
+def _parse_common(header: dict[str, Any], arguments: str) -> Request:
     instance = header.get("instance")
     if instance is not None and (len(instance) != 3 or not all(isinstance(part, str) for part in instance)):
         raise BadRequest("BAD_REQUEST", "cannot read the instance: it is not [id, method, constructor]")
-    key = header["key"]
-    if not isinstance(key, str) or not 8 <= len(key) <= 64:
-        raise BadRequest("BAD_REQUEST", "cannot use the submission key: it must have 8 to 64 characters")
     return Request(
-        key=key,
+        key="",
         spec=str(header["spec"]),
         code=str(header["code"]),
         modules=str(header["modules"]),
         context=str(header["context"]),
         arguments=arguments,
-        arguments_inline=None if arguments else frame.body,
+        arguments_inline=None,
         options=parse_options(header.get("options", {})),
         parent=str(header.get("parent", "")),
         instance=tuple(instance) if instance else None,
+        is_plain=bool(header.get("plain")),
     )
 
 
@@ -77,12 +102,13 @@ def end_of(text: str) -> str:
     return text
 
 
-def done_header(call: Call) -> dict[str, Any]:
+def done_word(call: Call) -> dict[str, Any]:
     """The outcome of a live call that has just ended."""
+    if call.result_kind == "returned" and call.status is Status.COMPLETED and call.attempts == 1 and not (call.items or call.devices or call.reconstructed):
+        return {"id": call.id, "worker": call.worker_id, "submitted_at": call.submitted_at, "started_at": call.started_at, "ended_at": call.ended_at, "run_seconds": call.run_seconds}
     lease = {"accepted": call.last_page.accepted} if isinstance(call, Lease) else {}
-    return {
+    header = {
         **lease,
-        "op": "done",
         "id": call.id,
         "status": call.status.value,
         "reason": call.reason.value if call.reason else "",
@@ -100,12 +126,12 @@ def done_header(call: Call) -> dict[str, Any]:
         "items": len(call.items),
         "reconstructed": call.reconstructed,
     }
+    return _without_the_usual(header)
 
 
-def done_header_of_row(row: Row) -> dict[str, Any]:
+def done_word_of_row(row: Row) -> dict[str, Any]:
     """The same, of a stored one."""
-    return {
-        "op": "done",
+    header = {
         "id": row["id"],
         "status": row["status"],
         "reason": row["state_reason"],
@@ -123,3 +149,8 @@ def done_header_of_row(row: Row) -> dict[str, Any]:
         "items": row["items"],
         "reconstructed": bool(row["reconstructed"]),
     }
+    return _without_the_usual(header)
+
+
+def _without_the_usual(header: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in header.items() if name not in wire.DONE or wire.DONE[name] != value}

@@ -53,6 +53,8 @@ class Transport:
         self._arrived = asyncio.Event()
         self._outbox: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self._outbox_bytes = 0
+        #: A frame about calls that more may join.
+        self._calls: wire.CallsFrame | None = None
         self._open = True
         self._flushing = False
         self._writer_set = False
@@ -147,10 +149,12 @@ class Transport:
             while self._inbox:
                 while self._open and self.is_full:
                     await self.drained()  # who does not take its answers is not asked for more
-                await self._on_frame(self._inbox.popleft())
-                handled += 1
-                if not handled % _TURN_FRAMES:
-                    await asyncio.sleep(self._pace(_TURN_FRAMES))
+                frame = self._inbox.popleft()
+                handled += _weight(frame)
+                await self._on_frame(frame)
+                if handled >= _TURN_FRAMES:
+                    await asyncio.sleep(self._pace(handled))
+                    handled = 0
             self._inbox_bytes = 0
             if self._paused:
                 self._resume()
@@ -166,9 +170,36 @@ class Transport:
             return
         if header["op"] == "refused":
             self._on_refusal(header["code"])
-        data = wire.encode(header, body, len(fds))
+        self._end_calls()
+        self._put(wire.encode(header, body, len(fds)), fds)
+        self._send_soon(bounded)
+
+    def send_call(self, op: str, word: Any, body: bytes = b"", fds: tuple[int, ...] = (), bounded: bool = True) -> None:
+        """The same about a call: it joins the frame before, if that is about such calls too."""
+        if not self._open:
+            wire.close_all(fds)
+            return
+        if fds:
+            self._end_calls()
+            self._put(wire.encode({"op": op, "calls": [word], "sizes": [0]}, fd_count=len(fds)), fds)
+        elif self._calls is None or self._calls.common["op"] != op or not self._calls.add(word, body):
+            self._end_calls()
+            self._calls = wire.CallsFrame({"op": op})
+            self._calls.add(word, body)
+        self._send_soon(bounded)
+
+    def _end_calls(self) -> None:
+        """Whatever comes now comes behind them."""
+        frame, self._calls = self._calls, None
+        if frame is not None:
+            for data in frame.frames():
+                self._put(data, ())
+
+    def _put(self, data: bytes, fds: tuple[int, ...]) -> None:
         self._outbox.append((data, fds))
         self._outbox_bytes += len(data) + _DESCRIPTOR_COST * len(fds)
+
+    def _send_soon(self, bounded: bool) -> None:
         if bounded and self._outbox_bytes > self._limits.outbox_bytes:
             self.close()  # it does not even take its results; it may come back and ask
         elif not self._flushing:
@@ -182,6 +213,7 @@ class Transport:
         await future
 
     def _flush(self) -> None:
+        self._end_calls()
         while self._open and self._outbox:
             data, fds = self._gather()
             try:
@@ -235,6 +267,7 @@ class Transport:
         """Idempotent."""
         if not self._open:
             return
+        self._end_calls()
         with contextlib.suppress(OSError):
             while self._outbox and not self._outbox[0][1]:
                 self._sock.send(self._outbox.popleft()[0])  # at the end stands a refusal that explains it
@@ -264,3 +297,9 @@ class Transport:
         for _, fds in self._outbox:
             wire.close_all(fds)
         self._wake_drain_waiters()
+
+
+def _weight(frame: wire.Frame) -> int:
+    """A frame counts for every call that it is about."""
+    calls = frame.header.get("calls")
+    return max(1, len(calls)) if isinstance(calls, list) else 1

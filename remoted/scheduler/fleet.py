@@ -147,6 +147,18 @@ class Fleet:
         self.placed[ticket.id] = worker.id
         worker.ahead[ticket.id] = ticket
 
+    def pass_on(self, ticket_id: TicketId) -> bool:
+        """The ticket has ended, and the next that its worker was given ahead takes its place. Nobody else has anything to gain by that.
+
+        False where there is no such, and nothing was done.
+        """
+        worker_id = self.placed.get(ticket_id)
+        worker = self.workers.get(worker_id) if worker_id is not None else None
+        if worker is None or not worker.ahead or ticket_id not in worker.running or ticket_id in worker.waiting:
+            return False
+        self._begin_next(worker, ticket_id)
+        return True
+
     def release(self, ticket_id: TicketId, now: float) -> WorkerView | None:
         """The worker is done with the ticket; returns the worker."""
         worker_id = self.placed.get(ticket_id)
@@ -155,9 +167,6 @@ class Fleet:
             return None
         if ticket_id in worker.ahead:
             self._take_back(worker, ticket_id)
-            return worker
-        if worker.ahead and ticket_id not in worker.waiting:
-            self._begin_next(worker, ticket_id)
             return worker
         self._take_out(worker, ticket_id)
         if worker.ahead:

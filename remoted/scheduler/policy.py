@@ -112,6 +112,8 @@ class Scheduler:
         step = Step(now)
         if isinstance(event, Submitted):
             self._submit(event.ticket, event.policy, step)
+        elif isinstance(event, Ended) and self._fleet.pass_on(event.ticket):
+            self._queue.forget(event.ticket)
         else:
             self._apply(event, step)
             self._placement.place_all(step)

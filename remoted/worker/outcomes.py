@@ -89,6 +89,8 @@ class Reporter:
     def encode_for(self, run: Run, value: Any) -> Payload:
         """A result or an item: pickled, large buffers beside it, unless the call's bytes are meant to stay as they are."""
         if not run.is_raw:
+            if (data := plain.dumps(value)) is not None:
+                return data
             collector = Collector(wire.INLINE_BYTES)
             payload = self.encode(value, collector)
             return parcel.pack(payload, collector.buffers) if collector.buffers else payload

@@ -114,21 +114,25 @@ class Runtime:
         self._inbox.put(_END)
 
     def _on_run(self, frame: wire.Frame) -> None:
-        header = frame.header
+        for (attempt, job, position), body in wire.calls_of(frame):
+            self._take(frame.header, attempt, job, position, frame.fds[0] if frame.fds else body)
+
+    def _take(self, header: dict[str, Any], attempt: str, job: str, position: int, arguments: bytes | int) -> None:
         run = Run(
-            attempt=header["attempt"],
-            job=header["job"],
+            attempt=attempt,
+            job=job,
             code=header["code"],
             modules=header["modules"],
             context=header["context"],
             stream=header["stream"],
             inline=header["inline"],
             is_kept=header["kept"],
-            arguments=frame.fds[0] if frame.fds else frame.body,
-            position=header["position"],
+            arguments=arguments,
+            position=position,
             is_concurrent=header["concurrent"],
-            instance=header.get("instance"),
+            instance=dict(header["instance"]) if "instance" in header else None,
             is_raw=header["raw"],
+            is_plain=header["plain"],
         )
         if run.stream:
             self._windows[run.attempt] = Window(header["window_items"], header["window_bytes"])

@@ -46,7 +46,8 @@ class RawClient:
             data, fds = wire.receive(self.sock, 1 << 18)
             if not data:
                 raise EOFError
-            self._frames += self._reader.feed(data, fds)
+            for frame in self._reader.feed(data, fds):
+                self._frames += _apart(frame)
         return self._frames.pop(0)
 
     def until(self, *ops: str) -> wire.Frame:
@@ -86,9 +87,9 @@ class RawClient:
         """Send a call with its content. Returns its key."""
         for upload in call.uploads:
             self.upload(upload)
-        header = {**call.header, "key": secrets.token_hex(16), **changed}
-        self.send(header, call.body)
-        return str(header["key"])
+        key = str(changed.pop("key", secrets.token_hex(16)))
+        self.send({**call.common, **changed, "calls": [key], "sizes": [len(call.body)]}, call.body)
+        return key
 
     def close(self) -> None:
         self.sock.close()
@@ -101,6 +102,15 @@ class RawClient:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _apart(frame: wire.Frame) -> list[wire.Frame]:
+    """Of a frame about many calls one about each."""
+    if frame.op == "accepted":
+        return [wire.Frame({"op": "accepted", "key": key, "id": call_id}, body) for (key, call_id), body in wire.calls_of(frame)]
+    if frame.op == "done":
+        return [wire.Frame({**wire.DONE, **word}, body, frame.fds) for word, body in wire.calls_of(frame)]
+    return [frame]
 
 
 class _Recorder:

@@ -100,7 +100,8 @@ print(json.dumps([[o.id, o.status, o.state_reason, o.attempts] for o in (h.resul
     daemon.stop()
     with sqlite3.connect(daemon.state / "remoted" / "remoted.sqlite3") as db:
         assert db.execute("SELECT count(*), count(ended_at) FROM jobs").fetchone() == (1000, 1000)
-        assert db.execute("SELECT count(*) FROM attempts WHERE ended_at IS NULL").fetchone() == (0,)
+        assert db.execute("SELECT count(*) FROM attempts JOIN jobs ON seq = job WHERE attempts.ended_at IS NULL AND jobs.ended_at IS NULL").fetchone() == (0,)
+        assert db.execute("SELECT count(*) FROM attempts WHERE ended_at IS NULL GROUP BY job HAVING count(*) > 1").fetchall() == []
     db.close()
     assert not [path for path in (daemon.state / "remoted" / "outcomes").glob("*.out*") if path.stat().st_size], "nothing is left behind"
 

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from tests.harness import Host, host, wait_until
+from tests.old_schemas import make_old
 
 HEAD = """
 import json, os, sys
@@ -130,17 +131,41 @@ def test_t52_a_newer_database_is_refused_and_left_alone(daemon: Host) -> None:
 def test_t52_a_database_of_the_first_schema_is_copied_and_then_changed(daemon: Host) -> None:
     job = daemon.run(HEAD + "o = f(1).result(); o.unwrap(); print(o.id)").out.strip()
     daemon.stop()
-    with sqlite3.connect(database(daemon)) as db:
-        db.execute("ALTER TABLE attempts DROP COLUMN position")
-        db.execute("DROP TABLE usage")
-        db.execute("PRAGMA user_version = 1")
-    db.close()
+    make_old(database(daemon), 1)
     daemon.start().run(HEAD + f"Job.from_id({job!r}).result().unwrap(); f(1).result().unwrap()")
     copy = database(daemon).with_name("remoted.sqlite3.schema-1")
     assert copy.stat().st_mode & 0o777 == 0o600
     with sqlite3.connect(copy) as db:
         assert db.execute("SELECT id FROM jobs").fetchall() == [(job,)]
     db.close()
+
+
+def test_t52_jobs_that_wait_and_run_outlive_a_change_of_the_schema(daemon: Host) -> None:
+    marks, gate = daemon.project / "marks", daemon.project / "gate"
+    script = (
+        HEAD
+        + f"""
+import time
+@remote(CpuLiveServerless(name="one", workersMax=1), max_retries=0)
+def slow(n):
+    with open({str(marks)!r}, "a") as file: file.write(f"{{n}}\\n")
+    while not os.path.exists({str(gate)!r}): time.sleep(0.01)
+    return n
+@remote(queue)
+def gen(): yield from range(3)
+assert (found := list(gen())) == [0, 1, 2], found
+print(json.dumps([slow.options(detach=True)(n).id for n in range(3)]))
+"""
+    )
+    ids = daemon.run(script).json
+    wait_until(marks.exists, 20, daemon.log)
+    daemon.kill()
+    make_old(database(daemon), 2)
+    daemon.start()
+    gate.touch()
+    found = daemon.run(HEAD + f"print(json.dumps([[o.status, o.output, o.attempts] for o in (Job.from_id(i).result(timeout=30) for i in {ids!r})]))").json
+    assert found == [["COMPLETED", n, 1] for n in range(3)]
+    assert sorted(marks.read_text(encoding="utf-8").split()) == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize("damage", ["header", "pages", "noise", "cut"])

@@ -78,6 +78,39 @@ def test_t34_a_hostile_message_on_a_channel_is_refused_and_its_descriptors_close
         frame.close()
 
 
+@given(headers, st.lists(st.tuples(headers, st.binary(max_size=3000)), min_size=1, max_size=200))
+def test_t17_calls_of_one_frame_come_back_apart_as_far_as_there_was_room(common: dict[str, object], calls: list[tuple[dict[str, object], bytes]]) -> None:
+    made = wire.CallsFrame({"op": "submit", **common})
+    taken = [call for call in calls if made.add(*call)]
+    frames = wire.FrameReader().feed(b"".join(made.frames()))
+    assert [call for frame in frames for call in wire.calls_of(frame)] == taken
+    assert len(taken) == len(calls) or len(taken) == wire.FRAME_CALLS or made.size > wire.INLINE_BYTES - 3000
+
+
+def test_t15_words_that_are_too_long_for_one_header_come_in_several() -> None:
+    made = wire.CallsFrame({"op": "done"})
+    words = [{"error": str(number) * 20_000} for number in range(10)]
+    assert all(made.add(word, b"x") for word in words)
+    frames = wire.FrameReader().feed(b"".join(made.frames()))
+    assert len(frames) > 3
+    assert [call for frame in frames for call in wire.calls_of(frame)] == [(word, b"x") for word in words]
+
+
+json_values = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=5)
+
+
+@settings(max_examples=300)
+@given(json_values, json_values | st.lists(st.integers(-2, 5) | st.booleans(), max_size=4), st.binary(max_size=10))
+def test_t17_a_frame_whose_lists_lie_is_refused(calls: object, sizes: object, body: bytes) -> None:
+    try:
+        parts = wire.calls_of(wire.Frame({"op": "submit", "calls": calls, "sizes": sizes}, body))
+    except ValueError:
+        return
+    assert isinstance(calls, list)
+    assert [word for word, _ in parts] == calls
+    assert b"".join(part for _, part in parts) == body
+
+
 def test_a_header_with_lone_surrogates_survives() -> None:
     header = {"op": "x", "name": "\udc80"}
     assert wire.FrameReader().feed(wire.encode(header))[0].header == header

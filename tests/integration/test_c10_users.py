@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -18,10 +17,11 @@ from remoted.api.users import users
 from remoted.attempts import AttemptEnd
 from remoted.limits import Share
 from remoted.model import DeviceUuid, Reason, Status
-from remoted.usage import HOUR_SECONDS, Pending, Span, Totals, charge, totals
+from remoted.usage import HOUR_SECONDS, Pending, Span, Totals, charge_all, totals
 from tests.harness import Host, wait_until
 from tests.integration.test_api import Daemon, running
 from tests.integration.test_c04_remotectl import Terminal
+from tests.old_schemas import make_old
 
 
 @pytest.fixture
@@ -41,9 +41,10 @@ async def test_c10_usage_is_summed_by_user_and_window(daemon: Daemon) -> None:
     now = 1000 * 24.0 * HOUR_SECONDS
 
     def store(db: object) -> tuple[dict[int, Totals], dict[int, Totals]]:
-        charge(db, Span(1, now - 7200, now, 2, 4.0))  # type: ignore[arg-type]
-        charge(db, Span(1, now - 3 * 86_400 - 100, now - 3 * 86_400, 1, 1.0))  # type: ignore[arg-type]
-        charge(db, Span(2, now - 60, now, 0, 1.0))  # type: ignore[arg-type]
+        for span in (Span(1, now - 7200, now, 2, 4.0), Span(1, now - 3 * 86_400 - 100, now - 3 * 86_400, 1, 1.0), Span(2, now - 60, now, 0, 1.0)):
+            used = Pending()
+            used.add(span)
+            charge_all(db, used.take())  # type: ignore[arg-type]
         return totals(db, now, 86_400), totals(db, now, 7 * 86_400)  # type: ignore[arg-type]
 
     day, week = await daemon.store.submit(store)
@@ -56,8 +57,8 @@ async def test_c10_an_attempt_is_charged_once_and_a_lost_one_not_at_all(daemon: 
     for reason, expected in ((None, 100.0), (Reason.LOST, 0.0)):
         uid = 1000 + bool(reason)
         call = await daemon.submit(uid=uid)
-        row = {"job": call.id, "number": 1, "worker": "w", "worker_pid": 1, "worker_started": 0.0, "boot_id": "b", "devices": "", "position": 1}
-        await daemon.store.submit(lambda db, call=call, row=row: db.run("begin_attempt", token=call.id, now=0.0, **row))
+        row = (call.seq, 1, call.id, "w", 1, 0.0, "b", "", 1, 0.0)
+        await daemon.store.submit(lambda db, row=row: db.many("begin_attempts", [row]))
         call.token, call.attempts, call.devices = call.id, 1, (DeviceUuid("GPU-1"),)  # type: ignore[assignment]
         call.attempt_started = daemon.clock.wall() - 100
 
@@ -140,10 +141,7 @@ def test_t52_a_database_of_the_schema_before_gets_its_table(bare_host: Host) -> 
     host = bare_host.start()
     host.stop()
     (file,) = host.state.rglob("remoted.sqlite3")
-    with sqlite3.connect(file) as db:
-        db.execute("DROP TABLE usage")
-        db.execute("PRAGMA user_version=2")
-    db.close()
+    make_old(file, 2)
 
     host.start()
 

@@ -151,3 +151,22 @@ print(json.dumps([[n, o.status] for n, o in enumerate(body.map(range(20))) if o.
 """
     )
     assert result.json == [[12, "TIMED_OUT"]]
+
+
+def test_f04_calls_of_a_map_are_not_held_for_those_that_its_iterable_has_not_given_yet(daemon: Host) -> None:
+    """Calls that are made together share frames; this iterable goes on when the call before has run."""
+    result = daemon.run(
+        HEAD
+        + """
+@remote(one)
+def body(n):
+    open(f"ran-{n}", "w").close()
+    return n
+def slow():
+    for n in range(5):
+        yield n
+        while not os.path.exists(f"ran-{n}"): time.sleep(0.005)
+print(json.dumps([o.output for o in body.map(slow())]))
+"""
+    )
+    assert result.json == list(range(5))

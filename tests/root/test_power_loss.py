@@ -41,8 +41,10 @@ _RESUMED = re.compile(r"^(\d+) +<\.\.\. (\w+) resumed>")
 _FILE = re.compile(r"^\d+<([^>]*)>")
 _HEX = re.compile(r'"((?:\\x[0-9a-f]{2})*)"')
 _LAST = re.compile(r", (\d+)(?:\)| <unfinished)[^,]*$")
-_ACCEPTED = re.compile(rb'"op":"accepted","key":"[0-9a-f]+","id":"([0-9a-f]{32})"')
-_DONE = re.compile(rb'"op":"done","id":"([0-9a-f]{32})","status":"COMPLETED"')
+_TOLD = {op: re.compile(rb'"op":"%s","calls":\[(.*?)\],"sizes"' % op) for op in (b"accepted", b"done")}
+_ACCEPTED = re.compile(rb'\["[0-9a-f]+","([0-9a-f]{32})"\]')
+#: One that has not completed says its status.
+_DONE = re.compile(rb'\{"id":"([0-9a-f]{32})",(?![^}]*"status")')
 
 
 @dataclass
@@ -158,8 +160,8 @@ def test_t50_a_power_cut_at_any_write_loses_nothing_that_was_acknowledged(daemon
             folder.mkdir()
             _check(folder, {name: disk.after_a_cut(chance) for name, disk in disks.items()}, accepted, done)
             shutil.rmtree(folder)
-        accepted.update(job.decode() for job in _ACCEPTED.findall(data))
-        done.update(job.decode() for job in _DONE.findall(data))
+        accepted.update(job.decode() for told in _TOLD[b"accepted"].findall(data) for job in _ACCEPTED.findall(told))
+        done.update(job.decode() for told in _TOLD[b"done"].findall(data) for job in _DONE.findall(told))
         disk = disks.get(Path(file).name)
         if disk is None:
             continue

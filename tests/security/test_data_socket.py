@@ -126,6 +126,22 @@ def test_t12_a_trickling_sender_has_a_deadline_from_the_first_byte_to_the_last(i
     assert_works(impatient)
 
 
+ONE = {"calls": ["12345678"], "sizes": [0]}
+BAD_LISTS: list[dict[str, object]] = [
+    {"calls": "12345678", "sizes": [0]},
+    {"calls": ["12345678"], "sizes": {"0": 0}},
+    {"calls": ["12345678"], "sizes": []},
+    {"calls": ["12345678"], "sizes": [1]},
+    {"calls": ["12345678"] * 2, "sizes": [1, -1]},
+    {"calls": ["12345678"], "sizes": [True]},
+    {"calls": ["12345678"], "sizes": [0.0]},
+    {"calls": [["12345678"]], "sizes": [0]},
+    {"calls": ["x" * 100], "sizes": [0]},
+    {"calls": ["12345678"] * (wire.FRAME_CALLS + 1), "sizes": [0] * (wire.FRAME_CALLS + 1)},
+    {"calls": ["12345678"] * 2, "sizes": [0, 0], "arguments": "0" * 64},
+]
+
+
 def test_t17_an_unknown_op_and_bad_fields_are_refused_and_the_connection_goes_on(shared_daemon: Host) -> None:
     with raw(shared_daemon) as client:
         for header, code in [
@@ -134,9 +150,10 @@ def test_t17_an_unknown_op_and_bad_fields_are_refused_and_the_connection_goes_on
             ({"op": ["list"], "key": "k"}, "UNKNOWN_OP"),
             ({"op": "submit", "key": "k"}, "BAD_REQUEST"),
             ({"op": "submit", "key": 5}, "BAD_REQUEST"),
-            ({"op": "submit", "key": "12345678", "spec": {}, "code": "", "modules": "", "context": "", "options": 7}, "BAD_OPTIONS"),
-            ({"op": "submit", "key": "12345678", "spec": "x", "code": "", "modules": "", "context": "", "instance": 7}, "BAD_REQUEST"),
-            ({"op": "submit", "key": "12345678", "spec": "../../etc", "code": "", "modules": "", "context": ""}, "MISSING_CONTENT"),
+            ({"op": "submit", **ONE, "spec": {}, "code": "", "modules": "", "context": "", "options": 7}, "BAD_OPTIONS"),
+            ({"op": "submit", **ONE, "spec": "x", "code": "", "modules": "", "context": "", "instance": 7}, "BAD_REQUEST"),
+            ({"op": "submit", **ONE, "spec": "../../etc", "code": "", "modules": "", "context": ""}, "MISSING_CONTENT"),
+            *(({"op": op, **lists, "spec": "x", "code": "", "modules": "", "context": ""}, "BAD_REQUEST") for op in ("submit", "call") for lists in BAD_LISTS),
             ({"op": "watch"}, "BAD_REQUEST"),
             ({"op": "watch", "id": "../../etc/passwd"}, "NOT_FOUND"),
             ({"op": "watch", "id": "0" * 32, "offset": -5}, "NOT_FOUND"),
@@ -150,6 +167,7 @@ def test_t17_an_unknown_op_and_bad_fields_are_refused_and_the_connection_goes_on
             client.send(header)  # type: ignore[arg-type]
             frame = client.until("refused")
             assert frame.header["code"] == code, (header, frame.header)
+            client.ping()  # there may be one refusal for each call
         client.submit(prepare(work, 1))
         assert client.until("done").header["status"] == "COMPLETED"
 
@@ -390,6 +408,23 @@ def test_t18_a_client_that_never_reads_makes_the_daemon_stop_reading_it(shared_d
         assert_works(shared_daemon)
 
 
+def test_t18_every_call_of_a_frame_counts_against_its_users_limit(bare_host: Host) -> None:
+    """Those beyond it are refused, each by its key, and the others run."""
+    bare_host.config.write_text("[limits]\nqueued_jobs_per_uid = 5\n", encoding="utf-8")
+    daemon = bare_host.start()
+    call = prepare(work, 1)
+    with raw(daemon) as client:
+        for upload in call.uploads:
+            client.upload(upload)
+        keys = [f"{number:032}" for number in range(20)]
+        frame = wire.CallsFrame(call.common)
+        assert all(frame.add(key, call.body) for key in keys)
+        client.send_raw(b"".join(frame.frames()))
+        told = [client.until("accepted", "refused") for _ in keys]
+        assert {found.header["key"] for found in told} == set(keys)
+        assert [found.header["code"] for found in told if found.op == "refused"] == ["OVER_LIMIT"] * 15
+
+
 # -- T61 -----------------------------------------------------------------------------------------------------
 
 
@@ -409,6 +444,26 @@ def test_t61_the_same_key_again_is_the_same_job(shared_daemon: Host) -> None:
         client.submit(call, key=key)
         assert [client.until("accepted").header["id"] for _ in range(2)] == [first, first]
     assert marks.read_text(encoding="utf-8") == "ran\n"
+
+
+def test_t61_a_known_key_among_new_ones_of_a_frame_runs_nothing_again(shared_daemon: Host) -> None:
+    """The others are stored and run; the known one, twice in the frame, has its old outcome."""
+    marks = shared_daemon.project / "t61-frame"
+    call = prepare(note, str(marks))
+    with raw(shared_daemon) as client:
+        key = client.submit(call)
+        first = client.until("accepted").header["id"]
+        client.until("done")
+        frame = wire.CallsFrame(call.common)
+        keys = [f"new-{os.urandom(8).hex()}", key, key, f"new-{os.urandom(8).hex()}"]
+        assert all(frame.add(each, call.body) for each in keys)
+        client.send_raw(b"".join(frame.frames()))
+        told = [client.until("accepted", "done") for _ in range(8)]
+    accepted = [(found.header["key"], found.header["id"]) for found in told if found.op == "accepted"]
+    assert sorted(each for each, _ in accepted) == sorted(keys)
+    assert {job for each, job in accepted if each == key} == {first}
+    assert [found.header["status"] for found in told if found.op == "done"] == ["COMPLETED"] * 4
+    assert marks.read_text(encoding="utf-8") == "ran\n" * 3
 
 
 def test_t61_an_acknowledgement_lost_in_a_crash_gives_one_job(daemon: Host) -> None:

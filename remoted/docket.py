@@ -1,0 +1,157 @@
+"""What is to be stored of jobs: thousands of rows a second, so those of one turn of the loop go as one statement of each kind.
+
+A job has one when it comes, one for each attempt that begins, one for each item of a stream, and its end. On one page they
+are stored, and those who wait are told, in this order; what else is asked of the store meanwhile begins a new page, so nothing overtakes anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import astuple
+from typing import Any
+
+from remoted.calls import Call
+from remoted.model import Reason, Status
+from remoted.spec import Options
+from remoted.store import Statements, Store
+from remoted.usage import Pending, Span, charge_all
+
+log = logging.getLogger(__name__)
+_Row = tuple[Any, ...]
+#: Called once the row is committed, or will not be.
+Then = Callable[[Exception | None], None]
+_STATEMENTS = ("add_jobs", "begin_attempts", "add_items", "finish_jobs")
+_ADD, _BEGIN, _ITEM, _FINISH = range(4)
+
+
+class AlreadyKnown(Exception):
+    """The job was stored before: an acknowledgement was lost, and its client asked again (T61)."""
+
+
+def job_id(uid: int, key: str) -> str:
+    """The same submission of the same user is the same job: its id tells so without another index."""
+    return hashlib.sha256(f"{uid}:{key}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+class _Page:
+    """Rows of one transaction, each with who waits for it. An ``Operation`` of the store."""
+
+    def __init__(self) -> None:
+        self.rows: tuple[list[_Row], ...] = ([], [], [], [])
+        self.thens: tuple[list[Then], ...] = ([], [], [], [])
+        self.spans: list[Span | None] = []
+
+    def run(self, db: Statements) -> set[int]:
+        """The places of new jobs that were known."""
+        known: set[int] = set()
+        for kind, rows in enumerate(self.rows):
+            if rows and db.many(_STATEMENTS[kind], rows) < len(rows) and kind == _ADD:
+                known = {place for place, row in enumerate(rows) if _is_other(db, row)}
+        used = Pending()
+        for span in self.spans:
+            if span is not None:
+                used.add(span)
+        charge_all(db, used.take())
+        return known
+
+    def parts(self) -> Sequence[_Page]:
+        parts = []
+        for kind, rows in enumerate(self.rows):
+            for place, row in enumerate(rows):
+                part = _Page()
+                part.rows[kind].append(row)
+                part.thens[kind].append(self.thens[kind][place])
+                if kind == _FINISH:
+                    part.spans.append(self.spans[place])
+                parts.append(part)
+        return parts
+
+    def settle(self, result: Any) -> None:
+        error: Exception | None = None
+        known: set[int] = set()
+        if isinstance(result, Exception):
+            error = result
+        else:
+            known = result
+        for kind, thens in enumerate(self.thens):
+            for place, then in enumerate(thens):
+                try:
+                    then(AlreadyKnown() if kind == _ADD and place in known else error)
+                except Exception:  # one's failure is nobody else's
+                    log.exception("cannot go on with what was stored")
+
+
+def _is_other(db: Statements, row: _Row) -> bool:
+    found = db.one("seq_of", id=row[1])
+    return found is None or found["seq"] != row[0]
+
+
+class Docket:
+    """Collects; use from the event loop."""
+
+    def __init__(self, store: Store, boot_id: str) -> None:
+        self._store = store
+        self._boot_id = boot_id
+        self._seq = store.last_seq
+        #: Those of the newest call, as they are stored.
+        self._options: tuple[Options | None, str] = (None, "")
+
+    def next_seq(self) -> int:
+        """In the order in which jobs come; no other daemon numbers them."""
+        self._seq += 1
+        return self._seq
+
+    def _page(self) -> _Page:
+        page = self._store.newest
+        if not isinstance(page, _Page):
+            page = _Page()
+            self._store.add(page)
+        return page
+
+    def _enter(self, kind: int, row: _Row, then: Then) -> _Page:
+        page = self._page()
+        page.rows[kind].append(row)
+        page.thens[kind].append(then)
+        return page
+
+    def add(self, call: Call, then: Then) -> None:
+        """A new job."""
+        request, spec = call.request, call.spec
+        if request.options is not self._options[0]:
+            self._options = (request.options, request.options.model_dump_json(exclude_defaults=True))
+        options = _options(self._options[1], request.instance, request.identity)
+        function = f"{spec.function.module}:{spec.function.qualname}"
+        content = (request.spec, request.code, request.modules, request.context, request.arguments, request.arguments_inline)
+        row = (call.seq, call.id, call.uid, call.name, function, spec.pool.name, Status.IN_QUEUE.value, *content, options, request.parent, call.caller, call.submitted_at)
+        self._enter(_ADD, row, then)
+
+    def begin(self, call: Call, then: Then) -> None:
+        """The newest attempt of a call that has a worker."""
+        worker = call.worker
+        assert worker is not None
+        process = (call.worker_id, worker.pid, worker.born, self._boot_id)
+        self._enter(_BEGIN, (call.seq, call.tries, call.token, *process, " ".join(call.devices), call.position, call.attempt_started), then)
+
+    def add_item(self, call: Call, number: int, size: int, inline: bytes | None, then: Then) -> None:
+        """One item of a stream."""
+        self._enter(_ITEM, (call.id, number, size, inline), then)
+
+    def finish(self, call: Call, status: Status, reason: Reason | None, span: Span | None, then: Then) -> None:
+        """The one terminal status. ``span``: what its last attempt used."""
+        result = call.result
+        size = call.result_size + sum(len(item.inline or b"") for item in call.items)
+        row = (
+            call.seq, status.value, reason.value if reason else "", call.attempts, call.worker_id, " ".join(call.devices), call.started_at, call.ended_at,
+            call.run_seconds, result.inline if result else None, size, call.result_kind, len(call.items), int(call.reconstructed),
+            call.error, call.error_type, call.traceback,
+        )  # fmt: skip
+        self._enter(_FINISH, row, then).spans.append(span)
+
+
+def _options(options: str, instance: tuple[str, str, str] | None, identity: Any) -> str:
+    if instance is None and identity is None:
+        return options
+    return json.dumps({**json.loads(options), "instance": instance, "identity": identity and astuple(identity)})

@@ -1,0 +1,59 @@
+"""Items of streams on their way into the store: a small one is a row at once, a large one first a file, and their order stays."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
+
+from remoted.attempts import Content
+from remoted.blobs import Blobs
+from remoted.calls import Call
+from remoted.docket import Docket
+
+_Spawn = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
+
+
+class ItemKeeper:
+    """``kept`` is called once an item is stored, ``again`` with what to call later where the store did not take it."""
+
+    def __init__(self, docket: Docket, blobs: Blobs, spawn: _Spawn, kept: Callable[[Call, int], None], again: Callable[..., None]) -> None:
+        self._docket = docket
+        self._blobs = blobs
+        self._spawn = spawn
+        self._kept = kept
+        self._again = again
+        #: The newest of each stream that is not in the store's line yet.
+        self._under_way: dict[str, asyncio.Task[None]] = {}
+
+    def add(self, call: Call, number: int, payload: bytes | int, size: int) -> None:
+        """The payload is this object's from here on."""
+        before = self._under_way.get(call.id)
+        if isinstance(payload, int) or before is not None:
+            self._under_way[call.id] = task = self._spawn(self._keep_large(call, number, payload, size, before))
+            task.add_done_callback(lambda _: self._under_way.pop(call.id) if self._under_way.get(call.id) is task else None)
+        else:
+            self._keep(call, number, payload, size)
+        call.items.add(Content("", payload, None) if isinstance(payload, bytes) else Content("", None, str(self._blobs.item_path(call.id, number))))
+
+    def under_way(self, call: Call) -> asyncio.Task[None] | None:
+        """What has to end before the end of the stream can be told."""
+        return self._under_way.get(call.id)
+
+    async def _keep_large(self, call: Call, number: int, payload: bytes | int, size: int, before: asyncio.Task[None] | None) -> None:
+        """Or one behind such."""
+        if before is not None:
+            await asyncio.wait([before])
+        if isinstance(payload, int):
+            await self._blobs.store_descriptor(payload, self._blobs.item_path(call.id, number))
+        self._keep(call, number, payload, size)
+
+    def _keep(self, call: Call, number: int, payload: bytes | int, size: int) -> None:
+        self._docket.add_item(call, number, size, payload if isinstance(payload, bytes) else None, partial(self._stored, call, number, payload, size))
+
+    def _stored(self, call: Call, number: int, payload: bytes | int, size: int, error: Exception | None) -> None:
+        if error is not None:
+            self._again(error, self._keep, call, number, payload, size)
+        else:
+            self._kept(call, number)
