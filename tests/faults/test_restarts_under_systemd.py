@@ -217,7 +217,7 @@ print(json.dumps([[o.id, o.status, o.state_reason, o.attempts, o.output] for o i
     assert len({pid for *_, pid in lines}) <= 2, "the same two workers all along"
     host.stop()
     with sqlite3.connect(host.state / "remoted" / "remoted.sqlite3") as db:
-        assert db.execute("SELECT count(*) FROM attempts WHERE ended_at IS NULL").fetchone() == (0,)
+        assert db.execute("SELECT count(*) FROM attempts JOIN jobs ON seq = job WHERE attempts.ended_at IS NULL AND jobs.ended_at IS NULL").fetchone() == (0,)
         assert db.execute("SELECT count(*) FROM attempts").fetchone() == (200,)
     db.close()
 
