@@ -155,8 +155,7 @@ class Worker:
 
     def _set_timeout(self, attempt: Attempt) -> None:
         if attempt.timeout_seconds is not None and not attempt.timers:
-            left = max(0.0, attempt.started + attempt.timeout_seconds - self._clock.boottime())
-            attempt.timers.append(self._loop.call_later(left, self.stop, attempt.token, Reason.TIMEOUT))
+            attempt.timers.append(self._loop.call_later(attempt.started + attempt.timeout_seconds - self._clock.boottime(), self.stop, attempt.token, Reason.TIMEOUT))
 
     def lend(self, spec: LeaseSpec, listener: AttemptListener) -> None:
         """Hand a client's connection over: its calls come straight here until the lease ends."""
@@ -331,7 +330,8 @@ class Worker:
         attempt = self._workload.find(header.get("attempt", ""))
         try:
             if frame.op == "done":
-                return self._on_done(attempt, frame)
+                self._on_done(attempt, frame)
+                return
             if frame.op == "hello" and not self._greeted.done():
                 self.hello = parse_hello(header)
                 self._greeted.set_result(self.hello)

@@ -259,7 +259,7 @@ def test_t50_what_was_acknowledged_outlives_a_cut_of_the_power(computer: Machine
 
 
 def test_t50_the_database_is_whole_and_knows_no_job_without_an_end(computer: Machine) -> None:
-    ask = "import json, sqlite3; db = sqlite3.connect('/var/lib/remoted/remoted.sqlite3'); print(json.dumps([db.execute(q).fetchone()[0] for q in ('PRAGMA integrity_check', 'SELECT count(*) FROM jobs WHERE ended_at IS NULL', 'SELECT count(*) FROM attempts WHERE ended_at IS NULL')]))"
+    ask = "import json, sqlite3; db = sqlite3.connect('/var/lib/remoted/remoted.sqlite3'); print(json.dumps([db.execute(q).fetchone()[0] for q in ('PRAGMA integrity_check', 'SELECT count(*) FROM jobs WHERE ended_at IS NULL', 'SELECT count(*) FROM attempts JOIN jobs ON seq = job WHERE attempts.ended_at IS NULL AND jobs.ended_at IS NULL')]))"
     live = json.loads(computer.run("remotectl ps --json", BOB).out)["jobs"] + json.loads(computer.run("remotectl ps --json", STRANGER).out)["jobs"]
     while live:  # those of a cut that no client was told of
         job = live.pop()
