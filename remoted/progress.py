@@ -32,14 +32,24 @@ class Progress:
         making = os.O_CREAT | os.O_EXCL if is_new else 0
         self.fd = os.open(path, os.O_RDWR | making | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         if is_new:
-            os.ftruncate(self.fd, wire.PROGRESS_PAGE_BYTES)
+            self._allocate()
+
+    def _allocate(self) -> None:
+        """A worker that writes into a page for which a full disk has no room dies of SIGBUS."""
+        try:
+            os.posix_fallocate(self.fd, 0, wire.PROGRESS_PAGE_BYTES)
+        except OSError:
+            self.close()
+            raise
 
     def read(self) -> Begun:
         return _read(self.fd)
 
     def close(self) -> None:
-        """The worker is dead, and what it has begun is known."""
-        os.close(self.fd)
+        """The worker is dead, and what it has begun is known. Idempotent."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
         self._path.unlink(missing_ok=True)
 
 

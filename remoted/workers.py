@@ -89,9 +89,9 @@ class Worker:
         """Be born and wait for the greeting. Raises SpawnError with what the process printed."""
         self.family = birth.family
         try:
+            self._progress = Progress(spool.progress_path(self.id))
             self._channel = await self._be_born(births, birth.start)
             self._orders = Orders(self._channel, self.id, self._limits)
-            self._progress = Progress(spool.progress_path(self.id))
             self._channel.send({"op": "limits", **birth.first_words()}, fds=(os.dup(self._progress.fd), *spool.open(self.id)))
             hello = await asyncio.wait_for(self._greeted, self._limits.start_deadline_seconds)
             if parent_of(self.pid) != os.getpid():
@@ -484,9 +484,9 @@ class Worker:
         """Ask it to leave, then kill the tree. Returns when it is buried."""
         self._kill_reason = self._kill_reason or why
         if self._process is None:
-            if self._channel is not None:
-                self._channel.close()
-            self._pipes.close()
+            for part in (self._channel, self._progress, self._pipes):
+                if part is not None:
+                    part.close()
             self.family.forget()
             return
         await self.family.look()
