@@ -199,6 +199,7 @@ async def test_what_a_route_needs_is_kept_for_as_long_as_it_is_there(daemon: Dae
     await daemon.contents.forget_unused(daemon.clock.wall() + 1)
     assert (await daemon.ask("GET", "/f/x"))[1]["error"]["code"] == "POOL_BUSY", "it could be called"
 
+    daemon.contents.release(ME.uid, endpoint.request.context)  # as the connection does that has sent it
     daemon.services.endpoints.drop(endpoint)
     await daemon.contents.forget_unused(daemon.clock.wall() + 1)
     assert not daemon.contents.has(ME.uid, endpoint.request.code)
