@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import select
 import socket
 import threading
 import time
@@ -243,11 +244,17 @@ class Lease:
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RD)
 
+    def _is_alone(self) -> bool:
+        """Has the client closed its end? Our own shutting down is no hang-up."""
+        poller = select.poll()
+        poller.register(self._sock, 0)
+        return any(events & select.POLLHUP for _, events in poller.poll(0))
+
     def close(self) -> None:
         """Say which call was the last one accepted; the client sends later ones elsewhere."""
         self._send(wire.encode({"op": "goaway", "last": self._accepted}))
         if self._client:
-            self._segments.leave(self._client, is_gone=not self.is_revoked)
+            self._segments.leave(self._client, is_gone=not self.is_revoked or self._is_alone())
         with self._lock:
             self._sock.close()
             os.close(self._page_fd)

@@ -27,7 +27,9 @@ def ctl(daemon: Host, command: str) -> Any:
 
 
 def worker_of(daemon: Host, name: str) -> Any:
-    return next(worker for worker in ctl(daemon, "workers")["workers"] if worker["pool"] == name)
+    found = [worker for worker in ctl(daemon, "workers")["workers"] if worker["pool"] == name]
+    assert found, f"no worker of {name} is left:\n{daemon.log()[-4000:]}"
+    return found[0]
 
 
 def installed(daemon: Host, name: str, text: str) -> str:
