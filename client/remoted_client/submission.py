@@ -176,8 +176,9 @@ class _Described:
         self.pool_key = json.dumps(shared, sort_keys=True)
 
 
-#: By target, settings and whether the call streams; the oldest go (functions made in a loop must not stay for ever).
-_described: OrderedDict[tuple[int, int, bool], tuple[Any, _Described]] = OrderedDict()
+#: By the ids of target and settings, and whether the call streams. Both are kept, or another object could have the id of one that
+#: is gone; the oldest go (functions made in a loop must not stay for ever).
+_described: OrderedDict[tuple[int, int, bool], tuple[Any, Settings, _Described]] = OrderedDict()
 _DESCRIBED_MOST = 1000
 _POOLS_MOST = 100
 _modules: list[tuple[Any, Upload]] = []
@@ -191,14 +192,14 @@ def _describe(line: Connection, target: Callable[..., Any], settings: Settings, 
         raise SerializationError(str(error), getattr(error, "path", "")) from error
     key = (id(target), id(settings), stream)
     known = _described.get(key)
-    if known is None or known[0] is not target or known[1].code.payload is not code.payload:
+    if known is None or known[0] is not target or known[1] is not settings or known[2].code.payload is not code.payload:
         cwd = current_directory()
         document = settings.spec(function_identity(target), expected_imports(target), stream, cwd, own_entries(sys.path, cwd))
-        known = _described[key] = (target, _Described(code, document))
+        known = _described[key] = (target, settings, _Described(code, document))
         if len(_described) > _DESCRIBED_MOST:
             _described.popitem(last=False)
-    known[1].code = code
-    return known[1]
+    known[2].code = code
+    return known[2]
 
 
 def _modules_upload(code: Code) -> Upload | None:
