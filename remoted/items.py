@@ -1,4 +1,4 @@
-"""The items of one stream. They are stored at the same time and told one after another: a large one may be slower than those behind it."""
+"""The items of one stream, told one after another. One that the store does not take at once is stored behind later ones (``keeping``)."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import secrets
 import sys
 from collections import OrderedDict
@@ -29,8 +30,6 @@ from remoted_client.surroundings import current_directory, own_entries
 from remoted_client.wire import INLINE_BYTES
 
 if TYPE_CHECKING:
-    import pickle
-
     from remoted_client.codec import Code
 
 
@@ -59,7 +58,7 @@ def submit(
     code, (code_upload, spec_upload) = described.code, described.uploads
     plain_data = plain.dumps((args, kwargs))
     if plain_data is None:
-        payload = encode_arguments(line, args, kwargs, code, None if options.get("copy") else Collector(INLINE_BYTES), parcel.pack)
+        payload = encode_arguments(line, args, kwargs, code) if options.get("copy") else encode_parcel(line, args, kwargs, code)
     else:
         payload = Payload(plain_data, -1)
     context_data, context_digest = line.surroundings.document(settings.declared)
@@ -211,15 +210,17 @@ def _modules_upload(code: Code) -> Upload | None:
     return _modules[0][1]
 
 
-def encode_arguments(
-    line: Connection,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    code: Code | None,
-    buffers: Collector | None = None,
-    pack: Callable[[bytes | int, list[pickle.PickleBuffer]], int] | None = None,
-) -> Payload:
-    """With ``buffers`` large ones stay out of it, and ``pack`` puts them beside it. Raises SerializationError naming argument and attribute."""
+def encode_parcel(line: Connection, args: tuple[Any, ...], kwargs: dict[str, Any], code: Code) -> Payload:
+    """As ``encode_arguments``, with large buffers beside the pickle in one memfd."""
+    collector = Collector(INLINE_BYTES)
+    payload = encode_arguments(line, args, kwargs, code, collector)
+    if not collector.buffers:
+        return payload
+    return Payload(b"", parcel.pack(payload.inline if payload.fd < 0 else os.dup(payload.fd), collector.buffers))
+
+
+def encode_arguments(line: Connection, args: tuple[Any, ...], kwargs: dict[str, Any], code: Code | None, buffers: Collector | None = None) -> Payload:
+    """With ``buffers`` large ones stay out of it. Raises SerializationError naming argument and attribute."""
     writer = PayloadWriter()
     try:
         line.encoder.encode_arguments_into(writer, args, kwargs, code, buffers)  # type: ignore[arg-type]
@@ -228,8 +229,6 @@ def encode_arguments(
         if isinstance(error, UnpicklableError):
             raise SerializationError(str(error), getattr(error, "path", "")) from error
         raise
-    if pack is not None and buffers is not None and buffers.buffers:
-        return Payload(b"", pack(writer.take(), buffers.buffers))
     return writer.finish()
 
 
