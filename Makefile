@@ -4,7 +4,7 @@ UV_VERSION := 0.13.9
 DEV := .venv
 DEMO := .venv-demo
 
-.PHONY: demo test test-root soak lint bench clean
+.PHONY: demo test test-root test-card soak lint bench clean
 
 demo: $(DEMO)/.ready
 	@echo "== first run: builds the environment, starts the daemon and the workers"
@@ -22,6 +22,11 @@ test: $(DEV)/.ready
 test-root: $(DEV)/.ready
 	bash tests/root/setup.sh
 	$(DEV)/bin/python -m pytest -m root $(TESTS)
+
+# On a machine with a card that nobody uses, as root: make test-card TORCH=/path/to/a/python/with/PyTorch
+test-card: $(DEV)/.ready
+	bash tests/root/setup.sh
+	REMOTED_TEST_TORCH=$(TORCH) $(DEV)/bin/python -m pytest -s tests/card
 
 # Long ones, by hand; the figures go into docs/reliability.md.
 soak: $(DEV)/.ready

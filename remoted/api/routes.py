@@ -1,7 +1,7 @@
 """THE table: every path, who may use it, what it takes and gives. What is not here is refused.
 
 Rules are checked before the handler runs; ``own`` handlers look objects up by the peer's uid, so that another's is
-not found. Configuration and doctor name folders of the host, stopping touches everybody, hence ``admin``.
+not found. The configuration names folders of the host, stopping touches everybody, hence ``admin``.
 ``tests/security/access_matrix.txt`` is this table as a checked-in file.
 """
 
@@ -14,7 +14,7 @@ from aiohttp import web
 from pydantic import BaseModel
 
 from remoted.access import Rule
-from remoted.api import devices, endpoints, environments, jobs, output, schemas, system, users, workers
+from remoted.api import devices, endpoints, environments, health, jobs, output, schemas, system, users, workers
 from remoted.api.exchange import Ask
 from remoted.api.openapi import describe
 from remoted.api.services import Services
@@ -82,7 +82,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/environments/prune", Rule.OWN,     environments.prune,             schemas.Pruned,          body=schemas.PruneBody),
     Route("GET",  "/v1/users",              Rule.OWN,     users.users,                    schemas.Users),
     Route("GET",  "/v1/config",             Rule.ADMIN,   system.config,                  schemas.Configuration),
-    Route("GET",  "/v1/doctor",             Rule.ADMIN,   system.doctor,                  schemas.Doctor),
+    Route("GET",  "/v1/doctor",             Rule.ANYBODY, health.doctor,                  schemas.Doctor),
     Route("GET",  "/v1/drain",              Rule.ADMIN,   system.drained,                 schemas.Drained),
     Route("POST", "/v1/drain",              Rule.ADMIN,   system.drain,                   schemas.Drained,         body=schemas.DrainBody),
     Route("POST", "/v1/resume",             Rule.ADMIN,   system.resume,                  schemas.Drained,         body=schemas.NoBody),

@@ -23,10 +23,10 @@ _FREE_BYTES = 1 << 30
 
 def run() -> list[Check]:
     """Every check, the daemon's last."""
-    local: list[Callable[[], Check]] = [_python, _packages, _uv, _nvml, _sockets, _isolation]
+    local: list[Callable[[], Check]] = [_python, _packages, _uv, _nvml, _sockets]
     # A daemon that was started with another HOME keeps its state elsewhere than this shell would: it says where.
     daemon = _daemon()
-    if len(daemon) == 1:
+    if daemon[0]["name"] == "daemon":
         local += [_state, _disk]
     return [*(check() for check in local), *daemon]
 
@@ -83,13 +83,6 @@ def _sockets() -> Check:
     ok = length <= paths.SUN_PATH_BYTES
     advice = "" if ok else "set REMOTED_SOCKET to a shorter directory"
     return _check("socket path", ok, f"{path} ({length} of {paths.SUN_PATH_BYTES} bytes)", advice)
-
-
-def _isolation() -> Check:
-    if transport.socket_directory() == transport.SYSTEM_DIRECTORY:
-        return _check("isolation", True, "the system's daemon: everybody's functions run as themselves; cards are kept apart by CUDA_VISIBLE_DEVICES only")
-    detail = "user mode: the GPU pool is advisory (other programs may use the GPUs too), limits are rlimits and not cgroups"
-    return _check("isolation", True, detail)
 
 
 def _daemon() -> list[Check]:
