@@ -182,11 +182,13 @@ class Daemon:
 
     async def _serve(self, store: Store) -> None:
         entries = self._fdstore.take()
-        engine, jobs, direct, adoption, environments = self._build(store)
+        program = runtime.build(self._paths.runtime)
+        engine, jobs, direct, adoption, environments = self._build(store, program)
         engine.handle(SharesSet.of(self._limits))
         await engine.look_at_devices()
         callers: list[Call] = []
         revived = await adoption.run(entries, callers.append)
+        await asyncio.to_thread(runtime.sweep, self._paths.runtime, program)
         log.info("remoted %s: %d jobs and %d workers from before, %d devices", remoted.__version__, revived, len(engine.workers), len(engine.devices.known))
         with self._listen(self._paths.data_socket) as data_socket, self._listen(self._paths.api_socket) as api_socket:
             endpoints = Endpoints(direct, self._limits)
@@ -237,7 +239,7 @@ class Daemon:
             await runners.jobs.records.charge(runners.direct.used)
         await runners.jobs.close()
 
-    def _build(self, store: Store) -> tuple[Engine, Jobs, DirectCalls, Adoption, EnvironmentSource]:
+    def _build(self, store: Store, program: Path) -> tuple[Engine, Jobs, DirectCalls, Adoption, EnvironmentSource]:
         blobs = Blobs(self._paths, self._limits.free_disk_reserve_bytes)
         contents = Contents(store, blobs, self._limits)
         environments = self._environments()
@@ -245,7 +247,7 @@ class Daemon:
         cpus = float(self._config.cpus or len(os.sched_getaffinity(0)))
         crash_loop = (self._limits.crash_loop_count, self._limits.crash_loop_seconds)
         scheduler = Scheduler(cpus, self._limits.workers_total, worker_prefix=f"w{secrets.token_hex(4)}-", crash_loop=crash_loop)
-        births = Births(runtime.build(self._paths.runtime), self._paths.sockets, self._clock, self._limits, prefix=f"f{secrets.token_hex(2)}-")
+        births = Births(program, self._paths.sockets, self._clock, self._limits, prefix=f"f{secrets.token_hex(2)}-")
         engine = Engine(scheduler, self._clock, self._limits, nvml, DeviceLocks(Path(self._config.gpu.lock_folder)), self._config.gpu.poll_seconds, environments, births, self._paths.sockets, Spool(self._paths.outcomes), Gate(self._paths.drain), self._fdstore)
         births.groups, engine.cradle.rules = self._cgroups, self._rules
         engine.cradle.become, engine.cradle.cgroups, engine.cradle.is_shared = self._house.become, self._cgroups, self._house.is_shared
