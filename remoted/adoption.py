@@ -41,6 +41,7 @@ from remoted.scheduler import events
 from remoted.scheduler.state import WorkerView
 from remoted.spawn import reaper
 from remoted.spec import parse_options
+from remoted.spool import OVERFULL
 from remoted.store import Row, Store
 from remoted.workload import Attempt
 from remoted_client.wire import close_all
@@ -249,14 +250,16 @@ class Adoption:
         loop.add_reader(pidfd, _set, ended)
         family = adopted(running[0][1]["worker"], running[0][1]["worker_pid"], self._engine.cradle.cgroups)
         stopped: dict[str, Reason] = {}
+        is_overfull = False
         try:
             while not ended.done():
                 running = self._return_unbegun(running)
                 await asyncio.wait([ended], timeout=self._until_next_look(running))
+                is_overfull = is_overfull or self._overfills(running)
                 for call, _ in running:
                     if why := call.stop_requested or self._is_late(call):
                         stopped[call.id] = why
-                if stopped and not ended.done():
+                if (stopped or is_overfull) and not ended.done():
                     await family.end()
                     reaper.send(pidfd, 9)
                     await ended
@@ -266,7 +269,14 @@ class Adoption:
         await family.bury()
         self._engine.handle(events.WorkerEnded(worker_id))
         for call, attempt in running:
-            await self._conclude(call, attempt, stopped.get(call.id))
+            if is_overfull:
+                self._jobs.attempt_ended(call, call.token, AttemptEnd("died", message=f"its worker was killed: {OVERFULL}", reason=Reason.RESULT_LOST))
+            else:
+                await self._conclude(call, attempt, stopped.get(call.id))
+
+    def _overfills(self, running: list[tuple[Call, Row]]) -> bool:
+        """Does it leave more than its user may store (T44)?"""
+        return any(self._spool.is_overfull(attempt["worker"], self._contents.quotas.left(call.uid)) for call, attempt in running[:1])
 
     def _return_unbegun(self, running: list[tuple[Call, Row]]) -> list[tuple[Call, Row]]:
         """What the worker was given ahead and will not begin any more goes to others now; the rest stays here."""

@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import remoted
-from remoted import api, cgroup, config_files, scopes
+from remoted import api, cgroup, config_files, overflow, scopes
 from remoted.adoption import Adoption
 from remoted.audit import Audit
 from remoted.blobs import Blobs
@@ -35,7 +35,7 @@ from remoted.endings import Ending
 from remoted.endpoints import Endpoints
 from remoted.engine import Engine
 from remoted.environments import Environments, EnvironmentSource
-from remoted.errors import StartupError, StoreBroken, StoreError
+from remoted.errors import RemotedError, StartupError, StoreBroken, StoreError
 from remoted.fdstore import FdStore
 from remoted.gate import Gate
 from remoted.gpu.enforce import DeviceRules, find_rules
@@ -47,6 +47,7 @@ from remoted.journal import SOCKET, Journal
 from remoted.lag import Lag
 from remoted.model import Reason
 from remoted.paths import Paths
+from remoted.room import Room
 from remoted.scheduler.events import SharesSet
 from remoted.scheduler.policy import Scheduler
 from remoted.settings import Settings
@@ -182,11 +183,15 @@ class Daemon:
 
     async def _serve(self, store: Store) -> None:
         entries = self._fdstore.take()
-        engine, jobs, direct, adoption, environments = self._build(store)
+        program = runtime.build(self._paths.runtime)
+        engine, jobs, direct, adoption, environments = self._build(store, program)
         engine.handle(SharesSet.of(self._limits))
         await engine.look_at_devices()
         callers: list[Call] = []
         revived = await adoption.run(entries, callers.append)
+        room = Room(jobs.records, jobs.contents, self._paths, self._clock, self._limits)
+        await room.measure()
+        await asyncio.to_thread(runtime.sweep, self._paths.runtime, program)
         log.info("remoted %s: %d jobs and %d workers from before, %d devices", remoted.__version__, revived, len(engine.workers), len(engine.devices.known))
         with self._listen(self._paths.data_socket) as data_socket, self._listen(self._paths.api_socket) as api_socket:
             endpoints = Endpoints(direct, self._limits)
@@ -215,7 +220,7 @@ class Daemon:
             self._handle_signals(engine)
             self._supervisor.say("READY=1", f"STATUS=serving, {revived} jobs from before")
             try:
-                await self._until_stopped(engine, runners)
+                await self._until_stopped(engine, runners, room)
             finally:
                 await self._put_down(engine, runners, data, server)
                 await environments.close()
@@ -237,15 +242,16 @@ class Daemon:
             await runners.jobs.records.charge(runners.direct.used)
         await runners.jobs.close()
 
-    def _build(self, store: Store) -> tuple[Engine, Jobs, DirectCalls, Adoption, EnvironmentSource]:
+    def _build(self, store: Store, program: Path) -> tuple[Engine, Jobs, DirectCalls, Adoption, EnvironmentSource]:
         blobs = Blobs(self._paths, self._limits.free_disk_reserve_bytes)
         contents = Contents(store, blobs, self._limits)
+        contents.quotas.is_enforced = self._house.is_shared
         environments = self._environments()
         nvml = Nvml(self._config.gpu.nvml_library, self._config.gpu.nvml_deadline_seconds)
         cpus = float(self._config.cpus or len(os.sched_getaffinity(0)))
         crash_loop = (self._limits.crash_loop_count, self._limits.crash_loop_seconds)
         scheduler = Scheduler(cpus, self._limits.workers_total, worker_prefix=f"w{secrets.token_hex(4)}-", crash_loop=crash_loop)
-        births = Births(runtime.build(self._paths.runtime), self._paths.sockets, self._clock, self._limits, prefix=f"f{secrets.token_hex(2)}-")
+        births = Births(program, self._paths.sockets, self._clock, self._limits, prefix=f"f{secrets.token_hex(2)}-")
         engine = Engine(scheduler, self._clock, self._limits, nvml, DeviceLocks(Path(self._config.gpu.lock_folder)), self._config.gpu.poll_seconds, environments, births, self._paths.sockets, Spool(self._paths.outcomes), Gate(self._paths.drain), self._fdstore)
         births.groups, engine.cradle.rules = self._cgroups, self._rules
         engine.cradle.become, engine.cradle.cgroups, engine.cradle.is_shared = self._house.become, self._cgroups, self._house.is_shared
@@ -316,9 +322,9 @@ class Daemon:
         if self._audit is not None:
             self._audit.names = config.audit.names
 
-    async def _until_stopped(self, engine: Engine, runners: Runners) -> None:
+    async def _until_stopped(self, engine: Engine, runners: Runners, room: Room) -> None:
         signs = self._supervisor.feed(runners.jobs.settle_begun)
-        watches = (engine.watch_devices(), engine.watch_memory(), self._lag.watch(), self._housekeeping(engine, runners), signs)
+        watches = (engine.watch_devices(), engine.watch_memory(), self._lag.watch(), self._housekeeping(engine, runners, room), signs, overflow.watch(engine))
         tasks = [asyncio.create_task(watch) for watch in watches]
         try:
             await self._stop.wait()
@@ -327,16 +333,18 @@ class Daemon:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _housekeeping(self, engine: Engine, runners: Runners) -> None:
+    async def _housekeeping(self, engine: Engine, runners: Runners, room: Room) -> None:
         """Expiry, forgotten sockets, and the end of an idle daemon (MECHANISMS 7)."""
         jobs, direct = runners.jobs, runners.direct
         idle_since = self._clock.monotonic()
         while True:
-            await asyncio.sleep(min(self._limits.housekeeping_seconds, (self._idle_exit_seconds or float("inf")) / 4))
+            await room.wanted(min(self._limits.housekeeping_seconds, (self._idle_exit_seconds or float("inf")) / 4))
             engine.dismiss_idle_servers()
-            await jobs.records.expire()
-            await jobs.records.charge(direct.used)
-            await jobs.contents.forget_unused(self._clock.wall() - self._limits.content_seconds)
+            try:
+                await room.make()
+                await jobs.records.charge(direct.used)
+            except (RemotedError, OSError) as error:  # on a full disk too there is a next time
+                log.error("cannot forget what is old: %s", error)
             now = self._clock.monotonic()
             if jobs.calls or direct.calls or runners.endpoints:
                 idle_since = now

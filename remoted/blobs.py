@@ -42,14 +42,18 @@ class Blobs:
     def item_path(self, job: str, number: int) -> Path:
         return self._paths.outcomes / f"{_checked(job)}.{number}.item"
 
-    def check_space(self, size: int) -> None:
-        """Raises OverLimit when storing ``size`` bytes would leave too little of the disk."""
+    def free_bytes(self) -> int:
+        """What may still be stored. Raises StoreError."""
         try:
-            free = shutil.disk_usage(self._paths.state).free
+            return shutil.disk_usage(self._paths.state).free - self._reserve
         except OSError as error:
             raise StoreError(f"cannot look at {self._paths.state}: {error.strerror}") from error
-        if free - size < self._reserve:
-            raise OverLimit("DISK_FULL", f"cannot store {size} bytes: {free} bytes are free below {self._paths.state} and {self._reserve} stay reserved; free some space")
+
+    def check_space(self, size: int) -> None:
+        """Raises OverLimit when storing ``size`` bytes would leave too little of the disk."""
+        free = self.free_bytes()
+        if free < size:
+            raise OverLimit("DISK_FULL", f"cannot store {size} bytes: {free + self._reserve} bytes are free below {self._paths.state} and {self._reserve} stay reserved; free some space")
 
     async def store_descriptor(self, fd: int, target: Path, expected_digest: str | None = None) -> int:
         """Copy a descriptor into ``target`` and close it. Returns the size. Raises OverLimit, BadRequest, StoreError."""

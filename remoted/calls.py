@@ -196,10 +196,21 @@ class CallRunner:
             spec=spec,
             name=request.options.name or spec.function.qualname,
             ticket=admitted.wanted.ticket(call_id, request, admitted.ancestors),
-            log=JobLog(self._logs, call_id, self.limits.log_bytes_per_job),
+            log=self.new_log(call_id, admitted.uid),
             submitted_at=admitted.now,
             **more,
         )
+
+    def new_log(self, call_id: str, uid: int, is_new: bool = True) -> JobLog:
+        """Counted as its user's."""
+
+        def take(size: int) -> str:
+            problem = self.contents.quotas.refusal(uid, size)
+            if problem is None:
+                self.contents.quotas.add(uid, size)
+            return str(problem or "")
+
+        return JobLog(self._logs, call_id, self.limits.log_bytes_per_job, is_new, uid if self.access.serves_everybody else -1, take)
 
     def identified(self, peer: Peer, request: Request) -> Request:
         """With the identity of who asks, where it decides as whom the body runs. Raises Forbidden (T04)."""

@@ -17,6 +17,7 @@ from remoted.attempts import Content
 from remoted.blobs import Blobs
 from remoted.errors import BadRequest, OverLimit, StoreError
 from remoted.limits import Limits
+from remoted.quotas import Quotas
 from remoted.spec import Context, JobSpec, parse_context, parse_spec
 from remoted.store import Statements, Store
 from remoted_client import wire
@@ -34,6 +35,8 @@ class Contents:
         self._store = store
         self._blobs = blobs
         self._limits = limits
+        #: What each user has on the disk, content and everything else.
+        self.quotas = Quotas(limits, blobs.free_bytes)
         #: The newest small ones, so that a warm call touches neither disk nor database.
         self._recent: OrderedDict[_Key, bytes] = OrderedDict()
         #: Those that left ``_recent`` while a live call still refers to them.
@@ -69,6 +72,9 @@ class Contents:
             _require_digest(data, digest)
         self.hold(uid, digest)
         try:
+            size = len(data) if fd is None else os.fstat(fd).st_size
+            self._require_small(digest, size)
+            self.quotas.take(uid, size)
             path = self._blobs.secret_path(uid, digest)
             await (self._blobs.store_bytes(data, path) if fd is None else self._blobs.store_descriptor(fd, path, digest))
         except BaseException as error:
@@ -78,8 +84,14 @@ class Contents:
             raise
         self._secrets[(uid, digest)] = data if fd is None else None
 
+    def _require_small(self, digest: str, size: int) -> None:
+        if size > self._limits.spec_bytes:
+            raise BadRequest("TOO_LARGE", f"cannot store the surroundings {digest[:12]}: they are {size} bytes, and spec_bytes is {self._limits.spec_bytes}")
+
     def _put_inline(self, uid: int, digest: str, role: str, data: bytes, now: float) -> None:
         _require_digest(data, digest)
+        if not self.has(uid, digest):
+            self.quotas.take(uid, len(data))
         self._remember((uid, digest), data)
         row = {"uid": uid, "digest": digest, "role": role, "size": len(data), "inline": data, "now": now}
         # Not awaited: whatever refers to it is committed in the same transaction or a later one.
@@ -89,6 +101,11 @@ class Contents:
         if (size := os.fstat(fd).st_size) > self._limits.content_bytes:
             os.close(fd)
             raise OverLimit("OVER_LIMIT", f"cannot store {size} bytes of content: the limit content_bytes is {self._limits.content_bytes}")
+        try:
+            self.quotas.take(uid, size)
+        except BaseException:
+            os.close(fd)
+            raise
         size = await self._blobs.store_descriptor(fd, self._blobs.content_path(uid, digest), digest)
         row = {"uid": uid, "digest": digest, "role": role, "size": size, "inline": None, "now": now}
         await self._store.submit(lambda db: db.run("add_content", **row))
@@ -188,13 +205,13 @@ class Contents:
             if (uid, name) not in self._secrets:
                 self._blobs.remove_secret(uid, name)
 
-    async def forget_unused(self, before: float) -> int:
-        """Drop content that nobody has used since ``before`` (Unix seconds) and no live job refers to."""
+    async def forget_unused(self, before: float, of: int | None = None) -> int:
+        """Drop content (of one user) that nobody has used since ``before`` (Unix seconds) and no live job refers to."""
 
         held = set(self._holders)  # by routes of functions, which may wait for days
 
         def forget(db: Statements) -> list[tuple[int, str, bool]]:
-            found = [(row["uid"], row["digest"], bool(row["is_file"])) for row in db.all("stale_contents", before=before)]
+            found = [(row["uid"], row["digest"], bool(row["is_file"])) for row in db.all("stale_contents", before=before, uid=of)]
             found = [row for row in found if row[:2] not in held]
             for uid, digest, _ in found:
                 db.run("delete_content", uid=uid, digest=digest)

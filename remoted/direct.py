@@ -26,7 +26,6 @@ from remoted.engine import Engine
 from remoted.errors import BadRequest
 from remoted.leases import Door, Lease, Leases, is_page
 from remoted.limits import Limits
-from remoted.logs import JobLog
 from remoted.model import AttemptToken, DeviceUuid, Reason, Status, Uid
 from remoted.paths import Paths
 from remoted.peers import peer_of
@@ -131,7 +130,7 @@ class DirectCalls(CallRunner):
             raise BadRequest("BAD_REQUEST", "cannot go on with the lease: it is none")
         request = Request("", found.spec, "", "", "", "", b"", parse_options({}))
         ticket = Ticket(found.lease_id, need, min(spec.pool.cpus or 0.0, self.engine.scheduler.cpus))
-        log, now = JobLog(self._logs, found.lease_id, self.limits.log_bytes_per_job, is_new=False), self.clock.wall()
+        log, now = self.new_log(found.lease_id, need.uid, is_new=False), self.clock.wall()
         lease = Lease(found.lease_id, need.uid, request, spec, spec.function.qualname, ticket, log, now, status=Status.IN_PROGRESS)
         lease.token, lease.worker, lease.worker_id, lease.devices = found.token, worker, worker.id, devices
         lease.started_at = lease.attempt_started = now

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from remoted.attempts import Content
+from remoted.errors import RemotedError
 
 
 class Items:
@@ -14,6 +15,8 @@ class Items:
         self._contents = list(stored)
         self._unstored: set[int] = set()
         self._told = len(self._contents)
+        #: Why one found no room: no other is taken.
+        self.problem: RemotedError | None = None
 
     def __len__(self) -> int:
         return len(self._contents)

@@ -32,11 +32,12 @@ from remoted.errors import OverLimit, RemotedError, StoreBroken, StoreError
 from remoted.items import Items
 from remoted.keeping import ItemKeeper
 from remoted.limits import Limits
-from remoted.logs import JobLog
 from remoted.model import AttemptToken, Reason, Status, Uid, WorkerId
 from remoted.paces import Paces
 from remoted.paths import Paths
+from remoted.quotas import ROW_BYTES
 from remoted.records import Records
+from remoted.replies import close_payload
 from remoted.requests import Request
 from remoted.scheduler.state import PoolPolicy
 from remoted.store import Row, Statements, Store
@@ -65,7 +66,7 @@ class Jobs(CallRunner):
         self._accepting: dict[str, list[Callable[[str | Exception], None]]] = {}
         self._per_uid: Counter[int] = Counter()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._keeper = ItemKeeper(self._docket, blobs, self._spawn, self._item_kept, self._try_again)
+        self._keeper = ItemKeeper(self._docket, blobs, contents.quotas, self._spawn, self._item_kept, self._try_again)
         #: Outcomes that are not committed yet, and what waits until the store may take it.
         self._finishing = self._waiting_again = 0
         self._paces = Paces()
@@ -92,7 +93,10 @@ class Jobs(CallRunner):
             told(call_id)
         elif self._per_uid[admitted.uid] >= self.limits.queued_jobs(admitted.uid):
             told(self._too_many(admitted.uid))
+        elif problem := self.contents.quotas.refusal(admitted.uid, size := ROW_BYTES + len(request.arguments_inline or b"")):
+            told(problem)
         else:
+            self.contents.quotas.add(admitted.uid, size)
             self._accepting[call_id] = [told]
             call = self.new_call(Call, admitted, request, call_id, caller=caller, seq=self._docket.next_seq())
             self._docket.add(call, partial(self._stored, call))
@@ -147,8 +151,7 @@ class Jobs(CallRunner):
     def attempt_ended(self, call: Call, token: AttemptToken, end: AttemptEnd) -> None:
         """A worker's last word about an attempt; an old token's is discarded (T56)."""
         if self.calls.get(call.id) is not call or call.token != token:
-            if isinstance(end.payload, int):
-                os.close(end.payload)
+            close_payload(end.payload)
             return
         worker, call.worker = call.worker, None
         if end.kind == "unbegun":
@@ -161,7 +164,7 @@ class Jobs(CallRunner):
         self._paces.note(call.request.code, seconds)
         self.engine.ended(call.id)
         self._run_ahead(worker)
-        if isinstance(end.payload, int) or self._keeper.under_way(call) is not None:
+        if isinstance(end.payload, int) or self._keeper.under_way(call) is not None or call.items.problem is not None:
             self._spawn(self._settle_large(call, token, end, worker))
         else:
             call.result, call.result_kind, call.result_size = Content("", end.payload, None), end.kind, end.size
@@ -215,12 +218,20 @@ class Jobs(CallRunner):
         try:
             call.result = await self._keep_result(call, end.payload)
         except RemotedError as error:
-            end = AttemptEnd("unsendable", message=str(error), reason=Reason.RESULT_LOST, stopped_by=end.stopped_by)
+            call.result_size, by_us = 0, end.stopped_by is Reason.RESULT_LOST
+            end = AttemptEnd("unsendable", message=str(error), reason=Reason.RESULT_LOST, stopped_by=None if by_us else end.stopped_by)
         self._settle(call, token, end, worker)
 
     async def _keep_result(self, call: Call, payload: bytes | int) -> Content:
-        if isinstance(payload, bytes):
-            return Content("", payload, None)
+        try:
+            if call.items.problem is not None:
+                raise call.items.problem
+            if isinstance(payload, bytes):
+                return Content("", payload, None)
+            self.contents.quotas.take(call.uid, os.fstat(payload).st_size)
+        except RemotedError:
+            close_payload(payload)
+            raise
         path = self._blobs.result_path(call.id)
         await self._blobs.store_descriptor(payload, path)
         return Content("", None, str(path))
@@ -361,8 +372,7 @@ class Jobs(CallRunner):
     def add_item(self, call: Call, token: AttemptToken, number: int, payload: bytes | int, size: int) -> None:
         """One item of a stream: stored, numbered, then told."""
         if call.token != token or number != len(call.items):
-            if isinstance(payload, int):
-                os.close(payload)
+            close_payload(payload)
             return
         self._keeper.add(call, number, payload, size)
 
@@ -429,7 +439,7 @@ class Jobs(CallRunner):
             spec=spec,
             name=row["name"],
             ticket=ticket,
-            log=JobLog(self._logs, row["id"], self.limits.log_bytes_per_job, is_new=False),
+            log=self.new_log(row["id"], row["uid"], is_new=False),
             submitted_at=row["submitted_at"],
             seq=row["seq"],
             attempts=row["all_attempts"],

@@ -1,4 +1,6 @@
-"""Items of streams on their way into the store: a small one is a row at once, a large one first a file, and their order stays."""
+"""Items of streams on their way into the store: a small one is a row at once, a large one first a file, and their order stays.
+
+A stream that finds no room for one is stopped: it has no end that could be told."""
 
 from __future__ import annotations
 
@@ -11,6 +13,10 @@ from remoted.attempts import Content
 from remoted.blobs import Blobs
 from remoted.calls import Call
 from remoted.docket import Docket
+from remoted.errors import RemotedError
+from remoted.model import Reason
+from remoted.quotas import Quotas
+from remoted.replies import close_payload
 
 _Spawn = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 
@@ -18,9 +24,10 @@ _Spawn = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 class ItemKeeper:
     """``kept`` is called once an item is stored, ``again`` with what to call later where the store did not take it."""
 
-    def __init__(self, docket: Docket, blobs: Blobs, spawn: _Spawn, kept: Callable[[Call, int], None], again: Callable[..., None]) -> None:
+    def __init__(self, docket: Docket, blobs: Blobs, quotas: Quotas, spawn: _Spawn, kept: Callable[[Call, int], None], again: Callable[..., None]) -> None:
         self._docket = docket
         self._blobs = blobs
+        self._quotas = quotas
         self._spawn = spawn
         self._kept = kept
         self._again = again
@@ -29,6 +36,11 @@ class ItemKeeper:
 
     def add(self, call: Call, number: int, payload: bytes | int, size: int) -> None:
         """The payload is this object's from here on."""
+        if problem := call.items.problem or self._quotas.refusal(call.uid, size):
+            close_payload(payload)
+            self._fail(call, problem)
+            return
+        self._quotas.add(call.uid, size)
         before = self._under_way.get(call.id)
         if isinstance(payload, int) or before is not None:
             self._under_way[call.id] = task = self._spawn(self._keep_large(call, number, payload, size, before))
@@ -46,8 +58,17 @@ class ItemKeeper:
         if before is not None:
             await asyncio.wait([before])
         if isinstance(payload, int):
-            await self._blobs.store_descriptor(payload, self._blobs.item_path(call.id, number))
-        self._keep(call, number, payload, size)
+            try:
+                await self._blobs.store_descriptor(payload, self._blobs.item_path(call.id, number))
+            except RemotedError as error:
+                self._fail(call, error)
+        if call.items.problem is None:
+            self._keep(call, number, payload, size)
+
+    def _fail(self, call: Call, problem: RemotedError) -> None:
+        call.items.problem = problem
+        if call.worker is not None:
+            call.worker.stop(call.token, Reason.RESULT_LOST)
 
     def _keep(self, call: Call, number: int, payload: bytes | int, size: int) -> None:
         self._docket.add_item(call, number, size, payload if isinstance(payload, bytes) else None, partial(self._stored, call, number, payload, size))

@@ -50,7 +50,7 @@ class Limits:
     content_seconds: float = 86_400.0
     free_disk_reserve_bytes: int = 64 << 20
     spec_bytes: int = 1 << 20
-    # What a job prints: the first so many bytes are kept, the rest is counted.
+    # What a job prints: the first so many bytes are kept, the rest is counted, and the count is in the log.
     log_bytes_per_job: int = 64 << 20
     # HTTP routes of one user's functions; each with a description of at most 64 KiB.
     routes_per_uid: int = 256

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from remoted import usage
+from remoted import logs, usage
 from remoted.access import Peer
 from remoted.attempts import Content
 from remoted.blobs import Blobs
@@ -16,6 +16,7 @@ from remoted.clock import Clock
 from remoted.errors import Conflict, NotFound
 from remoted.limits import Limits
 from remoted.paths import Paths
+from remoted.quotas import ROW_BYTES
 from remoted.store import Row, Statements, Store
 from remoted.tally import Histogram
 from remoted.usage import Pending, Totals
@@ -51,9 +52,9 @@ class Records:
         now = self._clock.wall()
         return await self._store.submit(lambda db: usage.totals(db, now, seconds))
 
-    async def kept_bytes(self, uid: int | None) -> dict[int, int]:
-        """By user, or of one."""
-        rows = await self._store.submit(lambda db: db.all("kept_bytes", uid=uid))
+    async def kept_bytes(self) -> dict[int, int]:
+        """By user, as far as the store knows it."""
+        rows = await self._store.submit(lambda db: db.all("kept_bytes", row=ROW_BYTES))
         return {row["uid"]: row["bytes"] for row in rows}
 
     async def row(self, peer: Peer, job_id: str) -> Row:
@@ -105,29 +106,24 @@ class Records:
         days = self._limits.result_seconds / 86_400
         return NotFound("NOT_FOUND", f"cannot find job {job_id[:80]}: you have no job with this id (results are kept for {days:g} days)")
 
-    async def expire(self) -> int:
-        """Forget what ended long ago, and each user's oldest results beyond the quota."""
+    async def expire(self) -> None:
+        """Forget what ended long ago."""
         before = self._clock.wall() - self._limits.result_seconds
-        gone = [row["id"] for row in await self._store.submit(lambda db: db.all("expired_jobs", before=before))]
-        for user in await self._store.submit(lambda db: db.all("stored_bytes")):
-            gone += await self._beyond_quota(user["uid"], user["bytes"] or 0)
-        for job_id in gone:
-            await self._store.submit(functools.partial(_delete_job, job_id))
-            self._blobs.remove_job(job_id)
-            self._blobs.remove(self.log_path(job_id))
-        return len(gone)
+        for row in await self._store.submit(lambda db: db.all("expired_jobs", before=before)):
+            await self._forget(row["id"])
 
-    async def _beyond_quota(self, uid: int, stored: int) -> list[str]:
-        gone: list[str] = []
-        excess = stored - self._limits.stored_bytes(uid)
-        if excess <= 0:
-            return gone
-        for row in await self._store.submit(lambda db: db.all("largest_results", uid=uid)):
+    async def forget_oldest(self, uid: int, excess: int) -> None:
+        """One user's results, the oldest first, until so many bytes are free."""
+        for row in await self._store.submit(lambda db: db.all("oldest_results", uid=uid)):
             if excess <= 0:
-                break
-            gone.append(row["id"])
-            excess -= row["result_size"]
-        return gone
+                return
+            excess -= row["bytes"] + ROW_BYTES + logs.size_of(self.log_path(row["id"]))
+            await self._forget(row["id"])
+
+    async def _forget(self, job_id: str) -> None:
+        await self._store.submit(functools.partial(_delete_job, job_id))
+        self._blobs.remove_job(job_id)
+        self._blobs.remove(self.log_path(job_id))
 
 
 def _delete_job(job_id: str, db: Statements) -> None:

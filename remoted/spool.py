@@ -33,6 +33,8 @@ _LENGTH_BYTES = 4
 #: As ``worker/streams.py`` keeps it, with room for the heads of records.
 _OUTPUT_BYTES = 80 << 20
 _PAGE_BYTES = 64 << 10
+#: What an attempt ends with whose worker did.
+OVERFULL = "it wrote more into the files in which workers leave outcomes and output than is kept there, or than its user may store"
 #: A worker that was given all its calls ahead leaves fewer.
 _OUTCOMES = 1024
 _T = TypeVar("_T")
@@ -64,6 +66,15 @@ class Spool:
     def progress_path(self, worker: str) -> Path:
         """How far it has come with what it was given (``progress``)."""
         return self._folder / f"{_checked(worker)}.begun"
+
+    def taken_bytes(self, worker: str) -> int:
+        """On the disk, by all of them."""
+        return sum(_taken(path) for path in (self.outcomes_path(worker), self.output_path(worker), self.progress_path(worker)))
+
+    def is_overfull(self, worker: str, outcome_bytes: int | None) -> bool:
+        """Does a worker without a daemon leave more than an honest one? ``outcome_bytes``: how much its user may still store; None is anything."""
+        is_too_much = outcome_bytes is not None and _taken(self.outcomes_path(worker)) > outcome_bytes
+        return is_too_much or _taken(self.output_path(worker)) > _OUTPUT_BYTES
 
     def remove(self, worker: str) -> None:
         """Nobody will ask any more."""
@@ -148,6 +159,13 @@ def _records(fd: int) -> Iterator[_Record]:
         offset = start + size + len(wire.OUTCOME_MARK)
         if os.pread(fd, len(wire.OUTCOME_MARK), start + size) == wire.OUTCOME_MARK:
             yield _Record(fd, head, start, size)
+
+
+def _taken(path: Path) -> int:
+    try:
+        return path.stat().st_blocks * 512
+    except FileNotFoundError:
+        return 0
 
 
 def _create(path: Path) -> int:

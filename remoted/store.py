@@ -200,7 +200,9 @@ class Store:
             Statements(connection).script("schema")
         elif version < SCHEMA_VERSION:
             self._migrate(connection, version)
-        connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        if version != SCHEMA_VERSION:
+            connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()  # in the file's head, where an installer reads it
 
     def _migrate(self, connection: sqlite3.Connection, version: int) -> None:
         """One schema after the other; how it was before stays beside the database (T52)."""

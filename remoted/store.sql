@@ -119,10 +119,11 @@ SELECT uid, sum(gpu_seconds) AS gpu_seconds, sum(cpu_seconds) AS cpu_seconds FRO
 DELETE FROM usage WHERE hour < :before;
 
 -- name: kept_bytes
--- What results and content of each user take (or of one).
+-- What jobs, their results and items, and content of each user take. A job's row is :row beside what it holds.
 SELECT uid, sum(bytes) AS bytes FROM (
-    SELECT uid, result_size AS bytes FROM jobs WHERE ended_at IS NOT NULL AND (:uid IS NULL OR uid = :uid)
-    UNION ALL SELECT uid, size AS bytes FROM contents WHERE (:uid IS NULL OR uid = :uid)
+    SELECT uid, result_size + :row + coalesce(length(arguments_inline), 0) + length(error) + length(traceback) AS bytes FROM jobs
+    UNION ALL SELECT uid, items.size AS bytes FROM items JOIN jobs ON jobs.id = items.job
+    UNION ALL SELECT uid, size AS bytes FROM contents
 ) GROUP BY uid;
 
 -- name: add_content
@@ -137,7 +138,7 @@ SELECT digest, role, size, inline FROM contents WHERE uid = :uid AND digest = :d
 -- name: stale_contents
 -- Content that no live job refers to and nobody has used since a moment.
 SELECT uid, digest, inline IS NULL AS is_file FROM contents
-WHERE used_at < :before AND NOT EXISTS (
+WHERE used_at < :before AND (:uid IS NULL OR uid = :uid) AND NOT EXISTS (
     SELECT 1 FROM jobs WHERE jobs.uid = contents.uid AND jobs.ended_at IS NULL
     AND contents.digest IN (jobs.spec, jobs.code, jobs.modules, jobs.arguments));
 
@@ -228,13 +229,9 @@ ORDER BY submitted_at DESC, seq DESC LIMIT :limit;
 -- Jobs that ended long ago.
 SELECT id, uid FROM jobs WHERE ended_at < :before;
 
--- name: largest_results
+-- name: oldest_results
 -- What one user's finished jobs keep, oldest first, for the quota.
-SELECT id, uid, result_size FROM jobs WHERE uid = :uid AND ended_at IS NOT NULL ORDER BY ended_at;
-
--- name: stored_bytes
--- What each user's results take.
-SELECT uid, sum(result_size) AS bytes FROM jobs WHERE ended_at IS NOT NULL GROUP BY uid;
+SELECT id, result_size + (SELECT coalesce(sum(size), 0) FROM items WHERE job = id) AS bytes FROM jobs WHERE uid = :uid AND ended_at IS NOT NULL ORDER BY ended_at;
 
 -- name: delete_job
 -- Forget a job, its attempts and items.

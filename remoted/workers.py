@@ -34,7 +34,7 @@ from remoted.replies import Hello, close_payload, parse_end, parse_hello, payloa
 from remoted.spawn import launch, reaper
 from remoted.spawn.births import Births, Born, Start
 from remoted.spawn.door import parent_of
-from remoted.spawn.memory import MemoryKills, counter_of
+from remoted.spawn.memory import PROBABLY, MemoryKills, counter_of
 from remoted.spool import Spool
 from remoted.workload import Attempt, Workload
 from remoted_client import wire
@@ -43,7 +43,6 @@ _EARLY_BYTES = 64 * 1024
 _ACKNOWLEDGED_MOST = 512
 #: The kernel counts start times in ticks of 10 ms.
 _TICK_SECONDS = 0.02
-_PROBABLY = "probably the kernel was out of memory (it killed a process for that at this moment)"
 
 
 class Worker:
@@ -75,6 +74,7 @@ class Worker:
         self._greeted: asyncio.Future[Hello] = self._loop.create_future()
         self._gone: asyncio.Future[reaper.ExitStatus] = self._loop.create_future()
         self._early_output = bytearray()
+        #: Why it was killed, if it was killed here.
         self._kill_reason = ""
         self._exited = False
         self.family = Family(worker_id)
@@ -402,7 +402,6 @@ class Worker:
 
     def _on_channel_closed(self, why: str) -> None:
         """A worker without a channel is of no use, whatever it still does."""
-        self._kill_reason = self._kill_reason or why
         if self._process is not None:
             self._loop.call_later(0.2, self._fail_greeting, why)
         self._loop.call_later(self._limits.cancel_term_seconds, self._strike, signal.SIGKILL)
@@ -424,7 +423,7 @@ class Worker:
         counter = counter_of(self.pid)  # not yet reaped, it still says where it was
         status = reaper.reap(self._process.pidfd)
         if status.signal == signal.SIGKILL and signal.SIGKILL not in self._sent:
-            self._want_of_memory = self.family.explain_kill() or (_PROBABLY if self._memory_kills.explain(counter) else "")
+            self._want_of_memory = self.family.explain_kill() or (PROBABLY if self._memory_kills.explain(counter) else "")
         os.close(self._process.pidfd)
         await self.family.bury()
         if self._channel is not None:
@@ -449,7 +448,8 @@ class Worker:
             self._progress.close()
 
     def _died(self, status: reaper.ExitStatus, stopped_by: Reason | None = None) -> AttemptEnd:
-        return died(status.describe(), status.code, self._want_of_memory, stopped_by)
+        why = f": {self._kill_reason}" if self._kill_reason and status.signal == signal.SIGKILL else ""
+        return died(status.describe() + why, status.code, self._want_of_memory, stopped_by)
 
     @property
     def has_attempts(self) -> bool:

@@ -81,7 +81,7 @@ async def users(services: Services, ask: Ask) -> web.StreamResponse:
     sees_all = services.jobs.access.allows(Rule.ADMIN, ask.peer)
     records = services.jobs.records
     day, week = await records.used(_DAY_SECONDS), await records.used(_WEEK_SECONDS)
-    books = _Books(services, day, week, await records.kept_bytes(None if sees_all else ask.peer.uid))
+    books = _Books(services, day, week, services.jobs.contents.quotas.users())
     if sees_all:
         return reply(schemas.Users(users=[books.user(uid) for uid in sorted(books.uids | {ask.peer.uid})], others=None))
     may_see_others = others.seen(services, ask.peer) is not Seen.NOTHING

@@ -1,9 +1,9 @@
 """install, uninstall: the system's daemon on a host with systemd. Root's own files in root's own places, and nothing else.
 
-    PREFIX (/opt/remoted)            an environment of its own, which nobody else may change
-    /etc/systemd/system/remoted*     service, sockets, slice of the workers
-    /etc/remoted/config.toml         with comments; an existing one is kept
-    /usr/local/bin/remotectl         a link
+    /opt/remoted, its folder, units, /usr/local/bin/remotectl    an edition (``editions``)
+    /etc/remoted/config.toml                                     with comments; an existing one is kept
+
+An install over another one is an upgrade: running jobs and warm workers go on over it, as over any restart.
 """
 
 from __future__ import annotations
@@ -21,17 +21,16 @@ from urllib.parse import unquote, urlsplit
 import click
 
 import remoted
+from remoted.cli import editions
+from remoted.cli.editions import Edition
 from remoted.cli.ending import CliError
 from remoted.cli.text import print_json
 from remoted.errors import StartupError
+from remoted.paths import system_paths
 from remoted.trust import require_trusted
 
-PREFIX = Path("/opt/remoted")
-UNITS = Path("/etc/systemd/system")
 CONFIG = Path("/etc/remoted/config.toml")
-LINK = Path("/usr/local/bin/remotectl")
 STATE = Path("/var/lib/remoted")
-_NAMES = ("remoted.service", "remoted.socket", "remoted-workers.slice")
 _SYSTEM_PYTHON = "/usr/bin/python3"
 _OLDEST = (3, 11)
 _CONFIG = """\
@@ -97,41 +96,66 @@ def _report(steps: Iterator[str], as_json: bool) -> None:
 def _install(source: str, start: bool) -> Iterator[str]:
     os.umask(0o022)
     python = _find_python()
-    _run(python, "-m", "venv", "--without-pip", "--clear", os.fspath(PREFIX))
-    _run(_uv(), "pip", "install", "--quiet", "--python", os.fspath(PREFIX / "bin/python"), _requirement(source), env=dict(os.environ))
-    _require_own(PREFIX / "bin" / "python")
-    yield f"{PREFIX}: remoted {remoted.__version__} on {python}"
-    for name in _NAMES:
-        shutil.copyfile(PREFIX / "share/remoted/systemd/system" / name, UNITS / name)
-        yield f"{UNITS / name}"
+    edition = editions.make(python, _uv(), _requirement(source))
+    try:
+        _require_own(edition.folder / "bin" / "python")
+        edition.require_knows(system_paths(Path("/")).database)
+    except CliError:
+        shutil.rmtree(edition.folder)
+        raise
+    yield f"{edition.folder}: remoted {edition.version} on {python}"
+    before = editions.in_force()
+    changed = list(edition.put_in_force())
+    yield from map(str, changed)
     if not CONFIG.exists():
         CONFIG.parent.mkdir(exist_ok=True)
         CONFIG.write_text(_CONFIG, encoding="utf-8")
         yield f"{CONFIG}"
-    LINK.unlink(missing_ok=True)
-    LINK.symlink_to(PREFIX / "bin" / "remotectl")
-    yield f"{LINK} -> {PREFIX / 'bin' / 'remotectl'}"
-    _run("systemctl", "daemon-reload")
+    yield f"{editions.LINK} -> {editions.PREFIX / 'bin' / 'remotectl'}"
     if start:
-        _run("systemctl", "enable", "--quiet", "remoted.socket", "remoted.service")
-        _run("systemctl", "restart", "remoted.socket", "remoted.service")
-        yield "remoted.service runs: users call it with `pip install remoted`; `remotectl doctor` says what is right and wrong here"
+        _start_or_go_back(edition, before, changed)
+        edition.remove_others()
+        was = f" (before: {before.version})" if before else ""
+        yield f"remoted.service runs, remoted {edition.version}{was}: users call it with `pip install remoted`; `remotectl doctor` says what is right and wrong here"
+
+
+def _start_or_go_back(edition: Edition, before: Edition | None, changed: list[Path]) -> None:
+    """One that does not start is not left in force where there is another. Raises CliError."""
+    try:
+        _start(changed)
+    except CliError as error:
+        if before is None:
+            raise
+        _start(list(before.put_in_force()))
+        shutil.rmtree(edition.folder)
+        raise CliError(f"{error}\nremoted {before.version} is in force again, and runs") from None
+
+
+def _start(changed: list[Path]) -> None:
+    """The sockets stay open where they can: who connects meanwhile waits. Raises CliError with the daemon's own words."""
+    sockets = "restart" if editions.UNITS / "remoted.socket" in changed else "start"
+    editions.run("systemctl", "enable", "--quiet", "remoted.socket", "remoted.service")
+    editions.run("systemctl", sockets, "remoted.socket")
+    try:
+        editions.run("systemctl", "restart", "remoted.service")
+    except CliError as error:
+        said = subprocess.run(["journalctl", "--unit=remoted.service", "SYSLOG_IDENTIFIER=python", "--output=cat", "--lines=1"], capture_output=True, text=True, check=False)
+        raise CliError(f"cannot start the daemon: {said.stdout.strip()[-2000:] or error}") from None
 
 
 def _uninstall(purge: bool) -> Iterator[str]:
     for verb in (("disable", "--quiet", "--now", "remoted.service", "remoted.socket"), ("stop", "remoted-workers.slice")):
         subprocess.run(["systemctl", *verb], check=False, capture_output=True)
     yield "remoted.service is stopped, and so are its workers"
-    found = [UNITS / name for name in _NAMES] + [LINK, PREFIX]
-    for path in found + ([CONFIG.parent, STATE] if purge else []):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    for path in editions.remove_all():
         yield f"removed {path}"
-    _run("systemctl", "daemon-reload")
+    editions.run("systemctl", "daemon-reload")
     if not purge:
         yield f"kept {CONFIG} and {STATE}: `remotectl uninstall --purge` removes them too"
+        return
+    for path in (CONFIG.parent, STATE):
+        shutil.rmtree(path, ignore_errors=True)
+        yield f"removed {path}"
 
 
 def _require_root(verb: str) -> None:
@@ -189,9 +213,3 @@ def _uv() -> str:
         raise CliError("cannot install: uv is not found; run: pip install 'remoted[daemon]' for the Python of this remotectl")
     return found
 
-
-def _run(*command: str, env: dict[str, str] | None = None) -> None:
-    """Raises CliError with what the program said."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
-    if done.returncode != 0:
-        raise CliError(f"cannot go on: {' '.join(command[:3])} said: {(done.stderr or done.stdout).strip()[-2000:]}")

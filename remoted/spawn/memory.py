@@ -15,6 +15,7 @@ _HOST = Path("/proc/vmstat")
 _ROOT = Path("/sys/fs/cgroup")
 _KILLS = re.compile(r"^oom_kill (\d+)$", re.MULTILINE)
 SAMPLE_SECONDS = 1.0
+PROBABLY = "probably the kernel was out of memory (it killed a process for that at this moment)"
 
 
 class MemoryKills:

@@ -18,6 +18,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+import psutil
+
 _MAIN = """\
 import sys
 sys.path.append(sys.path.pop(0))
@@ -52,6 +54,17 @@ def build(folder: Path) -> Path:
             own = [(f"{name}c", _bytecode(data, f"{target}/{name}", Path(scratch))) for name, data in files if name.startswith(_OWN)]
             _write(target, _zip([*files, *own]))
     return target
+
+
+def sweep(folder: Path, current: Path) -> None:
+    """Drop those of earlier versions; a process that runs one reads on in it. Blocking."""
+    others = [path for path in folder.iterdir() if path != current and path.name.startswith("worker-")]
+    if not others:
+        return
+    words = {word for process in psutil.process_iter(["cmdline"]) for word in process.info["cmdline"] or ()}
+    for path in others:
+        if os.fspath(path) not in words:
+            path.unlink(missing_ok=True)
 
 
 def _bytecode(text: bytes, name: str, scratch: Path) -> bytes:

@@ -6,21 +6,17 @@ Everything of one is one boot: what happens in it is a script, and each test loo
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.harness import ROOT
-from tests.root.system_host import TREES
+from tests.root.booted import booted
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(500)]
 UNITS = ROOT / "systemd" / "system"
-_MADE = ("opt/remoted", "src", "v", "trial", "etc/remoted", "var/lib/remoted", "home/alice", "home/bob", "usr/local/bin/remotectl", "etc/systemd/system/trial.service")
 
 JOB = """
 import json, os, sys, time
@@ -55,13 +51,8 @@ if verb == "outcome":
 """
 
 TRIAL = r"""
-exec 2>/trial/log; set -x
-say() { printf '%s\t%s\n' "$1" "$(tr '\n' ' ' <<<"$2")" >>/trial/said; }
-as() { u=$1; shift; setpriv --reuid $u --regid $u --init-groups env -i HOME=/home/$u PATH=/usr/local/bin:/usr/bin:/bin timeout 60 "$@"; }
 job() { u=$1; shift; as $u /opt/remoted/bin/python /trial/job.py "$@" 2>>/trial/log; }
 begin() { job alice begin "$@" | tail -n 1 | tr -d '"'; }
-pid() { systemctl show -p MainPID --value remoted; }
-cd /; useradd -m alice; useradd -m bob
 python3 -m venv /v && /v/bin/pip install -q --disable-pip-version-check '/src[daemon]' >>/trial/log
 say installed "$(/v/bin/remotectl install --json 2>&1)"
 say active "$(systemctl is-active remoted.service remoted.socket | tr '\n' ' ')"
@@ -83,63 +74,14 @@ as alice touch /home/alice/four; say watchdog "$(job alice outcome $J)"
 journalctl -u remoted --no-pager >/trial/journal
 say uninstalled "$(/v/bin/remotectl uninstall --json 2>&1)"
 say left "$(ls -d /opt/remoted /usr/local/bin/remotectl /etc/systemd/system/remoted* /run/remoted/*.sock 2>/dev/null | tr '\n' ' ')$(systemctl list-units --all --no-legend 'remoted-*.scope')"
-say end 1; sync
-systemctl poweroff --force
 """
-UNIT = "[Unit]\nAfter=multi-user.target\n[Service]\nType=oneshot\nEnvironment={environ}\nExecStart=/bin/bash /trial/trial.sh\n"
 
 
 @pytest.fixture(scope="module", params=["bookworm", "trixie"])
 def said(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
     """What the trial wrote down, by name."""
-    tree = TREES / request.param
-    assert tree.is_dir(), "run `make test-root`: it makes the tree"
-    _clean(tree)
-    _prepare(tree)
-    try:
-        # Under a terminal of its own: systemd refuses to boot on a pipe.
-        command = f"systemd-nspawn --quiet --directory={tree} --boot --register=no --keep-unit --console=read-only --machine=remoted-trial"
-        subprocess.run(["script", "-qfc", command, "/dev/null"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=480, check=False)
-        lines = (tree / "trial/said").read_text(encoding="utf-8").splitlines()
-        found = dict(line.split("\t", 1) for line in lines if "\t" in line)
-        assert "end" in found, f"the trial did not come to its end:\n{lines}\n{(tree / 'trial/log').read_text(encoding='utf-8')[-6000:]}"
+    with booted(request.param, TRIAL, JOB) as found:
         yield found
-    finally:
-        _clean(tree)
-
-
-def _prepare(tree: Path) -> None:
-    (tree / "trial").mkdir()
-    (tree / "src").mkdir()
-    for name in ("remoted", "client", "systemd", "pyproject.toml", "README.md"):
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, tree / "src" / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, tree / "src" / name)
-    certificates = os.environ.get("SSL_CERT_FILE", "/etc/ssl/certs/ca-certificates.crt")
-    if Path(certificates).exists():
-        shutil.copy(certificates, tree / "etc" / "ca.crt")
-    (tree / "trial/job.py").write_text(JOB, encoding="utf-8")
-    (tree / "trial/trial.sh").write_text(TRIAL, encoding="utf-8")
-    environ = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 HOME=/root SSL_CERT_FILE=/etc/ca.crt PIP_CERT=/etc/ca.crt"
-    (tree / "etc/systemd/system/trial.service").write_text(UNIT.format(environ=environ), encoding="utf-8")
-    wanted = tree / "etc/systemd/system/multi-user.target.wants"
-    wanted.mkdir(exist_ok=True)
-    (wanted / "trial.service").symlink_to("../trial.service")
-
-
-def _clean(tree: Path) -> None:
-    for name in _MADE:
-        path = tree / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    (tree / "etc/systemd/system/multi-user.target.wants/trial.service").unlink(missing_ok=True)
-    for path in (tree / "etc/systemd/system").glob("**/remoted*"):
-        path.unlink()
-    subprocess.run(["chroot", str(tree), "sh", "-c", "userdel alice; userdel bob"], check=False, capture_output=True)
 
 
 def _read(said: dict[str, str], name: str) -> Any:

@@ -1,0 +1,135 @@
+"""Where the system's daemon is installed: for each install a folder of its own, and a link to the one in force.
+
+    /opt/remoted-5k2xq0a1        an environment, made whole before anything that runs is touched
+    /opt/remoted                 a link to it
+    /etc/systemd/system/...      its units; the service runs from the folder itself, not through the link
+
+So what runs keeps the files that it was started from while the next edition is made, and a next one that does not
+start leaves the one before as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from remoted.cli.ending import CliError
+
+PREFIX = Path("/opt/remoted")
+UNITS = Path("/etc/systemd/system")
+LINK = Path("/usr/local/bin/remotectl")
+NAMES = ("remoted.service", "remoted.socket", "remoted-workers.slice")
+_SHIPPED = Path("share/remoted/systemd/system")
+_ASK = "import json, remoted, remoted.store; print(json.dumps([remoted.__version__, remoted.store.SCHEMA_VERSION]))"
+#: "user version" in the header of a database (sqlite.org/fileformat2.html); the daemon that runs has the file for itself.
+_SCHEMA_AT, _SCHEMA_BYTES = 60, 4
+
+
+@dataclass(frozen=True, slots=True)
+class Edition:
+    """One that is complete."""
+
+    folder: Path
+    version: str
+    #: The newest schema of the database that it knows.
+    schema: int
+
+    def require_knows(self, database: Path) -> None:
+        """A database is never changed back (T52). Raises CliError."""
+        found = _schema_of(database)
+        if found > self.schema:
+            raise CliError(f"cannot install remoted {self.version}: the queue in {database} was written by a newer remoted (schema {found}, this one knows {self.schema}); install that or a newer one, or move the file away and start with an empty queue")
+
+    def put_in_force(self) -> Iterator[Path]:
+        """Links and units; what runs goes on until it is restarted. Which files are different from before."""
+        _point(PREFIX, self.folder)
+        _point(LINK, PREFIX / "bin" / "remotectl")
+        for name in NAMES:
+            text = (self.folder / _SHIPPED / name).read_text(encoding="utf-8").replace(f"{PREFIX}/bin/", f"{self.folder}/bin/")
+            target = UNITS / name
+            if not target.exists() or target.read_text(encoding="utf-8") != text:
+                target.write_text(text, encoding="utf-8")
+                yield target
+        run("systemctl", "daemon-reload")
+
+    def remove_others(self) -> None:
+        """Nothing runs from them any more."""
+        for folder in _folders():
+            if folder != self.folder:
+                shutil.rmtree(folder)
+
+
+def make(python: str, uv: str, requirement: str) -> Edition:
+    """A new one beside what is there. Raises CliError, and leaves nothing then."""
+    folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX.name}-", dir=PREFIX.parent))
+    try:
+        folder.chmod(0o755)
+        run(python, "-m", "venv", "--without-pip", os.fspath(folder))
+        run(uv, "pip", "install", "--quiet", "--python", os.fspath(folder / "bin/python"), requirement, env=dict(os.environ))
+        return _read(folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def in_force() -> Edition | None:
+    """The one that the link names. One of before there were links is moved aside, to where it can be found again."""
+    if PREFIX.is_dir() and not PREFIX.is_symlink():
+        aside = Path(tempfile.mkdtemp(prefix=f"{PREFIX.name}-", dir=PREFIX.parent))
+        PREFIX.rename(aside)
+        PREFIX.symlink_to(aside)
+    try:
+        return _read(PREFIX.resolve(strict=True))
+    except (OSError, CliError):
+        return None
+
+
+def remove_all() -> Iterator[Path]:
+    """Links, units and folders."""
+    for path in [*(UNITS / name for name in NAMES), LINK, PREFIX, *_folders()]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+        yield path
+
+
+def run(*command: str, env: dict[str, str] | None = None) -> str:
+    """What it printed. Raises CliError with what the program said."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    if done.returncode != 0:
+        raise CliError(f"cannot go on: {' '.join(command[:3])} said: {(done.stderr or done.stdout).strip()[-2000:]}")
+    return done.stdout
+
+
+def _read(folder: Path) -> Edition:
+    version, schema = json.loads(run(os.fspath(folder / "bin/python"), "-I", "-c", _ASK))
+    return Edition(folder, version, schema)
+
+
+def _folders() -> list[Path]:
+    """Every edition, whole or not; nothing else that somebody may have called so."""
+    return [path for path in PREFIX.parent.glob(f"{PREFIX.name}-*") if path.is_dir() and (path / "pyvenv.cfg").exists()]
+
+
+def _point(link: Path, target: Path) -> None:
+    """At no moment is there no link."""
+    new = link.with_name(f".{link.name}.new")
+    new.unlink(missing_ok=True)
+    new.symlink_to(target)
+    new.rename(link)
+
+
+def _schema_of(database: Path) -> int:
+    try:
+        with database.open("rb") as file:
+            file.seek(_SCHEMA_AT)
+            return int.from_bytes(file.read(_SCHEMA_BYTES), "big")
+    except FileNotFoundError:
+        return 0
