@@ -55,9 +55,11 @@ def _check_interpreter() -> schemas.Check:
 
 
 def _check_devices(services: Services) -> schemas.Check:
+    """Advice only where there is something to keep apart."""
     enforced = services.engine.cradle.rules is not None
     detail = "a worker opens no card but its own: the kernel refuses the others" if enforced else "advisory: a worker is told its cards by CUDA_VISIBLE_DEVICES, and can open others"
-    return schemas.Check(name="gpu access", ok=enforced, detail=detail, advice="" if enforced else "it needs cgroup v2 (at least beside v1), Linux 4.15 and CAP_BPF; or [gpu] enforce is off")
+    fine = enforced or not services.engine.devices.known
+    return schemas.Check(name="gpu access", ok=fine, detail=detail, advice="" if fine else "it needs cgroup v2 (at least beside v1), Linux 4.15 and CAP_BPF; or [gpu] enforce is off")
 
 
 def _check_gpus(services: Services) -> schemas.Check:

@@ -71,11 +71,20 @@ def make(python: str, uv: str, requirement: str) -> Edition:
     try:
         folder.chmod(0o755)
         run(python, "-m", "venv", "--without-pip", os.fspath(folder))
-        run(uv, "pip", "install", "--quiet", "--python", os.fspath(folder / "bin/python"), requirement, env=dict(os.environ))
+        _fill(folder, uv, requirement)
         return _read(folder)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _fill(folder: Path, uv: str, requirement: str) -> None:
+    """Without a cache: `sudo -E` keeps HOME, and root's files in a user's cache would end every build of theirs."""
+    try:
+        run(uv, "pip", "install", "--quiet", "--no-cache", "--python", os.fspath(folder / "bin/python"), requirement, env=dict(os.environ))
+    except CliError as error:
+        advice = "\nproxies, certificates and indexes that are variables of yours are forgotten by sudo; `sudo -E` keeps them" if "SUDO_USER" in os.environ else ""
+        raise CliError(f"{error}{advice}") from None
 
 
 def in_force() -> Edition | None:
