@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import importlib.util
 import logging
 import os
 import sys
@@ -25,6 +26,8 @@ def main() -> None:
     if arguments.system and not sys.flags.isolated:
         # Neither the current folder nor a variable says what root imports (T31).
         os.execv(sys.executable, [sys.executable, "-I", "-m", "remoted", *sys.argv[1:]])
+    if importlib.util.find_spec("aiohttp") is None:
+        parser.exit(1, f"remoted: the client alone is installed in {sys.prefix}; run: {sys.executable} -m pip install '.[daemon]' in the folder of remoted\n")
     from remoted.errors import StartupError, StoreBroken
 
     try:

@@ -5,7 +5,10 @@ Exit codes: 0 done, 1 the job (or the command) failed, 2 usage, 3 no daemon, 4 n
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import sys
+from typing import NoReturn
 
 
 def main() -> None:
@@ -17,6 +20,19 @@ def main() -> None:
         from remoted.cli import overview
 
         sys.exit(ending(lambda: overview.show(as_json=len(arguments) == 2)))
+    if importlib.util.find_spec("click") is None:
+        sys.exit(ending(lambda: _go_to_the_hosts(arguments)))
     from remoted.cli.commands import run
 
     sys.exit(ending(lambda: run(arguments)))
+
+
+def _go_to_the_hosts(arguments: list[str]) -> NoReturn:
+    """Where the client alone is installed, the command of the system's daemon stands behind this one. Raises CliError without it."""
+    from remoted.cli import editions
+    from remoted.cli.ending import CliError
+
+    command = os.fspath(editions.PREFIX / "bin" / "remotectl")
+    if not os.access(command, os.X_OK) or sys.prefix == os.path.realpath(editions.PREFIX):
+        raise CliError(f"the client alone is installed in {sys.prefix}, and no system's daemon on this host; for this command run: {sys.executable} -m pip install '.[daemon]' in the folder of remoted")
+    os.execv(command, [command, *arguments])
