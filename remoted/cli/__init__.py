@@ -28,11 +28,17 @@ def main() -> None:
 
 
 def _go_to_the_hosts(arguments: list[str]) -> NoReturn:
-    """Where the client alone is installed, the command of the system's daemon stands behind this one. Raises CliError without it."""
+    """Where the client alone is installed, the command of the system's daemon stands behind this one. Raises CliError without it.
+
+    Not for ``serve``: the script's imports are in this interpreter.
+    """
     from remoted.cli import editions
     from remoted.cli.ending import CliError
 
     command = os.fspath(editions.PREFIX / "bin" / "remotectl")
+    add = f"run: {sys.executable} -m pip install '.[daemon]' in the folder of remoted"
+    if arguments[:1] == ["serve"]:
+        raise CliError(f"cannot serve a script by the host's remotectl, which has not what the script imports, and {sys.prefix} has the client alone; {add}")
     if not os.access(command, os.X_OK) or sys.prefix == os.path.realpath(editions.PREFIX):
-        raise CliError(f"the client alone is installed in {sys.prefix}, and no system's daemon on this host; for this command run: {sys.executable} -m pip install '.[daemon]' in the folder of remoted")
+        raise CliError(f"the client alone is installed in {sys.prefix}, and no system's daemon on this host; for this command {add}")
     os.execv(command, [command, *arguments])

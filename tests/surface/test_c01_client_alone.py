@@ -36,6 +36,13 @@ def test_c01_remotectl_says_what_it_lacks_where_the_client_is_alone(python: Path
     assert "Traceback" not in done.stderr
 
 
+def test_f07_a_script_is_served_by_the_interpreter_that_has_what_it_imports(python: Path) -> None:
+    done = run(python, "remoted.cli", "serve", "app.py")
+
+    assert done.returncode == 1
+    assert "cannot serve a script by the host's remotectl" in done.stderr
+
+
 def test_c01_status_needs_nothing_more_than_the_client(python: Path, tmp_path: Path) -> None:
     done = run(python, "remoted.cli", "status", REMOTED_SOCKET=os.fspath(tmp_path))
 
