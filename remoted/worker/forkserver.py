@@ -26,7 +26,10 @@ from .mark import Mark
 from .preload import Preload, Unfit
 
 #: What a worker imports by and by until its first call has been answered.
-_SOON_IMPORTED = ("asyncio.unix_events", "ctypes", "encodings.ascii", *(f"remoted_client.codec.{name}" for name in ("diagnose", "dump", "installed", "load", "mainfile")))
+_SOON_IMPORTED = ("ctypes", "encodings.ascii", *(f"remoted_client.codec.{name}" for name in ("diagnose", "dump", "installed", "load", "mainfile")))
+#: What those with async bodies import; here as soon as nobody waits for a worker.
+_IMPORTED_AT_LEISURE = "asyncio.unix_events"
+_LEISURE_MS = 50
 _MARK = "REMOTED_WORKER_ID"
 _BUFFER_BYTES = 1 << 20
 _KNOWN = b"k"
@@ -48,12 +51,14 @@ class ForkServer:
         for fd in (channel, door):
             os.set_inheritable(fd, False)
         self._preload = Preload()
+        self._is_ready = False
         for name in _SOON_IMPORTED:
             import_module(name)
 
     def serve(self) -> tuple[int, int]:
         """Fork until the daemon is gone. Returns in a worker alone: its own channel, and a pidfd of the process in the middle."""
         while True:
+            self._use_leisure()
             data, fds = wire.receive(self._sock, wire.MESSAGE_BYTES)
             if not data:
                 os._exit(0)
@@ -66,6 +71,11 @@ class ForkServer:
                     return own
             frame.close()
 
+    def _use_leisure(self) -> None:
+        """The first worker must not wait for what it may not need, and the others shall find it."""
+        if self._is_ready and _IMPORTED_AT_LEISURE not in sys.modules and not _is_readable(self._sock.fileno(), _LEISURE_MS):
+            import_module(_IMPORTED_AT_LEISURE)
+
     def _load(self, header: dict[str, Any]) -> None:
         problem = ""
         try:
@@ -73,6 +83,7 @@ class ForkServer:
             self._preload.load(header["modules"], header["hints"])
         except (Unfit, LookupError) as error:
             problem = str(error)
+        self._is_ready = not problem
         self._say({"op": "ready", "problem": problem})
 
     def _bear(self, frame: wire.Frame) -> tuple[int, int] | None:
@@ -147,10 +158,15 @@ class ForkServer:
 
 def _await_end(pidfd: int) -> None:
     """Until that process has ended; its children have another parent by then (exit_notify in the kernel)."""
-    poller = select.poll()
-    poller.register(pidfd, select.POLLIN)
-    poller.poll()
+    _is_readable(pidfd)
     os.close(pidfd)
+
+
+def _is_readable(fd: int, timeout_ms: int | None = None) -> bool:
+    """Is there something to read by then, or an end?"""
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return bool(poller.poll(timeout_ms))
 
 
 def reseed() -> None:

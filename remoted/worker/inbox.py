@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
-import asyncio
 import queue
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from .loop import WarmLoop
+
+if TYPE_CHECKING:
+    import asyncio
 
 
 class Inbox:
     """Filled by the channel's thread, emptied by the main thread between calls."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: WarmLoop) -> None:
         self._loop = loop
         self._items: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._arrived = asyncio.Event()
-        self._loop_waits = False
+        #: Of the loop, while that waits for an item.
+        self._arrived: asyncio.Event | None = None
 
     def put(self, item: Any) -> None:
         """From any thread."""
         self._items.put(item)
-        if self._loop_waits:
-            self._loop.call_soon_threadsafe(self._arrived.set)
+        arrived = self._arrived
+        if arrived is not None:
+            self._loop.get().call_soon_threadsafe(arrived.set)
 
-    def get(self, uses_loop: bool) -> Any:
-        """The next item. With ``uses_loop`` the loop meanwhile runs what warm objects left on it, which costs a wake-up."""
-        return self._loop.run_until_complete(self._get()) if uses_loop else self._items.get()
+    def get(self) -> Any:
+        """The next item. A loop that is in use meanwhile runs what warm objects left on it, which costs a wake-up."""
+        return self._loop.run(self._get()) if self._loop.is_used else self._items.get()
 
     async def _get(self) -> Any:
-        self._loop_waits = True
+        import asyncio
+
+        self._arrived = arrived = asyncio.Event()
         try:
             while self._items.empty():
-                self._arrived.clear()
+                arrived.clear()
                 if self._items.empty():
-                    await self._arrived.wait()
+                    await arrived.wait()
         finally:
-            self._loop_waits = False
+            self._arrived = None
         return self._items.get()

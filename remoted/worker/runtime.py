@@ -9,7 +9,6 @@ A call that runs *inside* a waiting body (a nested call, MECHANISMS 15) gets a t
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import contextvars
 import os
@@ -18,7 +17,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from remoted_client import codec, wire
 from remoted_client import context as client_context
@@ -30,10 +29,14 @@ from .given import Given
 from .inbox import Inbox
 from .lease import Lease
 from .link import Link
+from .loop import WarmLoop
 from .outcomes import Reporter, close_payload
 from .preparing import Bound, Preparer
 from .streams import StandardStreams
 from .window import Window
+
+if TYPE_CHECKING:
+    import asyncio
 
 _END = object()
 _PR_SET_CHILD_SUBREAPER = 36  # include/uapi/linux/prctl.h
@@ -45,7 +48,7 @@ class Runtime:
     def __init__(self, fd: int) -> None:
         self._link = Link(fd)
         self._streams = StandardStreams()
-        self._loop = asyncio.new_event_loop()
+        self._loop = WarmLoop()
         self._inbox = Inbox(self._loop)
         self._segments = SegmentPool()
         decoder = codec.Decoder()
@@ -57,8 +60,6 @@ class Runtime:
         self._leases: dict[str, Lease] = {}
         #: Why, by attempt.
         self._cancelled: dict[str, str] = {}
-        #: Something may be going on there between two calls.
-        self._loop_was_used = False
         self._sync_attempt = ""
         #: Which of them the SIGINT that is under way is for.
         self._interrupting = ""
@@ -155,8 +156,8 @@ class Runtime:
         if self._sync_attempt == attempt:
             self._interrupting = attempt
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-        else:
-            self._loop.call_soon_threadsafe(self._cancel_task, attempt)
+        elif self._loop.made is not None:
+            self._loop.made.call_soon_threadsafe(self._cancel_task, attempt)
 
     def _on_recall(self, frame: wire.Frame) -> None:
         taken = self._given.recall(frame.header["attempts"])
@@ -164,8 +165,9 @@ class Runtime:
             self._link.send({"op": "recalled", "attempts": taken})
 
     def _cancel_task(self, attempt: str) -> None:
+        """One that has not begun looks for itself: a task that is cancelled before its first step runs nothing, not even its end."""
         task = self._tasks.get(attempt)
-        if task is not None:
+        if task is not None and any(running.attempt == attempt for running in client_context.sole):
             task.cancel()
 
     def _on_credit(self, frame: wire.Frame) -> None:
@@ -226,13 +228,12 @@ class Runtime:
         """Greet, then run calls until told to end."""
         signal.signal(signal.SIGINT, self._on_interrupt)
         _keep_orphans()
-        asyncio.set_event_loop(self._loop)
         client_context.in_worker = True
         self._link.read_once(self.on_frame)  # its limits, and who it shall be
         self._greet()
         threading.Thread(target=self._link.read_forever, args=(self.on_frame, self.on_closed), name="channel", daemon=True).start()
         while True:
-            item = self._inbox.get(self._loop_was_used)
+            item = self._inbox.get()
             if item is _END:
                 break
             if isinstance(item, Run) and item.lease is not None:
@@ -263,7 +264,7 @@ class Runtime:
 
     def _running_task(self) -> asyncio.Task[Any] | None:
         """Of an async body that is at work in this moment."""
-        task = asyncio.current_task(self._loop)
+        task = self._loop.running_task()
         return task if task in self._tasks.values() else None
 
     def _run_given(self, run: Run) -> None:
@@ -295,7 +296,7 @@ class Runtime:
 
     def _finish_tasks(self) -> None:
         if self._tasks:
-            self._loop.run_until_complete(asyncio.wait(list(self._tasks.values())))
+            self._loop.finish(list(self._tasks.values()))
 
     def _drop_instance(self, instance: str) -> None:
         with contextlib.suppress(Exception):  # a user's close() may fail; the instance is gone all the same
@@ -313,17 +314,9 @@ class Runtime:
 
     def _next_call(self, lease: Lease) -> Run | None:
         """Meanwhile the loop runs what warm objects left on it."""
-        if self._loop_was_used and not lease.has_frames and asyncio.all_tasks(self._loop):
-            self._loop.run_until_complete(self._readable(lease))
+        if not lease.has_frames and self._loop.has_work():
+            self._loop.run(self._loop.readable(lease.fileno()))
         return lease.next_call()
-
-    async def _readable(self, lease: Lease) -> None:
-        arrived = asyncio.Event()
-        self._loop.add_reader(lease.fileno(), arrived.set)
-        try:
-            await arrived.wait()
-        finally:
-            self._loop.remove_reader(lease.fileno())
 
     def _read_lease(self, lease: Lease) -> None:
         """Several leases at once: each has a thread that reads, and the main thread runs the bodies."""
@@ -360,6 +353,7 @@ class Runtime:
         self._given.end(run.attempt)
 
     def _run_sync(self, run: Run, call: Bound) -> None:
+        self._loop.offer()
         self._finish(run, self._execute_sync(run, call))
 
     def _execute_sync(self, run: Run, call: Bound) -> Outcome:
@@ -367,8 +361,7 @@ class Runtime:
         try:
             self._sync_attempt = run.attempt
             try:
-                if run.attempt in self._cancelled:
-                    raise KeyboardInterrupt
+                self._require_wanted(run)
                 value = call()
                 return self._stream_sync(run, value) if run.stream else returned(value)
             finally:
@@ -378,10 +371,13 @@ class Runtime:
         finally:
             self._leave(run, token)
 
+    def _require_wanted(self, run: Run) -> None:
+        """It may have been cancelled on its way here."""
+        if run.attempt in self._cancelled:
+            raise KeyboardInterrupt
+
     def _start_task(self, run: Run, call: Bound) -> None:
-        self._loop_was_used = True
-        task = self._loop.create_task(self._run_async(run, call))
-        self._tasks[run.attempt] = task
+        task = self._tasks[run.attempt] = self._loop.start(self._run_async(run, call))
         task.add_done_callback(lambda _: self._tasks.pop(run.attempt, None))
 
     async def _run_async(self, run: Run, call: Bound) -> None:
@@ -390,6 +386,7 @@ class Runtime:
     async def _execute_async(self, run: Run, call: Bound) -> Outcome:
         token = self._enter(run)
         try:
+            self._require_wanted(run)
             value = call()
             return await self._stream_async(run, value) if run.stream else returned(await value)
         except BaseException as error:
@@ -406,10 +403,8 @@ class Runtime:
             self._finish(run, prepared)
         elif not prepared.is_async:
             self._finish(run, contextvars.copy_context().run(self._execute_beside, run, prepared))
-        elif self._loop.is_running():
-            asyncio.run_coroutine_threadsafe(self._run_async(run, prepared), self._loop)
         else:
-            asyncio.run(self._run_async(run, prepared))
+            self._loop.run_beside(self._run_async(run, prepared))
 
     def _execute_beside(self, run: Run, call: Bound) -> Outcome:
         """A sync body that is no main-thread body: its surroundings are its parent's already."""
@@ -447,11 +442,13 @@ class Runtime:
         return returned(None)
 
     async def _stream_async(self, run: Run, value: Any) -> Outcome:
+        from asyncio import to_thread
+
         items = as_iterator(value)
         number = 0
         try:
             async for item in items:  # type: ignore[union-attr]
-                sent = await asyncio.to_thread(self._send_item, run, number, item)
+                sent = await to_thread(self._send_item, run, number, item)
                 number += 1
                 if not sent:
                     return self._left(run)
@@ -462,7 +459,8 @@ class Runtime:
         return returned(None)
 
     def _left(self, run: Run) -> Outcome:
-        """Nobody takes more items: the caller has left its loop, or the daemon is gone and the rest with it."""
+        """Nobody takes more items: the caller has left its loop or cancelled the call, or the daemon is gone and the rest with it."""
+        self._require_wanted(run)
         return Outcome("lost") if self._link.closed and run.lease is None else returned(None)
 
     def _send_item(self, run: Run, number: int, item: Any) -> bool:

@@ -348,3 +348,26 @@ for call in (queued, called, silent, queued, called): call().result()
         f"remoted: preload= has no effect for <lambda>: cannot import {name}: ModuleNotFoundError: No module named '{name}'; its workers start without it"
         for name in ("no_such_module", "no_such_module_too")
     ]
+
+
+def test_f30_a_plain_worker_imports_asyncio_when_a_body_wants_it() -> None:
+    """It is a third of what a plain start takes."""
+    with host("[limits]\nfork_servers_total = 0\n") as made:
+        result = made.start().run(
+            HEAD
+            + """
+def plain(): return "asyncio" in sys.modules
+async def waiting():
+    import asyncio
+    await asyncio.sleep(0)
+    return id(asyncio.get_running_loop())
+def asking():
+    import asyncio
+    return id(asyncio.get_event_loop())
+print(json.dumps([remote(pool("one"))(f)().result().unwrap() for f in (plain, waiting, waiting, asking)]))
+"""
+        )
+    before, first, again, asked = result.json
+
+    assert before is False
+    assert first == again == asked, "the loop lives as long as the worker, and is the main thread's"

@@ -12,7 +12,6 @@ import sys
 import time
 import types
 from collections.abc import Iterator, Sequence
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import decode_source, spec_from_file_location
 
@@ -46,8 +45,8 @@ class TextLoader(SourceFileLoader):
         super().exec_module(module)
 
 
-class ProjectFinder(MetaPathFinder):
-    """Finds project modules; knows the digest of every text that it let run."""
+class ProjectFinder:
+    """Finds project modules (``importlib.abc`` would bring 8 ms of imports for its base class); knows the digest of every text that it let run."""
 
     def __init__(self) -> None:
         self.installed = ModuleSet()
