@@ -139,6 +139,8 @@ class Worker:
         assert self._orders is not None
         attempt = Attempt(spec.token, listener, self._clock.boottime(), spec.position, spec.timeout_seconds)
         self._workload.add(attempt, spec.ahead)
+        if spec.ahead and not self._workload.is_ahead(attempt):
+            listener.on_begin()  # those before it have ended while it was being stored
         try:
             self._orders.run(spec, inline)
         except OSError as error:
@@ -285,10 +287,13 @@ class Worker:
             self._tell({"op": "recall", "attempts": tokens})
 
     def _on_recalled(self, tokens: list[object]) -> None:
-        """The last one first, so that they go back to their line in order."""
+        """The last one first, so that they go back to their line in order.
+
+        One of them may have begun for all that is known here: the end of the call before came with the worker's answer.
+        """
         for token in reversed(tokens):
             attempt = self._workload.find(token)
-            if attempt is not None and self._workload.is_ahead(attempt):
+            if attempt is not None:
                 self._return(attempt)
 
     def _return(self, attempt: Attempt) -> None:

@@ -154,7 +154,7 @@ class Fleet:
         """
         worker_id = self.placed.get(ticket_id)
         worker = self.workers.get(worker_id) if worker_id is not None else None
-        if worker is None or not worker.ahead or ticket_id not in worker.running or ticket_id in worker.waiting:
+        if worker is None or not worker.ahead or ticket_id not in worker.running or ticket_id in worker.waiting or worker.waiting_early:
             return False
         self._begin_next(worker, ticket_id)
         return True
@@ -187,14 +187,21 @@ class Fleet:
     def _run_next(self, worker: WorkerView) -> None:
         ticket_id = next(iter(worker.ahead))
         ticket = worker.running[ticket_id] = worker.ahead.pop(ticket_id)
-        self._reserve(ticket)
+        if ticket_id in worker.waiting_early:
+            worker.waiting_early.discard(ticket_id)
+            worker.waiting.add(ticket_id)
+        else:
+            self._reserve(ticket)
 
     def _take_back(self, worker: WorkerView, ticket_id: TicketId) -> None:
         del self.placed[ticket_id], worker.ahead[ticket_id]
+        worker.waiting_early.discard(ticket_id)
 
     def block(self, ticket_id: TicketId, waiting: bool) -> None:
         """A running body waits for a nested call, or goes on again."""
         worker = self.workers.get(self.placed.get(ticket_id, WorkerId("")))
+        if worker is not None and ticket_id in worker.ahead:
+            (worker.waiting_early.add if waiting else worker.waiting_early.discard)(ticket_id)
         if worker is None or ticket_id not in worker.running:
             return
         ticket = worker.running[ticket_id]

@@ -241,7 +241,7 @@ class Placement:
 
     def line_behind(self, worker: WorkerView) -> Iterator[TicketId]:
         """The tickets that a busy worker may be given ahead: those that wait in the lane of what it runs, in order."""
-        if worker.state is not WorkerState.BUSY or worker.waiting or worker.need.concurrency > 1:
+        if worker.state is not WorkerState.BUSY or worker.waiting or worker.waiting_early or worker.need.concurrency > 1:
             return
         lane = self._queue.lane_like(next(iter(worker.running.values())))
         if lane is None or self._claims.barred_cpus(lane) or not self._claims.barred(lane).isdisjoint(worker.devices):

@@ -85,6 +85,8 @@ class WorkerView:
     ahead: dict[TicketId, Ticket] = field(default_factory=dict)
     #: Running tickets whose body waits for a nested call: they use neither CPU nor a place in the pool.
     waiting: set[TicketId] = field(default_factory=set)
+    #: The same, of tickets ahead: their calls' word came on another connection than the end of those before.
+    waiting_early: set[TicketId] = field(default_factory=set)
     #: Started for a ticket of its user's turn, and nothing has run in it yet; the CPUs that this ticket reserves.
     is_fresh: bool = False
     expected_cpus: float = 0.0

@@ -56,6 +56,7 @@ def validate_fleet(fleet: Fleet, ledger: Ledger) -> None:
 
 def _validate_worker(worker: WorkerView, fleet: Fleet) -> None:
     assert worker.waiting <= set(worker.running), "a call waits that does not run"
+    assert worker.waiting_early <= set(worker.ahead), "a call waits that is not here"
     for ticket_id, ticket in worker.running.items():
         assert fleet.placed[ticket_id] == worker.id, "a ticket runs where it was not placed"
         assert ticket.need.uid == worker.need.uid, "a worker serves two users"

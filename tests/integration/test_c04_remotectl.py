@@ -231,7 +231,8 @@ def test_f22_logs_follow_live_and_ctrl_c_ends_only_the_following(remotectl: Term
     job = remotectl.job("sh", "-c", "echo ready; exec sleep 60")
     following = remotectl.start("logs", "-f", job)
     assert following.stdout is not None
-    assert following.stdout.readline() == b"ready\n"
+    line = following.stdout.readline()
+    assert line == b"ready\n", following.communicate()
 
     following.send_signal(signal.SIGINT)
 

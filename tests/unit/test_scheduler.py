@@ -263,6 +263,21 @@ def test_c05_a_worker_is_given_the_next_calls_of_its_lane_and_begins_them_in_ord
     assert list(desk.scheduler.workers[worker].running) == ["a4"], "the next one of the line"
 
 
+def test_f29_a_call_that_was_given_ahead_may_wait_for_another_before_its_beginning_is_heard_of() -> None:
+    """Its own word and the end of the call before it come on two connections, in any order."""
+    desk = Desk(gpus=0)
+    _short_calls(desk, 3, workers=1)
+    (worker,) = desk.scheduler.workers
+    desk.feed(events.RunAhead(worker, 1))
+    desk.feed(events.Blocked("a1", True))
+    assert desk.feed(events.RunAhead(worker, 1)) == [], "nobody waits behind it"
+    started = desk.feed(events.Ended("a0"))
+    assert [type(decision) for decision in started] == [events.StartWorker], "its own does not count while it waits"
+    assert desk.scheduler.workers[worker].waiting == {"a1"}
+    desk.feed(events.Blocked("a1", False))
+    assert not desk.scheduler.workers[worker].waiting
+
+
 def test_c05_what_comes_back_is_served_first_and_at_once_where_somebody_is_free() -> None:
     desk = Desk(gpus=0)
     _short_calls(desk, 5)

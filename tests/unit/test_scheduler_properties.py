@@ -194,6 +194,12 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.feed(events.Blocked(data.draw(st.sampled_from(running)), True))
 
     @rule(data=st.data())
+    def block_early(self, data: st.DataObject) -> None:
+        """Heard before the end of the call in front of it."""
+        if ahead := [next(iter(worker.ahead)) for worker in self.scheduler.workers.values() if worker.ahead]:
+            self.feed(events.Blocked(data.draw(st.sampled_from(ahead)), True))
+
+    @rule(data=st.data())
     def unblock_one(self, data: st.DataObject) -> None:
         if waiting := self.running(waiting=True):
             self.feed(events.Blocked(data.draw(st.sampled_from(waiting)), False))
