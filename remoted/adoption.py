@@ -175,7 +175,7 @@ class Adoption:
             await self._resume_leases(worker, view)
         if not answered:
             self._engine.retire(worker, "it did not answer the new daemon")
-        elif worker.runs_for_nobody and not worker.has_attempts:
+        elif not await worker.free():
             self._engine.retire(worker, "it runs a call that nobody waits for")
         else:
             self._engine.handle(events.WorkerReady(worker.id))
