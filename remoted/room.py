@@ -18,6 +18,8 @@ from remoted.records import Records
 
 #: Content that was sent so long ago has found its calls.
 _SENT_SECONDS = 60.0
+#: After a look it is not looked for so many times as long as that took: who is always refused must not keep the daemon busy.
+_REST = 9.0
 
 
 class Room:
@@ -30,6 +32,7 @@ class Room:
         self._folders = (paths.logs, paths.secrets)
         self._clock = clock
         self._limits = limits
+        self._rest_until = 0.0
 
     async def wanted(self, seconds: float) -> None:
         """Wait until somebody needs some, or so long."""
@@ -37,11 +40,20 @@ class Room:
             await asyncio.wait_for(self._quotas.wanted.wait(), seconds)
         except (TimeoutError, asyncio.TimeoutError):
             return
+        await asyncio.sleep(max(0.0, self._rest_until - self._clock.monotonic()))
         self._quotas.wanted.clear()
 
     async def make(self) -> None:
-        """Forget what is old; then look who is near his limit."""
-        now = self._clock.wall()
+        """Forget what is old; then look who is near his limit. Raises StoreError."""
+        began = self._clock.monotonic()
+        try:
+            await self._make(self._clock.wall())
+        finally:
+            self._quotas.satisfied()
+            now = self._clock.monotonic()
+            self._rest_until = now + (now - began) * _REST
+
+    async def _make(self, now: float) -> None:
         await self._records.expire()
         await self._contents.forget_unused(now - self._limits.content_seconds)
         await self.measure()
