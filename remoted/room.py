@@ -6,7 +6,6 @@ First what can be sent again (content that no live call refers to), then results
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -78,14 +77,20 @@ def _owned_bytes(folders: tuple[Path, ...]) -> dict[int, int]:
     """Logs belong to whose they are; secrets lie in folders named by them."""
     found: Counter[int] = Counter()
     for folder in folders:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    found[int(entry.name)] += sum(file.stat().st_size for file in Path(entry.path).iterdir())
-                else:
-                    try:
-                        status = entry.stat(follow_symlinks=False)
-                    except FileNotFoundError:  # its job has just been forgotten
-                        continue
-                    found[status.st_uid] += status.st_blocks * 512
+        for path in folder.iterdir():
+            if path.name.isdecimal():
+                for file in path.iterdir():
+                    found[int(path.name)] += _status(file)[1]
+            else:
+                owner, size = _status(path)
+                found[owner] += size
     return found
+
+
+def _status(path: Path) -> tuple[int, int]:
+    """Owner, and bytes on the disk; nothing of what has just been forgotten."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return 0, 0
+    return status.st_uid, status.st_blocks * 512
