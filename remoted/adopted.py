@@ -24,7 +24,7 @@ from remoted.limits import Limits
 from remoted.model import AttemptToken, DeviceUuid, Reason
 from remoted.orders import Orders
 from remoted.progress import Progress
-from remoted.replies import Hello
+from remoted.replies import Hello, close_payload
 from remoted.scheduler.state import Need, PoolPolicy
 from remoted.spawn import launch, reaper
 from remoted.spawn.births import Born
@@ -66,6 +66,25 @@ def entry_of(worker: Worker, need: Need, policy: PoolPolicy, devices: tuple[Devi
     return Entry(about, handles)
 
 
+class _Nobody:
+    """Who listens to a call that nobody waits for."""
+
+    def __init__(self, over: asyncio.Future[None]) -> None:
+        self._over = over
+
+    def on_begin(self) -> None: ...
+    def on_lasting(self) -> None: ...
+    def on_output(self, stream: int, data: bytes) -> None: ...
+    def on_mark(self, number: int) -> None: ...
+
+    def on_item(self, number: int, payload: bytes | int, size: int) -> None:
+        close_payload(payload)
+
+    def on_end(self, end: AttemptEnd) -> None:
+        close_payload(end.payload)
+        self._over.set_result(None)
+
+
 class AdoptedWorker(Worker):
     """Made from its entry; ``reclaim`` what it has, then ``ask`` it, then ``answer`` says that it has answered."""
 
@@ -89,8 +108,8 @@ class AdoptedWorker(Worker):
         #: What it says that it has, by token, until somebody takes it.
         self.leases: dict[str, FoundLease] = {}
         self._leases_most = about.need.concurrency
-        #: What it runs for callers who have been told that it is lost.
-        self.runs_for_nobody = False
+        #: What it has for callers who have been told that it is lost, until it is over.
+        self._nobodys: dict[str, asyncio.Future[None]] = {}
         #: Objects of remote classes that it says live in it.
         self.instances: list[str] = []
         self._nonce = secrets.token_hex(16)
@@ -173,8 +192,7 @@ class AdoptedWorker(Worker):
             self._miss(self._reclaimed[token])
         strangers = named - set(self._reclaimed)
         for token in strangers:
-            self._tell({"op": "cancel", "attempt": token, "why": Reason.CALLER_GONE.value})
-        self.runs_for_nobody = bool(strangers)
+            self._stop_nobodys(AttemptToken(token), token in frame.header.get("waiting", ()))
         self.instances = [str(name)[:_NAME_LETTERS] for name in frame.header.get("instances", ())]
         for attempt in self._workload:
             self.credit(attempt.token, _ALL_ITEMS)  # what was on its way to the dead daemon is no more
@@ -183,6 +201,26 @@ class AdoptedWorker(Worker):
         self._answered.set_result(None)
         if not self.leases:
             self._pipes.watch(not self._workload.ahead_count)
+
+    def _stop_nobodys(self, token: AttemptToken, waits: bool) -> None:
+        """As any other that is cancelled; what it still says is heard by nobody."""
+        over = self._nobodys[token] = self._loop.create_future()
+        over.add_done_callback(lambda _: self.acknowledge(token))
+        self._workload.add(Attempt(token, _Nobody(over), self._clock.boottime()), waits)
+        self.stop(token, Reason.CALLER_GONE)
+
+    @property
+    def runs_for_nobody(self) -> bool:
+        """And for nobody else?"""
+        return any(not over.done() for over in self._nobodys.values()) and all(attempt.token in self._nobodys for attempt in self._workload)
+
+    async def free(self) -> bool:
+        """Wait until it can be given calls again. False: it cannot, because it or what it has started does not listen."""
+        if self.runs_for_nobody:
+            if self.family.pids() - {self.pid}:
+                return False  # nobody knows which call has started these
+            await asyncio.wait(self._nobodys.values())  # its death is the end of these too
+        return not self._gone.done()
 
     def _miss(self, attempt: Attempt) -> None:
         """It does not know this. Then it was never told, unless its page says that it has begun it."""

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable
 
 from remoted.access import Identity
 from remoted.adopted import AdoptedWorker
-from remoted.attempts import AttemptEnd
+from remoted.attempts import AttemptEnd, died
 from remoted.calls import Call, Listener
 from remoted.clock import Clock
 from remoted.contents import Contents
@@ -175,7 +175,7 @@ class Adoption:
             await self._resume_leases(worker, view)
         if not answered:
             self._engine.retire(worker, "it did not answer the new daemon")
-        elif worker.runs_for_nobody and not worker.has_attempts:
+        elif not await worker.free():
             self._engine.retire(worker, "it runs a call that nobody waits for")
         else:
             self._engine.handle(events.WorkerReady(worker.id))
@@ -266,13 +266,14 @@ class Adoption:
         finally:
             loop.remove_reader(pidfd)
             os.close(pidfd)
+        want_of_memory = family.explain_kill()
         await family.bury()
         self._engine.handle(events.WorkerEnded(worker_id))
         for call, attempt in running:
             if is_overfull:
                 self._jobs.attempt_ended(call, call.token, AttemptEnd("died", message=f"its worker was killed: {OVERFULL}", reason=Reason.RESULT_LOST))
             else:
-                await self._conclude(call, attempt, stopped.get(call.id))
+                await self._conclude(call, attempt, stopped.get(call.id), want_of_memory)
 
     def _overfills(self, running: list[tuple[Call, Row]]) -> bool:
         """Does it leave more than its user may store (T44)?"""
@@ -293,13 +294,15 @@ class Adoption:
         limit = call.timeout_seconds
         return Reason.TIMEOUT if limit is not None and self._clock.wall() >= call.attempt_started + limit else None
 
-    async def _conclude(self, call: Call, attempt: Row, stopped_by: Reason | None = None) -> None:
+    async def _conclude(self, call: Call, attempt: Row, stopped_by: Reason | None = None, want_of_memory: str = "") -> None:
         """The attempt is over: as its worker left it, else as lost unless it never began. The files go when that is committed."""
         if self._ran_last(attempt):
             await self._add_output(call, attempt["worker"])
         end = await asyncio.to_thread(self._spool.outcome, attempt["worker"], call.token, stopped_by)
         if end is None and self._never_began(attempt):
             end = _unbegun(stopped_by)
+        if end is None and want_of_memory:
+            end = died("ended while this daemon only waited for it", None, want_of_memory, stopped_by)
         if end is None:
             end = AttemptEnd("died", message="the daemon was restarted and the worker's outcome is lost", reason=Reason.LOST, stopped_by=stopped_by)
         self._jobs.attempt_ended(call, call.token, end)

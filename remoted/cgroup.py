@@ -172,6 +172,13 @@ class Group:
         """How many processes of it the kernel has killed for want of memory."""
         return self._count("memory.events", "oom_kill") or self._count("memory.oom_control", "oom_kill")
 
+    def watch_memory(self) -> int:
+        """A descriptor that can be read once memory is wanting here or above: version 1 then kills one process and not all. -1 where nobody has to look."""
+        for folder in self._folders:
+            if (folder / "memory.oom_control").exists() and (folder / "cgroup.event_control").exists():
+                return _register(folder / "memory.oom_control", folder / "cgroup.event_control")
+        return -1
+
     def _count(self, name: str, word: str) -> int:
         for folder in self._folders:
             for line in _read(folder / name).splitlines():
@@ -321,6 +328,21 @@ def _make_room(parent: Path) -> None:
         with contextlib.suppress(OSError):
             leaf.mkdir(exist_ok=True)
             _write(leaf / "cgroup.procs", str(os.getpid()))
+
+
+def _register(control: Path, door: Path) -> int:
+    """As version 1 tells of events. Raises OSError."""
+    event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    try:
+        fd = os.open(control, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _write(door, f"{event} {fd}")
+        finally:
+            os.close(fd)
+    except OSError:
+        os.close(event)
+        raise
+    return event
 
 
 def _await_frozen(folder: Path) -> None:

@@ -24,6 +24,8 @@ from remoted.spawn import reaper
 
 log = logging.getLogger(__name__)
 _ROUNDS = 20
+#: Want of memory is told before somebody is killed for it; if nobody is by then, there was some after all.
+_KILL_ROUNDS = 200
 _PAUSE_SECONDS = 0.01
 #: Nobody can be a child of process 0: what has no marks of a worker's is found by its group alone.
 _NO_SESSION = 0
@@ -39,6 +41,8 @@ class Family:
         self._bounds = bounds or Bounds()
         #: What hung below the worker when it was last signalled.
         self._seen: list[psutil.Process] = []
+        self._memory_event = -1
+        self._looking: asyncio.Task[None] | None = None
 
     @property
     def bounds(self) -> Bounds:
@@ -73,6 +77,34 @@ class Family:
         """Was it refused a process or thread, and is more than half of what it may have still there? Blocking, and quick."""
         most = self._bounds.tasks
         return self.group is not None and bool(most) and self.group.refusals() > 0 and self.group.tasks() * 2 > (most or 0)
+
+    def begin(self, pid: int) -> None:
+        """Its worker is there. From now on all of it ends where the kernel ends one process of it for want of memory; version 2 sees to that itself."""
+        self.pid = pid
+        if self.group is None:
+            return
+        try:
+            self._memory_event = self.group.watch_memory()
+        except OSError as error:
+            log.warning("worker %s: for want of memory one process of it may end alone: %s", self.name, error)
+        if self._memory_event >= 0:
+            asyncio.get_running_loop().add_reader(self._memory_event, self._memory_wants)
+            if self.group.memory_kills():  # while no daemon was there
+                self._looking = asyncio.get_running_loop().create_task(self._end_after_kill())
+
+    def _memory_wants(self) -> None:
+        os.eventfd_read(self._memory_event)
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.get_running_loop().create_task(self._end_after_kill())
+
+    async def _end_after_kill(self) -> None:
+        for _ in range(_KILL_ROUNDS):
+            if self.group is None or self._memory_event < 0:
+                return
+            if self.group.memory_kills():
+                await self.end()
+                return
+            await asyncio.sleep(_PAUSE_SECONDS)
 
     async def look(self) -> None:
         """Before the worker is signalled: its orphans are not found later."""
@@ -116,6 +148,10 @@ class Family:
 
     def forget(self) -> None:
         """Nothing of it lives: its group goes."""
+        if self._memory_event >= 0:
+            asyncio.get_running_loop().remove_reader(self._memory_event)
+            os.close(self._memory_event)
+            self._memory_event = -1
         if self.group is not None:
             self.group.remove()
 
@@ -124,7 +160,7 @@ class Family:
         if self.group is None or not self.group.memory_kills():
             return ""
         limit = self._bounds.memory_bytes
-        size = f"{limit / (1 << 30):.3g} GiB" if limit else "what all workers may use"
+        size = f"{limit / (1 << 30):.3g} GiB" if limit else "they may use"
         return f"its processes needed more memory than {size} (memory_gb of its config, else worker_memory_bytes of [limits])"
 
 
@@ -137,7 +173,7 @@ def count_leftovers(asked: list[tuple[Family, float]]) -> dict[str, int]:
 def adopted(name: str, pid: int, groups: Groups | None, bounds: Bounds | None = None) -> Family:
     """That of a worker of the last daemon's."""
     family = Family(name, groups.group(name) if groups is not None else None, bounds)
-    family.pid = pid
+    family.begin(pid)
     return family
 
 

@@ -28,6 +28,8 @@ class Quotas:
         self._free = free
         self._measured: dict[int, int] = {}
         self._since: Counter[int] = Counter()
+        #: Who was refused for want of disk. A full disk as such is no reason to forget anything.
+        self._refused: set[int] = set()
         #: Are there others to be protected? Set by the composition root.
         self.is_enforced = False
         #: Somebody needs room: set, and cleared by who makes some.
@@ -67,6 +69,7 @@ class Quotas:
             return OverLimit("OVER_LIMIT", f"cannot store {size} bytes: you have {used} bytes here, and your limit {name} is {most}; what is old is forgotten in a moment, else ask your administrator for more")
         free = self._free()
         if size > free - used - size:
+            self._refused.add(uid)
             self.wanted.set()
             return OverLimit("DISK_FULL", f"cannot store {size} bytes: you have {used} bytes here, and no more than these would be left free for everybody else ({max(0, free)} now); what is old of yours is forgotten in a moment, else somebody has to free some space")
         return None
@@ -83,6 +86,13 @@ class Quotas:
 
     def excess(self) -> dict[int, int]:
         """Of those who have hardly any room left: how much has to go."""
-        free = self._free() if self.is_enforced else 1 << 62
-        most = {uid: int(self._limits.stored_bytes(uid) * _CROWDED) for uid in self._measured}
-        return {uid: used - min(most[uid], (used + free) // 2) for uid, used in self.users().items() if uid in most and used > min(most[uid], (used + free) // 2)}
+        found = {uid: self.used(uid) - self._comfortable(uid) for uid in self._measured}
+        return {uid: size for uid, size in found.items() if size > 0}
+
+    def _comfortable(self, uid: int) -> int:
+        most = int(self._limits.stored_bytes(uid) * _CROWDED)
+        return min(most, (self.used(uid) + self._free()) // 2) if uid in self._refused else most
+
+    def satisfied(self) -> None:
+        """All has gone that could go."""
+        self._refused.clear()

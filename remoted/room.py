@@ -6,7 +6,6 @@ First what can be sent again (content that no live call refers to), then results
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -18,6 +17,8 @@ from remoted.records import Records
 
 #: Content that was sent so long ago has found its calls.
 _SENT_SECONDS = 60.0
+#: After a look it is not looked for so many times as long as that took: who is always refused must not keep the daemon busy.
+_REST = 9.0
 
 
 class Room:
@@ -30,6 +31,7 @@ class Room:
         self._folders = (paths.logs, paths.secrets)
         self._clock = clock
         self._limits = limits
+        self._rest_until = 0.0
 
     async def wanted(self, seconds: float) -> None:
         """Wait until somebody needs some, or so long."""
@@ -37,11 +39,20 @@ class Room:
             await asyncio.wait_for(self._quotas.wanted.wait(), seconds)
         except (TimeoutError, asyncio.TimeoutError):
             return
+        await asyncio.sleep(max(0.0, self._rest_until - self._clock.monotonic()))
         self._quotas.wanted.clear()
 
     async def make(self) -> None:
-        """Forget what is old; then look who is near his limit."""
-        now = self._clock.wall()
+        """Forget what is old; then look who is near his limit. Raises StoreError."""
+        began = self._clock.monotonic()
+        try:
+            await self._make(self._clock.wall())
+        finally:
+            self._quotas.satisfied()
+            now = self._clock.monotonic()
+            self._rest_until = now + (now - began) * _REST
+
+    async def _make(self, now: float) -> None:
         await self._records.expire()
         await self._contents.forget_unused(now - self._limits.content_seconds)
         await self.measure()
@@ -66,14 +77,20 @@ def _owned_bytes(folders: tuple[Path, ...]) -> dict[int, int]:
     """Logs belong to whose they are; secrets lie in folders named by them."""
     found: Counter[int] = Counter()
     for folder in folders:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    found[int(entry.name)] += sum(file.stat().st_size for file in Path(entry.path).iterdir())
-                else:
-                    try:
-                        status = entry.stat(follow_symlinks=False)
-                    except FileNotFoundError:  # its job has just been forgotten
-                        continue
-                    found[status.st_uid] += status.st_blocks * 512
+        for path in folder.iterdir():
+            if path.name.isdecimal():
+                for file in path.iterdir():
+                    found[int(path.name)] += _status(file)[1]
+            else:
+                owner, size = _status(path)
+                found[owner] += size
     return found
+
+
+def _status(path: Path) -> tuple[int, int]:
+    """Owner, and bytes on the disk; nothing of what has just been forgotten."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return 0, 0
+    return status.st_uid, status.st_blocks * 512

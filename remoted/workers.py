@@ -75,8 +75,7 @@ class Worker:
         self._gone: asyncio.Future[reaper.ExitStatus] = self._loop.create_future()
         self._early_output = bytearray()
         #: Why it was killed, if it was killed here.
-        self._kill_reason = ""
-        self._exited = False
+        self._kill_reason, self._exited = "", False
         self.family = Family(worker_id)
         self._sent: set[int] = set()
         self._memory_kills = memory_kills
@@ -110,7 +109,8 @@ class Worker:
         finally:
             wire.close_all(ends)
         self._process = born.process
-        self.pid = self.family.pid = self._process.pid
+        self.pid = self._process.pid
+        self.family.begin(self.pid)
         self.born = reaper.started_at(self.pid)
         self._loop.add_reader(self._process.pidfd, self._on_exit)
         self._pipes.watch()

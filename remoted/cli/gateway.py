@@ -85,7 +85,10 @@ class Gateway:
         except Refused as error:
             response = refuse(error.http_status, error.code, str(error))
         except (aiohttp.ClientConnectionError, CliError) as error:
-            response = refuse(503, "DAEMON_AWAY", f"cannot reach the daemon: {error}; it may be starting, try again", {"Retry-After": "1"})
+            if _was_reached(error):
+                response = refuse(502, "LOST", "the daemon went away before it had answered: the call may have run, and is not made a second time")
+            else:
+                response = refuse(503, "DAEMON_AWAY", f"cannot reach the daemon: {error}; it may be starting, try again", {"Retry-After": "1"})
         if not request.content.is_eof():
             response.force_close()
         return response
@@ -163,6 +166,11 @@ class _Trusted(aiohttp.UnixConnector):
             protocol.close()
             raise
         return protocol
+
+
+def _was_reached(error: Exception) -> bool:
+    """Had the request gone to a daemon?"""
+    return isinstance(error, (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)) and not isinstance(error, aiohttp.ClientConnectorError)
 
 
 def _upstream(request: web.BaseRequest) -> URL:

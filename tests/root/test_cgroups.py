@@ -242,3 +242,75 @@ def test_f25_the_time_limit_ends_everything_too(alice: User) -> None:
 
     assert alice.run(program, str(folder), POOL=folder.name).json == "TIMED_OUT"
     assert _alive(folder) == []
+
+
+_CHILD_HOGS = """
+import signal
+def hog():
+    held = []
+    while len(held) < 2000: held.append(bytearray(os.urandom(1 << 20)))
+def hog_in_child(told=os.devnull):
+    child = os.fork()
+    if not child:
+        hog()
+        os._exit(0)
+    os.waitpid(child, 0)
+    open(told, "w").close()
+    time.sleep(60)
+    return "lived on without what its child was to do"
+"""
+
+
+def test_t43_want_of_memory_in_a_child_ends_the_whole_attempt(alice: User, bob: User) -> None:
+    """Version 2 does so by memory.oom.group; version 1 kills one process, and the daemon the others."""
+    program = (
+        HEAD
+        + _CHILD_HOGS
+        + """
+@remote(small, max_retries=0)
+def queued(): return hog_in_child()
+@remote(CpuLiveLoadBalancer(name="small", workersMax=1, template=PodTemplate(memory_gb=0.2)))
+def direct(): return hog_in_child()
+@remote(small, max_retries=0)
+def fine(): return 1
+out = queued().result(timeout=40)
+try: direct().result(timeout=40)
+except WorkerLost as error: lost = str(error)
+print(json.dumps([out.status, out.state_reason, out.error, lost, fine().result().unwrap()]))
+"""
+    )
+    before = bob.run(HEAD + "@remote(queue)\ndef pid(): return os.getpid()\nprint(json.dumps(pid().result().unwrap()))").json
+    status, reason, error, lost, after = alice.run(program).json
+
+    assert (status, reason, after) == ("FAILED", "OOM_RAM", 1)
+    assert "memory_gb" in error
+    assert "memory_gb" in lost
+    assert bob.run(HEAD + "@remote(queue)\ndef pid(): return os.getpid()\nprint(json.dumps(pid().result().unwrap()))").json == before
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["watched", "unwatched"])
+def test_t43_want_of_memory_without_a_daemon_is_found_by_the_next(alice: User, house: SystemHost, is_there: bool) -> None:
+    """The next one watches a worker that it only waits for as well as its own."""
+    folder = _folder(alice, f"oom-later-{is_there}")
+    program = HEAD + _CHILD_HOGS + """
+@remote(small, max_retries=0)
+def later(folder):
+    open(folder + "/begun", "w").close()
+    while not os.path.exists(folder + "/go"): time.sleep(0.02)
+    return hog_in_child(folder + "/alone")
+print(json.dumps(later.options(detach=True)(sys.argv[1]).id))
+"""
+    job = alice.run(program, str(folder)).json
+    wait_until((folder / "begun").exists, 20)
+    assert house.process is not None
+    house.process.terminate()
+    house.process.wait(20)
+    if is_there:
+        house.start()
+    (folder / "go").touch()
+    if not is_there:
+        wait_until((folder / "alone").exists, 20)
+        house.start()
+
+    status, reason = alice.run(HEAD + f"out = Job.from_id({job!r}).result(timeout=40); print(json.dumps([out.status, out.state_reason]))").json
+    assert (status, reason) == ("FAILED", "OOM_RAM")

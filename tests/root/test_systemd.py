@@ -67,6 +67,9 @@ systemctl stop remoted; say activated "$(job bob who)"
 J=$(begin /home/alice/one); say warm "$(job bob warm)"; D=$(pid); systemctl restart remoted; as alice touch /home/alice/one; say restart "$(job alice outcome $J)"
 say warm_restart "$(job bob warm)"; say daemons "$D $(pid) $(systemctl show -p NFileDescriptorStore --value remoted)"
 J=$(begin /home/alice/two); kill -9 $(pid); as alice touch /home/alice/two; say kill "$(job alice outcome $J)"; say warm_kill "$(job bob warm)"
+J=$(begin /home/alice/alone); systemctl stop remoted; say stopped "$(systemctl is-active remoted.service remoted.socket | tr '\n' ' ')"; as alice touch /home/alice/alone
+while systemctl list-units --no-legend 'remoted-w*.scope' | grep -q running; do sleep 0.1; done; say stop "$(job alice outcome $J)"
+J=$(begin /home/alice/over); systemctl stop remoted; systemctl start remoted; as alice touch /home/alice/over; say stop_start "$(job alice outcome $J)"
 J=$(begin /home/alice/three); systemctl stop remoted-workers.slice; say slice "$(job alice outcome $J)"
 J=$(begin /home/alice/four); B=$(systemctl show -p NRestarts --value remoted); kill -STOP $(pid)
 while [ "$(systemctl show -p NRestarts --value remoted)" = "$B" ]; do sleep 0.2; done
@@ -163,6 +166,16 @@ def test_c09_an_idle_worker_stays_warm_whatever_happens_to_the_daemon(said: dict
     old, new, stored = said["daemons"].split()
     assert old != new
     assert int(stored) >= 10
+
+
+@pytest.mark.parametrize("how", ["stop", "stop_start"])
+def test_c09_a_running_job_outlives_a_stop_of_the_service(said: dict[str, str], how: str) -> None:
+    """It ends while nothing runs but the job, and the next call finds its outcome; or it ends after the next start."""
+    status, _, output, stdout = _read(said, how)
+
+    assert said["stopped"].split() == ["inactive", "active"]
+    assert status == "COMPLETED"
+    assert stdout == f"begun in {output.removeprefix('done in ')}\nseen\n"
 
 
 def test_c09_stopping_the_slice_ends_everything(said: dict[str, str]) -> None:

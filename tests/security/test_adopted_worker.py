@@ -131,7 +131,7 @@ async def test_t34_an_adopted_worker_answers_for_its_own_attempts_only(tmp_path:
         them.say({"op": "hello", "nonce": nonce, "running": ["mine", "another's"], "waiting": []})
 
         assert await them.hear("cancel") == {"op": "cancel", "attempt": "another's", "why": "CALLER_GONE"}
-        assert them.worker.runs_for_nobody
+        assert not them.worker.runs_for_nobody, "it runs mine as well"
         assert await them.worker.answer()
         assert mine.ends == []
 
