@@ -3,8 +3,8 @@
 Liveness comes from the pidfd and the end of the channel, never from a timer. Output is read from two pipes and
 belongs to the attempt that runs; when the worker says DONE it has flushed, so the pipes are read dry before the
 attempt is over. A worker may have the next few attempts already (``workload``); where its output would be taken for
-theirs it waits for our word before it begins the next. A worker that ends takes its whole process tree with it *before* anybody hears that it ended:
-its devices may then be lent again (promise 9).
+theirs it waits for our word before it begins the next. A worker that ends takes its whole process tree with it *before*
+anybody hears that it ended: its devices may then be lent again (promise 9).
 
 Stopping an attempt is a ladder (MECHANISMS 13): the runtime interrupts the body; after 3 s TERM; after 10 s the
 tree is killed. A worker that survives a stop loses every process younger than the attempt.
@@ -287,14 +287,9 @@ class Worker:
             self._tell({"op": "recall", "attempts": tokens})
 
     def _on_recalled(self, tokens: list[object]) -> None:
-        """The last one first, so that they go back to their line in order.
-
-        One of them may have begun for all that is known here: the end of the call before came with the worker's answer.
-        """
-        for token in reversed(tokens):
-            attempt = self._workload.find(token)
-            if attempt is not None:
-                self._return(attempt)
+        """The last one first, so that they go back in order. One may count as begun here: the end of the one before came with this."""
+        for attempt in filter(None, map(self._workload.find, reversed(tokens))):
+            self._return(attempt)
 
     def _return(self, attempt: Attempt) -> None:
         self._end_attempt(attempt.token, AttemptEnd("unbegun", message="the worker had not begun it", stopped_by=attempt.stopped_by))
