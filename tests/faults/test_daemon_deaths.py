@@ -342,10 +342,10 @@ except Exception as error: print(type(error).__name__)
     time.sleep(0.5)  # nothing tells from outside that the body waits for its reader
     daemon.kill()
     assert not psutil.wait_procs(workers, timeout=20)[1], "the worker waits for a reader that cannot come"
-    daemon.start()
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=60)  # it has started the next daemon
     found = daemon.run(HEAD + f"o = Job.from_id({job!r}).result()\nprint(json.dumps([o.status, o.state_reason]))")
     assert found.json == ["FAILED", "LOST"], out + err
+    end_daemon(daemon)
 
 
 def test_c09_crashes_one_after_another_lose_nothing(daemon: Host) -> None:
