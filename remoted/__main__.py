@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import gc
 import importlib.util
 import logging
@@ -12,6 +11,9 @@ import sys
 from pathlib import Path
 
 import remoted
+
+# Every socket of the daemon is a Unix socket and none speaks TLS. asyncio and aiohttp go without where there is none; it would take 4 MB.
+sys.modules["ssl"] = None  # type: ignore[assignment]
 
 #: Thousands of calls live at once and none of them is in a ring: looking for those took a tenth of the time.
 _GC_THRESHOLD = (20_000, 20, 20)
@@ -38,6 +40,8 @@ def main() -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    import asyncio
+
     from remoted import app, config_files, house, paths
     from remoted.settings import Settings
 

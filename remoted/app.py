@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import fcntl
 import json
 import logging
@@ -215,6 +216,7 @@ class Daemon:
                 accounts=self._house.accounts,
             )
             server = await api.serve(services, api_socket, self._house.access)
+            _give_back_memory()
             data.start()
             self._await_callers(runners, callers)
             self._handle_signals(engine)
@@ -387,6 +389,12 @@ async def _end_calls(runners: Runners) -> None:
         await asyncio.sleep(0.02)
     await asyncio.gather(*(worker.end("the daemon stops", grace_seconds=0) for worker in workers if worker is not None and worker.is_alive))
     await runners.jobs.close()
+
+
+def _give_back_memory() -> None:
+    """What starting took and needs no more: by itself the C library keeps it. Others than glibc have no such function, nor the need."""
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _raise_descriptor_limit() -> None:
