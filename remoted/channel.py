@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from remoted import turn
 from remoted_client import wire
 
 #: A worker that does not read is of no use; what waits for it is bounded in messages (each <= 128 KiB).
@@ -41,10 +42,11 @@ class Channel:
         #: A message about calls that more may join.
         self._calls: wire.CallsFrame | None = None
         self._loop = asyncio.get_running_loop()
+        self._turn = turn.current()
         self._open = True
         #: The kernel's buffer was full at the last write.
         self._is_full = False
-        self._loop.add_reader(sock.fileno(), self._read)
+        self._loop.add_reader(sock.fileno(), self._turn.run, self._read)
 
     @property
     def is_open(self) -> bool:
@@ -63,7 +65,7 @@ class Channel:
         """A message about a call, or a part of one: neighbours that have all this in common leave together, at the end of this turn."""
         if self._calls is None or self._calls.common != common or not self._calls.add(word, body):
             if self._calls is None:
-                self._loop.call_soon(self.end_calls)
+                self._turn.soon(self.end_calls)
             self.end_calls()
             self._calls = wire.CallsFrame(common)
             self._calls.add(word, body)

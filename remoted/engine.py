@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from remoted import turn
 from remoted.adopted import AdoptedWorker, entry_of
 from remoted.clock import Clock
 from remoted.cradle import Cradle, WorkerPlan
@@ -226,7 +227,7 @@ class Engine:
             self._carry_out(decision)
         if not self._is_step_open:
             self._is_step_open = True
-            asyncio.get_running_loop().call_soon(self._end_step)
+            turn.current().soon(self._end_step)
 
     def _end_step(self) -> None:
         """Once for all that happened in one turn of the loop."""

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+
+from remoted import turn
 from remoted.attempts import AttemptSpec, Content, LeaseSpec
 from remoted.channel import Channel
 from remoted.limits import Limits
-from remoted.model import WorkerId
+from remoted.model import AttemptToken, WorkerId
 from remoted_client import wire
+
+_ACKNOWLEDGED_MOST = 512
+_ACKNOWLEDGED_SECONDS = 0.02
 
 
 class Orders:
@@ -17,6 +23,23 @@ class Orders:
         self._worker = worker
         self._limits = limits
         self._known: set[str] = set()
+        self._acknowledged: list[AttemptToken] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    def acknowledge(self, token: AttemptToken) -> None:
+        """Told with the next call, so that the worker is woken once, or a little later."""
+        self._acknowledged.append(token)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_ACKNOWLEDGED_SECONDS, self._acknowledge_late)
+
+    def _acknowledge_late(self) -> None:
+        self._timer = None
+        self.send_acknowledged()
+
+    def send_acknowledged(self) -> None:
+        tokens, self._acknowledged = self._acknowledged, []
+        for start in range(0, len(tokens), _ACKNOWLEDGED_MOST):
+            self._channel.send({"op": "ack", "attempts": tokens[start : start + _ACKNOWLEDGED_MOST]})
 
     def run(self, spec: AttemptSpec, inline: bool) -> None:
         for content in (spec.code, spec.modules, spec.context, spec.constructor):
@@ -30,6 +53,8 @@ class Orders:
                 self._channel.end_calls()  # whether it arrives decides what becomes of it
         else:
             self._send({**common, "calls": [word], "sizes": [0]}, spec.arguments)
+        if self._acknowledged:
+            turn.current().soon(self.send_acknowledged)
 
     def _common(self, spec: AttemptSpec, inline: bool) -> dict[str, object]:
         """What an order shares with its neighbours."""

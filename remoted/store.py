@@ -20,6 +20,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from remoted import turn
 from remoted.errors import StartupError, StoreBroken, StoreError
 from remoted.tally import commit_histogram
 
@@ -32,6 +33,8 @@ _FSYNC_FAILED = frozenset({1034, 1290})
 #: Rows of one statement, in powers of two: few texts to prepare, and SQLite takes the interpreter's lock once for all of them.
 _ROWS_MOST = 64
 _STATEMENTS_KEPT = 256
+#: One that it works on, and one that it finds when that is done.
+_IN_HAND_MOST = 2
 
 
 def load_statements() -> dict[str, str]:
@@ -113,7 +116,10 @@ class Store:
         self._on_broken = on_broken
         self._broken = ""
         self._loop = asyncio.get_running_loop()
+        self._turn = turn.current()
         self._pending: list[Operation] = []
+        #: Lots that the thread has and has not answered.
+        self._in_hand = 0
         self._queue: queue.SimpleQueue[list[Operation] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="store", daemon=True)
         self._opened: asyncio.Future[None] = self._loop.create_future()
@@ -136,7 +142,7 @@ class Store:
     def add(self, operation: Operation) -> None:
         """The same without a future."""
         if not self._pending:
-            self._loop.call_soon(self._post)  # behind all that this turn of the loop brings
+            self._turn.soon(self._post)  # behind all that this turn of the loop brings
         self._pending.append(operation)
 
     @property
@@ -145,13 +151,25 @@ class Store:
         return self._pending[-1] if self._pending else None
 
     def _post(self) -> None:
+        """While the thread has enough to do, what comes is put together: fewer commits, and fewer statements."""
+        if self._pending and self._in_hand < _IN_HAND_MOST:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
         pending, self._pending = self._pending, []
+        self._in_hand += 1
         self._queue.put(pending)
+
+    def _settle(self, settled: list[tuple[Operation, Any]]) -> None:
+        self._in_hand -= 1
+        self._post()
+        for operation, result in settled:
+            operation.settle(result)
 
     async def close(self) -> None:
         """Everything asked for so far is committed first."""
         if self._pending:
-            self._post()
+            self._hand_over()
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join)
 
@@ -167,8 +185,9 @@ class Store:
         statements = Statements(connection)
         self.last_seq = int(statements.all("last_seq")[0]["seq"])
         self._loop.call_soon_threadsafe(self._opened.set_result, None)
-        while (batch := self._next_batch()) is not None:
-            self._commit(connection, statements, batch)
+        while (batch := self._queue.get()) is not None:
+            settled = self._commit(connection, statements, batch)
+            self._loop.call_soon_threadsafe(self._turn.run, self._settle, settled)
         connection.close()
 
     def _connect(self) -> sqlite3.Connection:
@@ -215,22 +234,7 @@ class Store:
             Statements(connection).script(f"migrate_{step}")
             connection.execute(f"PRAGMA user_version={step + 1}")
 
-    def _next_batch(self) -> list[Operation] | None:
-        """Everything that waits: at least one operation, or None at the end."""
-        batch: list[Operation] = []
-        while True:
-            try:
-                more = self._queue.get(block=not batch)
-            except queue.Empty:
-                return batch
-            if more is None:
-                if batch:
-                    self._queue.put(None)
-                    return batch
-                return None
-            batch += more
-
-    def _commit(self, connection: sqlite3.Connection, statements: Statements, batch: list[Operation]) -> None:
+    def _commit(self, connection: sqlite3.Connection, statements: Statements, batch: list[Operation]) -> list[tuple[Operation, Any]]:
         """All in one transaction; if one fails, each in its own, so that one's failure is nobody else's."""
         results: list[Any]
         began = time.monotonic()
@@ -241,13 +245,11 @@ class Store:
                 self._break(error)
                 results = [self._refusal()] * len(batch)
             elif len(parts := [part for operation in batch for part in operation.parts()]) > 1:
-                for part in parts:
-                    self._commit(connection, statements, [part])
-                return
+                return [settled for part in parts for settled in self._commit(connection, statements, [part])]
             else:
                 results = [_translate(error)]
         self.commits.note(time.monotonic() - began)
-        self._loop.call_soon_threadsafe(_settle, batch, results)
+        return list(zip(batch, results, strict=True))
 
     def _transact(self, connection: sqlite3.Connection, statements: Statements, batch: list[Operation]) -> list[Any]:
         if self._broken:
@@ -285,8 +287,3 @@ def _translate(error: Exception) -> Exception:
         problem.__cause__ = error
         return problem
     return error
-
-
-def _settle(batch: list[Operation], results: list[Any]) -> None:
-    for operation, result in zip(batch, results, strict=True):
-        operation.settle(result)

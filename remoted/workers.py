@@ -40,7 +40,6 @@ from remoted.workload import Attempt, Workload
 from remoted_client import wire
 
 _EARLY_BYTES = 64 * 1024
-_ACKNOWLEDGED_MOST = 512
 #: The kernel counts start times in ticks of 10 ms.
 _TICK_SECONDS = 0.02
 
@@ -69,7 +68,6 @@ class Worker:
         self._positions = 0
         self._progress: Progress | None = None
         self._patience: asyncio.TimerHandle | None = None
-        self._acknowledged: list[AttemptToken] = []
         self._orders: Orders | None = None
         self._greeted: asyncio.Future[Hello] = self._loop.create_future()
         self._gone: asyncio.Future[reaper.ExitStatus] = self._loop.create_future()
@@ -253,14 +251,8 @@ class Worker:
 
     def acknowledge(self, token: AttemptToken) -> None:
         """The outcome is committed; the worker may forget it."""
-        if not self._acknowledged:
-            self._loop.call_soon(self._send_acknowledged)  # what one commit holds is told in one message
-        self._acknowledged.append(token)
-
-    def _send_acknowledged(self) -> None:
-        tokens, self._acknowledged = self._acknowledged, []
-        for start in range(0, len(tokens), _ACKNOWLEDGED_MOST):
-            self._tell({"op": "ack", "attempts": tokens[start : start + _ACKNOWLEDGED_MOST]})
+        if self._orders is not None:
+            self._orders.acknowledge(token)
 
     def drop_instance(self, instance: str) -> None:
         self._tell({"op": "drop", "instance": instance})
@@ -473,6 +465,8 @@ class Worker:
         timers = [timer for attempt in self._workload for timer in attempt.timers]
         for timer in (*timers, *([self._patience] if self._patience else [])):
             timer.cancel()
+        if self._orders is not None:
+            self._orders.send_acknowledged()
         self._pipes.drain()
         self._pipes.close()
         if self._process is not None and not self._exited:
@@ -491,6 +485,8 @@ class Worker:
             return
         await self.family.look()
         if self._channel is not None and grace_seconds:
+            if self._orders is not None:
+                self._orders.send_acknowledged()
             self._channel.send({"op": "end"})
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(self._gone), grace_seconds)

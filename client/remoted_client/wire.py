@@ -52,7 +52,6 @@ _PREFIX = struct.Struct("!2sBBII")
 PREFIX_BYTES = _PREFIX.size
 MESSAGE_BYTES = PREFIX_BYTES + HEADER_BYTES + INLINE_BYTES
 _MAGIC = b"RM"
-_encode_json: Callable[[Any], str] = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 
 
 class Status(str, Enum):
@@ -122,6 +121,19 @@ def encode(header: dict[str, Any], body: bytes = b"", fd_count: int = 0) -> byte
 
 def encode_header(header: dict[str, Any]) -> bytes:
     return _encode_json(header).encode("utf-8", "surrogatepass")
+
+
+def _make_encode() -> Callable[[Any], str]:
+    """``JSONEncoder.encode`` builds its machine anew at each call, which takes as long as a header. Ours are trees that we build: no rings to look for."""
+    slow = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    make: Any = getattr(json.encoder, "c_make_encoder", None)
+    if make is None:  # another Python
+        return slow.encode
+    parts = make(None, slow.default, json.encoder.encode_basestring, None, ":", ",", False, False, False)
+    return lambda header: "".join(parts(header, 0))
+
+
+_encode_json = _make_encode()
 
 
 def frame(head: bytes, body: bytes = b"", fd_count: int = 0) -> bytes:

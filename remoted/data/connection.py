@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 
 import remoted
@@ -69,14 +69,30 @@ class Connection:
     def _on_room(self) -> None:
         self._following.on_room()
 
-    async def _handle(self, frame: wire.Frame) -> None:
+    def _handle(self, frame: wire.Frame) -> Awaitable[None] | None:
         handler = _HANDLERS.get(frame.op) if self._greeted or frame.op == "hello" else None
-        try:
+        unfinished = None
+        with self._refusals(frame):
             if handler is None:
                 raise BadRequest("UNKNOWN_OP", f"cannot handle {frame.op[:40]!r}" + ("" if self._greeted else ": say hello first"))
-            result = handler(self, frame)
-            if result is not None:
-                await result
+            unfinished = handler(self, frame)
+        if unfinished is not None:
+            return self._finish(frame, unfinished)
+        frame.close()
+        return None
+
+    async def _finish(self, frame: wire.Frame, unfinished: Awaitable[None]) -> None:
+        try:
+            with self._refusals(frame):
+                await unfinished
+        finally:
+            frame.close()
+
+    @contextlib.contextmanager
+    def _refusals(self, frame: wire.Frame) -> Iterator[None]:
+        """What cannot be done is told to who asked for it."""
+        try:
+            yield
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             self._refuse(frame, "BAD_REQUEST", f"cannot read {frame.op[:40]!r}: {type(error).__name__} {error}")
         except Refused as error:
@@ -86,8 +102,6 @@ class Connection:
         except Exception as error:  # whatever it is: the others go on, and who asked must hear of it
             log.exception("cannot handle %r", frame.op[:40])
             self._refuse(frame, "FAILED", f"cannot handle {frame.op[:40]!r}: {type(error).__name__} in the daemon; its log says more")
-        finally:
-            frame.close()
 
     def _refuse(self, frame: wire.Frame, code: str, message: str) -> None:
         reference = {name: frame.header[name] for name in ("key", "id", "digest") if isinstance(frame.header.get(name), str)}
@@ -155,7 +169,7 @@ class Connection:
             self._following.claim(call)
         if not self._transport.is_open:
             return
-        self._transport.send_call("accepted", [key, job_id])
+        self._transport.send_call("accepted", [key, job_id], hurry=detach)  # who waits for the end is woken once
         if call is not None:
             self._following.watch(call, output, is_new=True)
         else:

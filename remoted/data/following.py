@@ -80,7 +80,7 @@ class Following:
             self._late.setdefault(call.id, call)
             return
         reason = call.reason.value if call.reason else ""
-        self._transport.send({"op": "state", "id": call.id, "status": call.status.value, "reason": reason, "worker": call.worker_id, **_about_preload(call)})
+        self._transport.send({"op": "state", "id": call.id, "status": call.status.value, "reason": reason, "worker": call.worker_id, **_about_preload(call)}, hurry=False)
 
     def on_output(self, call: Call, stream: int, data: bytes, offset: int) -> None:
         """Straight on when the reader keeps up; else the log is read when it has caught up."""

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from remoted import turn
 from remoted.limits import Limits
 from remoted_client import wire
 
@@ -24,16 +25,18 @@ _INBOX_BYTES = 8 << 20
 _DESCRIPTOR_COST = 64 * 1024
 #: Handled in one turn of the loop; then all others have theirs.
 _TURN_FRAMES = 32
+#: What is no hurry waits so long for something that is: to wake a client costs it, and us, more than the news is worth.
+_LEISURE_SECONDS = 0.001
 
 
 class Transport:
-    """``on_frame`` is awaited for one frame after the other; ``on_room`` is told when the outbox is empty again."""
+    """``on_frame`` gets one frame after the other, and what it returns is awaited before the next; ``on_room`` is told when the outbox is empty again."""
 
     def __init__(
         self,
         sock: socket.socket,
         limits: Limits,
-        on_frame: Callable[[wire.Frame], Awaitable[None]],
+        on_frame: Callable[[wire.Frame], Awaitable[None] | None],
         on_room: Callable[[], None],
         on_closed: Callable[[], None],
         on_refusal: Callable[[str], None] = lambda code: None,
@@ -46,22 +49,28 @@ class Transport:
         self._on_frame, self._on_room, self._on_closed, self._on_refusal = on_frame, on_room, on_closed, on_refusal
         self._pace = pace
         self._loop = asyncio.get_running_loop()
+        self._turn = turn.current()
         self._reader = wire.FrameReader()
         self._inbox: deque[wire.Frame] = deque()
         self._inbox_bytes = 0
         self._paused = False
-        self._arrived = asyncio.Event()
+        #: Something has to wait, so the task is at it: a frame's end, others' turn, or the client itself.
+        self._waits = asyncio.Event()
+        self._unfinished: Awaitable[None] | None = None
+        #: Frames since the others had their turn.
+        self._handled = 0
         self._outbox: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self._outbox_bytes = 0
         #: A frame about calls that more may join.
         self._calls: wire.CallsFrame | None = None
         self._open = True
         self._flushing = False
+        self._leisure: asyncio.TimerHandle | None = None
         self._writer_set = False
         self._introduced = False
         self._drain_waiters: list[asyncio.Future[None]] = []
         self._timer: asyncio.TimerHandle | None = self._loop.call_later(limits.hello_deadline_seconds, self._too_slow, "it did not introduce itself")
-        self._loop.add_reader(sock.fileno(), self._read)
+        self._loop.add_reader(sock.fileno(), self._turn.run, self._read)
         self._task = self._loop.create_task(self._serve())
 
     @property
@@ -109,9 +118,10 @@ class Transport:
         if frames:
             self._inbox.extend(frames)
             self._inbox_bytes += len(data)
-            self._arrived.set()
             if len(self._inbox) > _INBOX_FRAMES or self._inbox_bytes > _INBOX_BYTES:
                 self._pause()
+            if not self._waits.is_set():
+                self._serve_now()
 
     def _watch_deadline(self, progress: bool) -> None:
         """Half a frame may not stay half for ever, however slowly it trickles (T12)."""
@@ -136,34 +146,55 @@ class Transport:
     def _resume(self) -> None:
         if self._open:
             self._paused = False
-            self._loop.add_reader(self._sock.fileno(), self._read)
+            self._loop.add_reader(self._sock.fileno(), self._turn.run, self._read)
             self._watch_deadline(progress=True)
 
     def _too_slow(self, why: str) -> None:
         self.refuse_and_close("TOO_SLOW", f"cannot wait any longer: {why}")
 
+    def _serve_now(self) -> None:
+        """Usually nothing has to wait, and a task would cost another turn of the loop."""
+        while self._inbox and self._open and not self._paused and not self.is_full and self._handled < _TURN_FRAMES:
+            self._unfinished = self._handle_next()
+            if self._unfinished is not None:
+                break
+        if self._inbox or self._unfinished is not None or self._handled >= _TURN_FRAMES:
+            self._waits.set()
+        else:
+            self._inbox_bytes = 0
+
     async def _serve(self) -> None:
-        """Frames in order, for as long as the connection lives."""
-        handled = 0
+        """The rest, for as long as the connection lives."""
         while True:
+            await self._waits.wait()
+            await self._finish()
             while self._inbox:
                 while self._open and self.is_full:
                     await self.drained()  # who does not take its answers is not asked for more
-                frame = self._inbox.popleft()
-                handled += _weight(frame)
-                await self._on_frame(frame)
-                if handled >= _TURN_FRAMES:
-                    await asyncio.sleep(self._pace(handled))
-                    handled = 0
+                self._unfinished = self._handle_next()
+                await self._finish()
             self._inbox_bytes = 0
             if self._paused:
                 self._resume()
-            self._arrived.clear()
-            await self._arrived.wait()
+            self._waits.clear()
+
+    def _handle_next(self) -> Awaitable[None] | None:
+        frame = self._inbox.popleft()
+        self._handled += _weight(frame)
+        return self._on_frame(frame)
+
+    async def _finish(self) -> None:
+        """What has begun; and others have their turn."""
+        unfinished, self._unfinished = self._unfinished, None
+        if unfinished is not None:
+            await unfinished
+        if self._handled >= _TURN_FRAMES:
+            handled, self._handled = self._handled, 0
+            await asyncio.sleep(self._pace(handled))
 
     # -- writing -------------------------------------------------------------------------------------------
 
-    def send(self, header: dict[str, Any], body: bytes = b"", fds: tuple[int, ...] = (), bounded: bool = True) -> None:
+    def send(self, header: dict[str, Any], body: bytes = b"", fds: tuple[int, ...] = (), bounded: bool = True, hurry: bool = True) -> None:
         """Queue one frame; what one turn of the loop produces leaves together. Closes the descriptors once sent."""
         if not self._open:
             wire.close_all(fds)
@@ -172,9 +203,9 @@ class Transport:
             self._on_refusal(header["code"])
         self._end_calls()
         self._put(wire.encode(header, body, len(fds)), fds)
-        self._send_soon(bounded)
+        self._send_soon(bounded, hurry)
 
-    def send_call(self, op: str, word: Any, body: bytes = b"", fds: tuple[int, ...] = (), bounded: bool = True) -> None:
+    def send_call(self, op: str, word: Any, body: bytes = b"", fds: tuple[int, ...] = (), bounded: bool = True, hurry: bool = True) -> None:
         """The same about a call: it joins the frame before, if that is about such calls too."""
         if not self._open:
             wire.close_all(fds)
@@ -186,7 +217,7 @@ class Transport:
             self._end_calls()
             self._calls = wire.CallsFrame({"op": op})
             self._calls.add(word, body)
-        self._send_soon(bounded)
+        self._send_soon(bounded, hurry)
 
     def _end_calls(self) -> None:
         """Whatever comes now comes behind them."""
@@ -199,12 +230,24 @@ class Transport:
         self._outbox.append((data, fds))
         self._outbox_bytes += len(data) + _DESCRIPTOR_COST * len(fds)
 
-    def _send_soon(self, bounded: bool) -> None:
+    def _send_soon(self, bounded: bool, hurry: bool) -> None:
         if bounded and self._outbox_bytes > self._limits.outbox_bytes:
             self.close()  # it does not even take its results; it may come back and ask
-        elif not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self._flush)
+        elif self._flushing:
+            pass
+        elif hurry:
+            self._flush_soon()
+        elif self._leisure is None:
+            self._leisure = self._loop.call_later(_LEISURE_SECONDS, self._end_leisure)
+
+    def _flush_soon(self) -> None:
+        self._flushing = True
+        self._turn.soon(self._flush)
+
+    def _end_leisure(self) -> None:
+        self._leisure = None
+        if self._open and not self._flushing and (self._outbox or self._calls is not None):
+            self._flush_soon()
 
     async def drained(self) -> None:
         """Until everything was taken, or the connection has ended."""
