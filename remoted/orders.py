@@ -24,6 +24,8 @@ class Orders:
         self._limits = limits
         self._known: set[str] = set()
         self._acknowledged: list[AttemptToken] = []
+        self._turn = turn.current()
+        self._is_turn_known = False
         self._timer: asyncio.TimerHandle | None = None
 
     def acknowledge(self, token: AttemptToken) -> None:
@@ -37,7 +39,7 @@ class Orders:
         self.send_acknowledged()
 
     def send_acknowledged(self) -> None:
-        tokens, self._acknowledged = self._acknowledged, []
+        tokens, self._acknowledged, self._is_turn_known = self._acknowledged, [], False
         for start in range(0, len(tokens), _ACKNOWLEDGED_MOST):
             self._channel.send({"op": "ack", "attempts": tokens[start : start + _ACKNOWLEDGED_MOST]})
 
@@ -53,8 +55,9 @@ class Orders:
                 self._channel.end_calls()  # whether it arrives decides what becomes of it
         else:
             self._send({**common, "calls": [word], "sizes": [0]}, spec.arguments)
-        if self._acknowledged:
-            turn.current().soon(self.send_acknowledged)
+        if self._acknowledged and not self._is_turn_known:
+            self._is_turn_known = True
+            self._turn.soon(self.send_acknowledged)
 
     def _common(self, spec: AttemptSpec, inline: bool) -> dict[str, object]:
         """What an order shares with its neighbours."""
