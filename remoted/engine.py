@@ -196,8 +196,7 @@ class Engine:
 
     def drain(self) -> None:
         """The gate is closed: what waits, waits there or is refused; what has begun goes on."""
-        waiting = self.scheduler.in_order_of_arrival()
-        held = [ticket for ticket in waiting if self.is_closed_to(ticket.ancestors)]
+        held = [ticket for ticket in self.scheduler.in_order_of_arrival() if self.is_closed_to(ticket.ancestors)]
         self.handle(events.Cleared(tuple(ticket.id for ticket in held)))
         for ticket in held:
             if self._owners[ticket.id].keeps_outcomes:
