@@ -14,6 +14,8 @@ import remoted
 
 # Every socket of the daemon is a Unix socket and none speaks TLS. asyncio and aiohttp go without where there is none; it would take 4 MB.
 sys.modules["ssl"] = None  # type: ignore[assignment]
+#: What was imported in its absence: who imports these later, and cannot do without TLS (prometheus_client), gets them whole.
+_WITHOUT_TLS = ("ssl", "http.client", "urllib.request")
 
 #: Thousands of calls live at once and none of them is in a ring: looking for those took a tenth of the time.
 _GC_THRESHOLD = (20_000, 20, 20)
@@ -44,6 +46,9 @@ def _run(arguments: argparse.Namespace) -> None:
 
     from remoted import app, config_files, house, paths
     from remoted.settings import Settings
+
+    for name in _WITHOUT_TLS:
+        sys.modules.pop(name, None)
 
     found = paths.system_paths(arguments.prefix) if arguments.system else paths.user_paths(dict(os.environ))
     file = arguments.config or found.config
