@@ -66,17 +66,23 @@ class CallState:
     _condition: threading.Condition | None = None
     _news_waiters = 0
     _printed: Printed | None = None
+    outgoing: Outgoing | None = None
+    key = ""
+    id = ""
+    is_detached = False
+    #: Submitted by this process, and ended with it.
+    is_mine = False
 
     def __init__(self, name: str, outgoing: Outgoing | None, *, durable: bool, detached: bool, stream: bool, echo: bool, call_id: str = "") -> None:
         self.name = name
-        self.outgoing = outgoing
-        self.key = outgoing.key if outgoing else ""
-        self.id = call_id
         self.is_durable = durable
-        self.is_detached = detached
         self.is_stream = stream
-        #: Submitted by this process, and ended with it.
-        self.is_mine = outgoing is not None and not detached
+        if outgoing is not None:
+            self.outgoing, self.key, self.is_mine = outgoing, outgoing.key, not detached
+        if call_id:
+            self.id = call_id
+        if detached:
+            self.is_detached = True
         self.items: deque[wire.Frame] = deque()
         self._lock = threading.Lock()
         self._callbacks: list[Callable[[], None]] = []
@@ -151,10 +157,11 @@ class CallState:
         """Wake threads and loops; called with the condition held."""
         if self._condition is not None:
             self._condition.notify_all()
-        waiters, self._waiters = self._waiters, []
-        for loop, future in waiters:
-            with contextlib.suppress(RuntimeError):  # that loop was closed
-                loop.call_soon_threadsafe(_wake, future)
+        if self._waiters:
+            waiters, self._waiters = self._waiters, []
+            for loop, future in waiters:
+                with contextlib.suppress(RuntimeError):  # that loop was closed
+                    loop.call_soon_threadsafe(_wake, future)
 
     def look(self) -> None:
         """Somebody asks how it stands without waiting for it; the connection's thread keeps this up to date."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 from remoted_client import connection, context, failure, parcel, plain, segments
 from remoted_client.call_state import CallState, payload_of
 from remoted_client.errors import RemoteExecutionError, for_code, for_outcome
+from remoted_client.leased_call import PLAIN_DONE
 from remoted_client.output import JobOutput, from_done
 from remoted_client.suggest import bad_value, check_amount, check_type
 from remoted_client.wire import Frame, Status
@@ -35,14 +36,15 @@ class Handle(Coroutine[Any, Any, T_co], Generic[T_co]):
         >>> result = h.result()        # or: await h
     """
 
+    _value: Any = None
+    _steps: dict[Any, Generator[Any, Any, T_co]] | None = None
+
     def __init__(self, state: CallState) -> None:
         self._state = state
         state.handle = weakref.ref(self)
         self._lock = threading.Lock()
-        self._value: Any = None
-        self._failure: BaseException | None = None
         self._read = False
-        self._steps: dict[Any, Generator[Any, Any, T_co]] = {}
+        self._failure: BaseException | None = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._state.name} {self._state.id or '(not sent yet)'} {self._state.status}>"
@@ -85,6 +87,11 @@ class Handle(Coroutine[Any, Any, T_co], Generic[T_co]):
         if timeout is not None:
             check_amount("timeout", timeout, zero=True)
         self._state.was_awaited = True
+        if not self._is_over():
+            self._wait_until_over(timeout)
+        return self._outcome()
+
+    def _wait_until_over(self, timeout: float | None) -> None:
         try:
             with _waiting_in_body(self._state) if context.in_worker else _NOTHING:
                 if not self._state.wait_and_tell(self._is_over, timeout, news=self._state.is_stream):
@@ -92,7 +99,6 @@ class Handle(Coroutine[Any, Any, T_co], Generic[T_co]):
         except KeyboardInterrupt:
             self.cancel()
             raise
-        return self._outcome()
 
     def done(self) -> bool:
         """Is it over?"""
@@ -158,12 +164,14 @@ class Handle(Coroutine[Any, Any, T_co], Generic[T_co]):
         return self._step().throw(*args)
 
     def close(self) -> None:
-        steps = self._steps.pop(_current_task(), None)
+        steps = self._steps.pop(_current_task(), None) if self._steps is not None else None
         if steps is not None:
             steps.close()
 
     def _step(self) -> Generator[Any, Any, T_co]:
         task = _current_task()
+        if self._steps is None:
+            self._steps = {}
         if task not in self._steps:
             self._steps[task] = self.__await__()
         return self._steps[task]
@@ -189,6 +197,8 @@ class Handle(Coroutine[Any, Any, T_co], Generic[T_co]):
         if state.error is not None:
             return None, state.error
         assert state.done_frame is not None
+        if state.done_frame.header is PLAIN_DONE and not state.is_stream:
+            return plain.loads(state.done_frame.body), None
         output, exception = _decode_done(state.done_frame)
         if self._state.is_stream and exception is None:
             output = [_decode(frame) for frame in iter(state.take_item, None)]

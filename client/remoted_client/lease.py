@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _READ_BYTES = 256 * 1024
 _CALL = b'{"n":%d,"use":%d}'
 _PLAIN_CALL = b'{"n":%d,"use":%d,"plain":true}'
+#: What most calls are answered with.
+_PLAIN_ANSWER = b'{"n":%d,"plain":true}'
 THREAD, LOOP, LINE = "thread", "loop", "line"
 
 
@@ -34,6 +36,10 @@ class Owner(Protocol):
     def on_granted(self, lease: Lease, header: dict[str, Any]) -> None: ...
     def on_refused(self, lease: Lease, header: dict[str, Any]) -> None: ...
     def on_answer(self, lease: Lease, frame: wire.Frame) -> None: ...
+    def on_value(self, lease: Lease, payload: bytes) -> None:
+        """The call in hand has returned, and there is nothing else to say of it."""
+        ...
+
     def on_item(self, lease: Lease, frame: wire.Frame) -> None: ...
     def on_closed(self, lease: Lease) -> None: ...
 
@@ -70,6 +76,8 @@ class Lease:
         self._frames = wire.FrameReader()
         self._buffer = bytearray(_READ_BYTES)
         self._number = 0
+        #: The header of the answer that will probably come.
+        self._expected = b""
         self._uses: dict[tuple[str, str, str, int], int] = {}
         self._known: set[str] = set()
         #: Content that went out on this connection and of which it is not certain that the worker has read it.
@@ -109,12 +117,14 @@ class Lease:
         self.call = self.last_call = call
         call.number = self._number
         try:
-            self._introduce(call)
+            if call.use not in self._uses:
+                self._introduce(call)
             head, fds = self._head(call)
             self._send(wire.frame(head, call.payload.inline, len(fds)), fds)
         except OSError:
             self.call = None
             return False
+        self._expected = b"" if call.is_stream else _PLAIN_ANSWER % self._number
         return True
 
     def _head(self, call: LeasedCall) -> tuple[bytes, tuple[int, ...]]:
@@ -138,8 +148,6 @@ class Lease:
 
     def _introduce(self, call: LeasedCall) -> None:
         """What this worker has not seen yet; what this connection has not named yet."""
-        if call.use in self._uses:
-            return
         for upload in call.uploads:
             if upload.digest not in self._known and upload.digest not in self._told:
                 self._send_content(upload)
@@ -190,6 +198,9 @@ class Lease:
         assert self._sock is not None
         try:
             data, fds = wire.receive_into(self._sock, self._buffer, flags)
+            if self._expected and not fds and not self._told and (payload := self._frames.expected(self._expected, data)) is not None:
+                self._owner.on_value(self, payload)
+                return
             frames = self._frames.feed(data, fds) if data else []
         except (BlockingIOError, InterruptedError):
             return

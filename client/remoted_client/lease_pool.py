@@ -54,13 +54,16 @@ class LeasePool:
     def submit(self, call: LeasedCall) -> None:
         """Send it now, or as soon as a worker is free."""
         with self._lock:
-            self._attend_unclaimed()
+            if self._unclaimed is not None:
+                self._attend_unclaimed()
             if not self._send_now(call):
+                call.queued_at = time.monotonic()
                 self._queue.append(call)
                 self._attend_all()
                 self._open_more()
         self._line.ensure_thread()  # the lease may have outlived the daemon, and nobody have looked for the next one yet
-        self._watch_queue()
+        if self._queue:
+            self._watch_queue()
 
     def _send_now(self, call: LeasedCall) -> bool:
         """By a lease that is free, unless others wait for one."""
@@ -245,6 +248,14 @@ class LeasePool:
                 return
         self._conclude(lease, call, frame)
 
+    def on_value(self, lease: Lease, payload: bytes) -> None:
+        """As ``on_answer``, of a call that has nothing to tell but its value: most of them."""
+        with self._lock:
+            call, lease.call = lease.call, None
+            self._next(lease)
+        if call is not None:
+            call.on_value(payload)
+
     def _await_output(self, lease: Lease, call: LeasedCall, frame: Frame, seen: int) -> None:
         def look() -> None:
             if lease.call is call and lease.output_bytes > seen:
@@ -298,6 +309,7 @@ class LeasePool:
         """Nothing of it ran there."""
         self._keep_segment(lease, call)
         call.on_waiting("WAITING_WORKER")
+        call.queued_at = call.queued_at or time.monotonic()
         self._queue.appendleft(call)
 
     def _withdraw_cancelled(self, call: LeasedCall) -> None:

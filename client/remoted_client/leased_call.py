@@ -47,10 +47,15 @@ class Pool(Protocol):
         ...
 
 
+#: How each call ends that has returned something plain. Never written to.
+PLAIN_DONE = {"status": "COMPLETED", "reason": "", "kind": "returned", "error": "", "error_type": "", "traceback": "", "plain": True}
+
+
 class LeasedCall(CallState):
     """One call. ``use`` names what is called: digests of code, modules and context, and the timeout in milliseconds."""
 
-    known = True
+    known = is_mine = True
+    queued_at = 0.0
     #: No segments, in neither direction.
     copies = False
     #: The large buffers of its arguments, and how many they are.
@@ -66,13 +71,11 @@ class LeasedCall(CallState):
 
     def __init__(self, name: str, pool: Pool, use: tuple[str, str, str, int], uploads: tuple[Upload, ...], payload: Payload, is_plain: bool, stream: bool) -> None:
         super().__init__(name, None, durable=False, detached=False, stream=stream, echo=True)
-        self.is_mine = True
         self.pool = pool
         self.use = use
         self.uploads = uploads
         self.payload = payload
         self.is_plain = is_plain
-        self.queued_at = time.monotonic()
 
     # -- the pool ------------------------------------------------------------------------------------------
 
@@ -98,6 +101,13 @@ class LeasedCall(CallState):
     def on_answer(self, header: dict[str, Any], frame: Frame) -> None:
         """The end of it: the worker's answer in the words of a ``done`` frame."""
         self.on_done(Frame({"id": self.id, "worker": self.worker, **header}, frame.body, frame.fds))
+
+    def on_value(self, payload: bytes) -> None:
+        """It has returned something plain."""
+        with self._lock:
+            self.done_frame = Frame(PLAIN_DONE, payload)
+            self.status = Status.COMPLETED
+        self._end()
 
     def _end(self) -> None:
         if self.segment is not None and self.lease is None:

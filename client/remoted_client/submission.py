@@ -56,7 +56,7 @@ def submit(
     if described.is_load_balanced and instance is None and context.running_call() is None and options.keys() <= _LEASED_OPTIONS:
         return _submit_leased(line, described, target, settings, options, args, kwargs, stream)
     code, (code_upload, spec_upload) = described.code, described.uploads
-    plain_data = plain.dumps((args, kwargs))
+    plain_data = plain.dumps_arguments(args, kwargs)
     if plain_data is None:
         payload = encode_arguments(line, args, kwargs, code) if options.get("copy") else encode_parcel(line, args, kwargs, code)
     else:
@@ -104,7 +104,7 @@ def _submit_leased(
     line: Connection, described: _Described, target: Callable[..., Any], settings: Settings, options: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any], stream: bool
 ) -> LeasedCall:
     """Straight to a worker, on a connection that the daemon has handed over."""
-    plain_data = plain.dumps((args, kwargs))
+    plain_data = plain.dumps_arguments(args, kwargs)
     copies = bool(options.get("copy"))
     collector = None if copies else Collector()
     payload = encode_arguments(line, args, kwargs, described.code, collector) if plain_data is None else Payload(plain_data, -1)

@@ -220,6 +220,17 @@ class FrameReader:
         self._buffer = bytearray()
         self._fds: deque[int] = deque()
 
+    def expected(self, head: bytes, data: bytes) -> bytes | None:
+        """The body, if these bytes are one whole frame with just this header; None: they have to be read.
+
+        Who knows what comes next need not parse it, which costs more than the rest of a small frame.
+        """
+        start = PREFIX_BYTES + len(head)
+        size = len(data) - start
+        if 0 <= size <= INLINE_BYTES and not self._buffer and not self._fds and data.startswith(_PREFIX.pack(_MAGIC, PROTOCOL, 0, len(head), size) + head):
+            return data[start:]
+        return None
+
     def feed(self, data: bytes, fds: list[int] | tuple[int, ...] = ()) -> list[Frame]:
         """Frames completed by these bytes. Raises WireError; then the connection must be closed."""
         if not self._buffer and not self._fds and not fds and len(data) >= PREFIX_BYTES:

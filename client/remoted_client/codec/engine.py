@@ -39,7 +39,10 @@ class Target:
         for scope, name, found in self._globals:
             if not found.same(scope.get(name, MISSING)):
                 return False
-        return all(found.is_unchanged() for found in self._functions)
+        for found in self._functions:  # noqa: SIM110 - asked at every call, and a generator costs as much again
+            if not found.is_unchanged():
+                return False
+        return True
 
     def with_modules(self, modules: ModuleSet) -> Code:
         old = self.code
