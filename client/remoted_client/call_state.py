@@ -56,8 +56,10 @@ class CallState:
     worker = ""
     log_offset = 0
     items_received = 0
+    #: How it ended, or why that cannot be known; and whether either is there.
     done_frame: wire.Frame | None = None
     error: BaseException | None = None
+    is_over = False
     known = False
     #: Who gives its outcome, which can be read once.
     handle: weakref.ref[Any] | None = None
@@ -126,7 +128,7 @@ class CallState:
 
     def on_done(self, frame: wire.Frame) -> None:
         with self._lock:
-            self.known = True
+            self.known = self.is_over = True
             self.done_frame = frame
             self.id = frame.header["id"]
             self.status, self.reason = _STATUSES[frame.header["status"]], frame.header["reason"]
@@ -138,7 +140,7 @@ class CallState:
         with self._lock:
             if self.is_over:
                 return
-            self.error = error
+            self.error, self.is_over = error, True
         self._end()
 
     def _end(self) -> None:
@@ -188,10 +190,6 @@ class CallState:
         threading.Thread(target=wait, name="remoted-cancel", daemon=True).start()
 
     # -- everybody else ------------------------------------------------------------------------------------
-
-    @property
-    def is_over(self) -> bool:
-        return self.done_frame is not None or self.error is not None
 
     def text(self, stream: int) -> str:
         return self._printed.text(stream, self.id) if self._printed is not None else ""

@@ -41,7 +41,8 @@ class Handle(Coroutine[Any, Any, T_co], Generic[T_co]):
 
     def __init__(self, state: CallState) -> None:
         self._state = state
-        state.handle = weakref.ref(self)
+        if state.is_durable:
+            state.handle = weakref.ref(self)
         self._lock = threading.Lock()
         self._read = False
         self._failure: BaseException | None = None
@@ -87,8 +88,7 @@ class Handle(Coroutine[Any, Any, T_co], Generic[T_co]):
         if timeout is not None:
             check_amount("timeout", timeout, zero=True)
         self._state.was_awaited = True
-        if not self._is_over():
-            self._wait_until_over(timeout)
+        self._wait_until_over(timeout)
         return self._outcome()
 
     def _wait_until_over(self, timeout: float | None) -> None:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from remoted_client.connection import Upload
     from remoted_client.leased_call import LeasedCall
 
-_READ_BYTES = 256 * 1024
 _CALL = b'{"n":%d,"use":%d}'
 _PLAIN_CALL = b'{"n":%d,"use":%d,"plain":true}'
 #: What most calls are answered with.
@@ -74,7 +73,6 @@ class Lease:
         self._client = client
         self._sock: socket.socket | None = None
         self._frames = wire.FrameReader()
-        self._buffer = bytearray(_READ_BYTES)
         self._number = 0
         #: The header of the answer that will probably come.
         self._expected = b""
@@ -197,7 +195,7 @@ class Lease:
     def _receive(self, flags: int) -> None:
         assert self._sock is not None
         try:
-            data, fds = wire.receive_into(self._sock, self._buffer, flags)
+            data, fds = wire.receive_some(self._sock, flags)
             if self._expected and not fds and not self._told and (payload := self._frames.expected(self._expected, data)) is not None:
                 self._owner.on_value(self, payload)
                 return

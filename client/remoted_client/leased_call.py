@@ -47,6 +47,8 @@ class Pool(Protocol):
         ...
 
 
+# As names of this module: members are looked up slowly in an enum.
+_IN_PROGRESS, _COMPLETED = Status.IN_PROGRESS, Status.COMPLETED
 #: How each call ends that has returned something plain. Never written to.
 PLAIN_DONE = {"status": "COMPLETED", "reason": "", "kind": "returned", "error": "", "error_type": "", "traceback": "", "plain": True}
 
@@ -83,7 +85,7 @@ class LeasedCall(CallState):
         """A worker gets it. True if somebody waits for it, who will read the answer."""
         with self._lock:
             self.lease, self.id, self.worker = lease, f"{lease.id}-{self.number}", lease.worker
-            self.status, self.reason = Status.IN_PROGRESS, ""
+            self.status, self.reason = _IN_PROGRESS, ""
             has_waiters = bool(self._news_waiters or self._waiters)
             if has_waiters:
                 self._notify()
@@ -105,8 +107,8 @@ class LeasedCall(CallState):
     def on_value(self, payload: bytes) -> None:
         """It has returned something plain."""
         with self._lock:
-            self.done_frame = Frame(PLAIN_DONE, payload)
-            self.status = Status.COMPLETED
+            self.done_frame, self.is_over = Frame(PLAIN_DONE, payload), True
+            self.status = _COMPLETED
         self._end()
 
     def _end(self) -> None:
@@ -168,7 +170,7 @@ class LeasedCall(CallState):
                 super().wait(lambda: condition() or self._is_claimable, left, news=True)
                 continue
             try:
-                while lease.carries(self) and not condition() and lease.read(None if deadline is None else deadline - time.monotonic()):
+                while lease.read(None if deadline is None else deadline - time.monotonic()) and lease.carries(self) and not condition():
                     pass
             finally:
                 self.pool.unclaim(lease)

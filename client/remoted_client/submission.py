@@ -13,7 +13,8 @@ import secrets
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from remoted_client import context, parcel, plain
 from remoted_client.call_state import CallState
@@ -53,7 +54,7 @@ def submit(
 ) -> CallState:
     """Pickle, describe and start one call. Raises SerializationError naming what cannot be sent."""
     described = _describe(line, target, settings, stream)
-    if described.is_load_balanced and instance is None and context.running_call() is None and options.keys() <= _LEASED_OPTIONS:
+    if described.is_load_balanced and instance is None and context.running_call() is None and (not options or options.keys() <= _LEASED_OPTIONS):
         return _submit_leased(line, described, target, settings, options, args, kwargs, stream)
     code, (code_upload, spec_upload) = described.code, described.uploads
     plain_data = plain.dumps_arguments(args, kwargs)
@@ -92,6 +93,7 @@ def submit(
         stream=stream,
         echo=True,
     )
+    state.workers_max = described.workers_max
     line.start(state)
     return state
 
@@ -105,26 +107,29 @@ def _submit_leased(
 ) -> LeasedCall:
     """Straight to a worker, on a connection that the daemon has handed over."""
     plain_data = plain.dumps_arguments(args, kwargs)
-    copies = bool(options.get("copy"))
-    collector = None if copies else Collector()
+    copies = bool(options and options.get("copy"))
+    collector = None if copies or plain_data is not None else Collector()
     payload = encode_arguments(line, args, kwargs, described.code, collector) if plain_data is None else Payload(plain_data, -1)
     data, digest = line.surroundings.document(settings.declared)
     route = described.route
     if route is None or route.context != digest or route.modules is not described.code.modules or route.line is not line or route.pool.is_forgotten:
         route = described.route = _route(line, described, target, settings, Upload(digest, "context", data))
-    use = route.use
+    use, name = route.use, route.name
     if options:
-        timeout = options.get("timeout_seconds") or described.timeout_seconds
+        timeout, name = options.get("timeout_seconds") or described.timeout_seconds, options.get("name") or name
         use = (*use[:3], _milliseconds(timeout, described.execution_timeout_seconds))
-    call = LeasedCall(options.get("name") or route.name, route.pool, use, route.uploads, payload, plain_data is not None, stream)
-    call.copies = copies
+    call = LeasedCall(name, route.pool, use, route.uploads, payload, plain_data is not None, stream)
+    call.workers_max = described.workers_max
+    if copies:
+        call.copies = True
     if collector is not None and collector.buffers:
         call.segment, call.buffers = line.segments.pack(collector.buffers), len(collector.buffers)
     route.pool.submit(call)
     return call
 
 
-class _Route(NamedTuple):
+@dataclass(frozen=True)
+class _Route:
     """Where calls of one target go, as long as neither its code nor its surroundings change."""
 
     line: Connection
@@ -167,6 +172,7 @@ class _Described:
         self.is_load_balanced: bool = document["pool"]["load_balanced"]
         self.uploads = (Upload(hashlib.sha256(code.payload).hexdigest(), "code", code.payload), Upload(hashlib.sha256(spec).hexdigest(), "spec", spec))
         self.timeout_seconds: float | None = document["timeout_seconds"]
+        self.workers_max: int = document["pool"]["workers_max"]
         self.execution_timeout_seconds: float | None = document["pool"]["execution_timeout_seconds"]
 
         self.route: _Route | None = None

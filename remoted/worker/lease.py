@@ -22,7 +22,6 @@ from remoted_client import segments, wire
 from .calls import Run
 from .window import LeasedWindow
 
-_READ_BYTES = 256 * 1024
 _ONLY_PLAIN = {"plain": True}
 _ANSWER, _PLAIN_ANSWER = b'{"n":%d}', b'{"n":%d,"plain":true}'
 #: What most calls look like.
@@ -53,7 +52,6 @@ class Lease:
         self._page_fd = page
         self._reader = wire.FrameReader()
         self._frames: deque[wire.Frame] = deque()
-        self._buffer = bytearray(_READ_BYTES)
         self._uses: dict[int, dict[str, Any]] = {}
         #: What was called last, and the header of the call that will probably come.
         self._use: dict[str, Any] = {}
@@ -100,7 +98,7 @@ class Lease:
                 if run is not None:
                     return run
             try:
-                data, fds = wire.receive_into(self._sock, self._buffer)
+                data, fds = wire.receive_some(self._sock)
                 if self._expected and not fds and (payload := self._reader.expected(self._expected, data)) is not None:
                     return self._accept_plain(payload)
                 self._frames.extend(self._reader.feed(data, fds))
@@ -128,7 +126,7 @@ class Lease:
         """What the caller of a stream says while it runs. At the end of the connection nobody wants more."""
         assert self.window is not None
         try:
-            data, fds = wire.receive_into(self._sock, self._buffer, 0 if wait else socket.MSG_DONTWAIT)
+            data, fds = wire.receive_some(self._sock, 0 if wait else socket.MSG_DONTWAIT)
             frames = self._reader.feed(data, fds)
         except (BlockingIOError, InterruptedError):
             return

@@ -47,9 +47,6 @@ class Reporter:
         The next call may be here already, and the daemon must not ascribe to it what this one printed: it has its word first.
         """
         self._streams.flush()
-        if run.lease is not None:
-            self._answer(run, run.lease, outcome, why)
-            return
         self._streams.restore()
         try:
             payload = self.encode_for(run, outcome.value) if outcome.kind == "returned" else self.encode(outcome.value)
@@ -115,7 +112,12 @@ class Reporter:
 
     # -- to the client of a lease --------------------------------------------------------------------------
 
-    def _answer(self, run: Run, lease: Lease, outcome: Outcome, why: str) -> None:
+    def answer(self, run: Run, lease: Lease, outcome: Outcome, why: str) -> None:
+        """As ``report``, to the client itself."""
+        self._streams.flush()
+        if outcome.kind == "returned" and (data := plain.dumps(outcome.value)) is not None:
+            self._send_answer(run, lease, {"plain": True}, data)
+            return
         try:
             header, payload, segment = self._encode_apart(outcome.value, run.copies, is_result=outcome.kind == "returned")
         except BaseException as error:

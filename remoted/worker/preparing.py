@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import _thread
-import contextlib
 import json
 import os
 import sys
-import time
-from typing import Any, NamedTuple
+from typing import Any
 
 from remoted_client import codec, parcel, plain
 from remoted_client.codec.installed import finder
@@ -17,12 +14,7 @@ from remoted_client.settings import is_async
 from .calls import Instances, Run
 from .context import CallContext
 
-_NOTHING = contextlib.nullcontext()
-#: Together the tenth of a second in which an edit of what came from disk may go unseen.
-_MODULES_SECONDS = 0.05
-_READY_SECONDS = 0.05
-#: The one that reads the channel. A body that has left a thread behind has left somebody who can change things.
-_OWN_THREADS = 1
+_MODULES_SECONDS = 0.1
 #: What the worker itself puts into the environment of every call.
 _OWN_VARIABLES = ("REMOTED_SOCKET", "REMOTED_WORKER_ID", "REMOTED_PYTHON", "CUDA_VISIBLE_DEVICES")
 
@@ -41,17 +33,6 @@ class Bound:
         return self._function(*args, **kwargs)
 
 
-class _Ready(NamedTuple):
-    """What was put in place for a call that is probably like the last one, and until when it can be relied on."""
-
-    context: str
-    modules: str
-    code: str
-    target: Any
-    is_async: bool
-    until: float
-
-
 class Preparer:
     """Everything that this worker has been taught: code, modules, surroundings, instances."""
 
@@ -63,7 +44,6 @@ class Preparer:
         self._modules: tuple[str, codec.ModuleSet] | None = None
         #: The code that was bound last, and whether it is asynchronous.
         self._asked, self._is_async = "", False
-        self._ready: _Ready | None = None
         self._base_path = list(sys.path)
         self._own = {name: os.environ[name] for name in _OWN_VARIABLES if name in os.environ}
 
@@ -76,34 +56,18 @@ class Preparer:
 
         The surroundings stay, unless other bodies are at work: those get theirs back.
         """
-        ready, self._ready = self._ready, None
-        if ready is not None and not others_run and _is_ready(ready, run):
-            return Bound(ready.target, ready.is_async, *self._load_arguments(run))
-        with self._surroundings(run, transient=run.inline or others_run):
-            self._install_modules(run)
-            return self._bind(run)
-
-    def make_ready(self, run: Run) -> None:
-        """For another call like this one, which has been answered: while its caller reads that, nobody waits for this."""
-        with contextlib.suppress(Exception):  # the next call will meet it too
-            with self._surroundings(run, transient=False):
+        context = self._contexts.get(run.context) or self._read_context(run.context)
+        if run.inline or others_run:
+            with context.applied(self._own, self._base_path):
                 self._install_modules(run)
-                target = self._decoder.load_target(self._content(run.code), run.code)
-            if self._asked == run.code:
-                self._ready = _Ready(run.context, run.modules, run.code, target, self._is_async, time.monotonic() + _READY_SECONDS)
-
-    def forget_ready(self) -> None:
-        """Something of the user's has run."""
-        self._ready = None
-
-    def _surroundings(self, run: Run, transient: bool) -> contextlib.AbstractContextManager[None]:
-        if run.context not in self._contexts:
-            self._contexts[run.context] = CallContext(json.loads(self._content(run.context)))
-        context = self._contexts[run.context]
-        if transient:
-            return context.applied(self._own, self._base_path)
+                return self._bind(run)
         context.apply(self._own, self._base_path)
-        return _NOTHING
+        self._install_modules(run)
+        return self._bind(run)
+
+    def _read_context(self, digest: str) -> CallContext:
+        found = self._contexts[digest] = CallContext(json.loads(self._content(digest)))
+        return found
 
     def _install_modules(self, run: Run) -> None:
         """At every call: a module that a body imported from disk may have been edited since (it is then stale)."""
@@ -148,12 +112,6 @@ class Preparer:
                 return self._decoder.load_arguments(*found)
             file.seek(0)  # the offset is the sender's
             return self._decoder.load_arguments(file, buffers)
-
-
-def _is_ready(ready: _Ready, run: Run) -> bool:
-    """Only for calls on a lease but its first: those look at what was imported from disk."""
-    same = run.number > 1 and run.code == ready.code and run.context == ready.context and run.modules == ready.modules
-    return same and run.instance is None and time.monotonic() < ready.until and _thread._count() <= _OWN_THREADS
 
 
 def _read(source: bytes | int) -> bytes:

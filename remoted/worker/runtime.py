@@ -310,13 +310,11 @@ class Runtime:
         while (run := self._next_call(lease)) is not None:
             self._dispatch(run)
             self._finish_tasks()
-            self._preparer.make_ready(run)
         self._close_lease(lease)
 
     def _next_call(self, lease: Lease) -> Run | None:
         """Meanwhile the loop runs what warm objects left on it."""
         if not lease.has_frames and self._loop.has_work():
-            self._preparer.forget_ready()
             self._loop.run(self._loop.readable(lease.fileno()))
         return lease.next_call()
 
@@ -349,11 +347,13 @@ class Runtime:
         return self._reporter.raised(error, self._cancelled.get(run.attempt, ""))
 
     def _finish(self, run: Run, outcome: Outcome) -> None:
+        if run.lease is not None:
+            self._reporter.answer(run, run.lease, outcome, self._cancelled.pop(run.attempt, ""))
+            return
+        self._windows.pop(run.attempt, None)
         if outcome.kind != "lost":  # without an outcome the next daemon says so
             self._reporter.report(run, outcome, self._cancelled.pop(run.attempt, ""))
-        if run.lease is None:
-            self._windows.pop(run.attempt, None)
-            self._given.end(run.attempt)
+        self._given.end(run.attempt)
 
     def _run_sync(self, run: Run, call: Bound) -> None:
         self._loop.offer()

@@ -46,8 +46,7 @@ class Target:
 
     def with_modules(self, modules: ModuleSet) -> Code:
         old = self.code
-        if old.modules is not modules:
-            self.code = Code(old.digest, old.payload, modules, old.parameters, old.known)
+        self.code = Code(old.digest, old.payload, modules, old.parameters, old.known)
         return self.code
 
 
