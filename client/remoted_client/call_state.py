@@ -60,6 +60,8 @@ class CallState:
     done_frame: wire.Frame | None = None
     error: BaseException | None = None
     is_over = False
+    #: The pickle of a plain value, of a call of which there is nothing else to say.
+    returned: bytes | None = None
     known = False
     #: Who gives its outcome, which can be read once.
     handle: weakref.ref[Any] | None = None
@@ -68,6 +70,7 @@ class CallState:
     _condition: threading.Condition | None = None
     _news_waiters = 0
     _printed: Printed | None = None
+    _echo = True
     outgoing: Outgoing | None = None
     key = ""
     id = ""
@@ -76,20 +79,22 @@ class CallState:
     is_mine = False
 
     def __init__(self, name: str, outgoing: Outgoing | None, *, durable: bool, detached: bool, stream: bool, echo: bool, call_id: str = "") -> None:
-        self.name = name
+        self._begin(name, stream)
         self.is_durable = durable
-        self.is_stream = stream
+        self._echo = echo
         if outgoing is not None:
             self.outgoing, self.key, self.is_mine = outgoing, outgoing.key, not detached
         if call_id:
             self.id = call_id
         if detached:
             self.is_detached = True
+
+    def _begin(self, name: str, stream: bool) -> None:
+        self.name, self.is_stream = name, stream
         self.items: deque[wire.Frame] = deque()
         self._lock = threading.Lock()
         self._callbacks: list[Callable[[], None]] = []
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
-        self._echo = echo
 
     # -- the connection's thread ---------------------------------------------------------------------------
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 from remoted_client import connection, context, failure, parcel, plain, segments
 from remoted_client.call_state import CallState, payload_of
 from remoted_client.errors import RemoteExecutionError, for_code, for_outcome
-from remoted_client.leased_call import PLAIN_DONE
 from remoted_client.output import JobOutput, from_done
 from remoted_client.suggest import bad_value, check_amount, check_type
 from remoted_client.wire import Frame, Status
@@ -87,18 +86,16 @@ class Handle(Coroutine[Any, Any, T_co], Generic[T_co]):
         """
         if timeout is not None:
             check_amount("timeout", timeout, zero=True)
-        self._state.was_awaited = True
-        self._wait_until_over(timeout)
-        return self._outcome()
-
-    def _wait_until_over(self, timeout: float | None) -> None:
+        state = self._state
+        state.was_awaited = True
         try:
-            with _waiting_in_body(self._state) if context.in_worker else _NOTHING:
-                if not self._state.wait_and_tell(self._is_over, timeout, news=self._state.is_stream):
-                    raise TimeoutError(f"{self._state.name} is not over after {timeout:g} s; it goes on")
+            with _waiting_in_body(state) if context.in_worker else _NOTHING:
+                if not state.wait_and_tell(self._is_over, timeout, state.is_stream):
+                    raise TimeoutError(f"{state.name} is not over after {timeout:g} s; it goes on")
         except KeyboardInterrupt:
             self.cancel()
             raise
+        return self._outcome()
 
     def done(self) -> bool:
         """Is it over?"""
@@ -196,9 +193,9 @@ class Handle(Coroutine[Any, Any, T_co], Generic[T_co]):
         state = self._state
         if state.error is not None:
             return None, state.error
+        if state.returned is not None:
+            return plain.loads(state.returned), None
         assert state.done_frame is not None
-        if state.done_frame.header is PLAIN_DONE and not state.is_stream:
-            return plain.loads(state.done_frame.body), None
         output, exception = _decode_done(state.done_frame)
         if self._state.is_stream and exception is None:
             output = [_decode(frame) for frame in iter(state.take_item, None)]

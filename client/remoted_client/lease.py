@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from remoted_client.connection import Upload
     from remoted_client.leased_call import LeasedCall
 
-_CALL = b'{"n":%d,"use":%d}'
 _PLAIN_CALL = b'{"n":%d,"use":%d,"plain":true}'
 #: What most calls are answered with.
 _PLAIN_ANSWER = b'{"n":%d,"plain":true}'
@@ -115,23 +114,24 @@ class Lease:
         self.call = self.last_call = call
         call.number = self._number
         try:
-            if call.use not in self._uses:
-                self._introduce(call)
-            head, fds = self._head(call)
-            self._send(wire.frame(head, call.payload.inline, len(fds)), fds)
+            use = self._uses.get(call.use)
+            if use is None:
+                use = self._introduce(call)
+            if call.is_plain and not call.is_stream and not call.copies and not self.releases:
+                self._send(wire.frame(_PLAIN_CALL % (self._number, use), call.payload.inline))
+            else:
+                head, fds = self._head(call, use)
+                self._send(wire.frame(head, call.payload.inline, len(fds)), fds)
         except OSError:
             self.call = None
             return False
         self._expected = b"" if call.is_stream else _PLAIN_ANSWER % self._number
         return True
 
-    def _head(self, call: LeasedCall) -> tuple[bytes, tuple[int, ...]]:
+    def _head(self, call: LeasedCall, use: int) -> tuple[bytes, tuple[int, ...]]:
         """The header of a call, and the descriptors that go with it: segment, then payload."""
         fds = (call.payload.fd,) if call.payload.fd >= 0 else ()
-        freed = self.releases.take()
-        if call.segment is None and not freed and not call.copies and not call.is_stream:
-            return (_PLAIN_CALL if call.is_plain else _CALL) % (self._number, self._uses[call.use]), fds
-        header: dict[str, Any] = {"n": self._number, "use": self._uses[call.use], "freed": freed}
+        header: dict[str, Any] = {"n": self._number, "use": use, "freed": self.releases.take()}
         if call.is_plain:
             header["plain"] = True
         if call.copies:
@@ -144,8 +144,8 @@ class Lease:
             fds = (call.segment.fd, *fds)
         return wire.encode_header(header), fds
 
-    def _introduce(self, call: LeasedCall) -> None:
-        """What this worker has not seen yet; what this connection has not named yet."""
+    def _introduce(self, call: LeasedCall) -> int:
+        """What this worker has not seen yet, and a number for what this connection has not named yet."""
         for upload in call.uploads:
             if upload.digest not in self._known and upload.digest not in self._told:
                 self._send_content(upload)
@@ -154,6 +154,7 @@ class Lease:
         code, modules, context, timeout_ms = call.use
         use = {"op": "use", "use": self._uses[call.use], "code": code, "modules": modules, "context": context, "timeout_ms": timeout_ms}
         self._send(wire.encode({**use, "client": self._client}))
+        return self._uses[call.use]
 
     def tell(self, header: dict[str, Any]) -> None:
         """Something about the call in hand."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from remoted_client import wire
 from remoted_client.errors import RemotedError, WorkerLost, for_code
-from remoted_client.lease import LINE, Lease
+from remoted_client.lease import LINE, THREAD, Lease
 from remoted_client.leased_call import LeasedCall
 from remoted_client.printed import tell_preload
 from remoted_client.wire import Frame, Status
@@ -118,7 +118,7 @@ class LeasePool:
             if self._unclaimed is call:
                 self._unclaimed = None
             lease = call.lease
-            if lease is None or lease.reader is not None or not lease.carries(call):
+            if lease is None or lease.reader is not None or lease.call is not call or lease.held is not None or lease.is_closed:
                 return None
             lease.reader = reader
             return lease
@@ -130,6 +130,18 @@ class LeasePool:
             if call is not None and (self._queue or not call.is_stream):
                 # Its reader gave up, or another call was sent meanwhile. That of a stream comes back for more.
                 self.attend(call)
+
+    def receive(self, call: LeasedCall) -> bool:
+        """The thread that waits for a call reads its answer: nobody else has to be woken."""
+        lease = self.claim(call, THREAD)
+        if lease is None:
+            return call.is_over
+        try:
+            while lease.read(None) and lease.carries(call):
+                pass
+        finally:
+            self.unclaim(lease)
+        return call.is_over
 
     def attend(self, call: LeasedCall) -> None:
         with self._lock:

@@ -30,6 +30,10 @@ class Pool(Protocol):
         ...
 
     def unclaim(self, lease: Lease) -> None: ...
+    def receive(self, call: LeasedCall) -> bool:
+        """Wait for its answer in this thread and take it. False: that cannot be done, or the call has gone elsewhere."""
+        ...
+
     def attend(self, call: LeasedCall) -> None:
         """Let the connection's thread read its answer."""
         ...
@@ -49,14 +53,13 @@ class Pool(Protocol):
 
 # As names of this module: members are looked up slowly in an enum.
 _IN_PROGRESS, _COMPLETED = Status.IN_PROGRESS, Status.COMPLETED
-#: How each call ends that has returned something plain. Never written to.
-PLAIN_DONE = {"status": "COMPLETED", "reason": "", "kind": "returned", "error": "", "error_type": "", "traceback": "", "plain": True}
 
 
 class LeasedCall(CallState):
     """One call. ``use`` names what is called: digests of code, modules and context, and the timeout in milliseconds."""
 
     known = is_mine = True
+    is_durable = False
     queued_at = 0.0
     #: No segments, in neither direction.
     copies = False
@@ -72,12 +75,9 @@ class LeasedCall(CallState):
     _is_left = False
 
     def __init__(self, name: str, pool: Pool, use: tuple[str, str, str, int], uploads: tuple[Upload, ...], payload: Payload, is_plain: bool, stream: bool) -> None:
-        super().__init__(name, None, durable=False, detached=False, stream=stream, echo=True)
-        self.pool = pool
-        self.use = use
-        self.uploads = uploads
-        self.payload = payload
-        self.is_plain = is_plain
+        self._begin(name, stream)
+        self.pool, self.use, self.uploads = pool, use, uploads
+        self.payload, self.is_plain = payload, is_plain
 
     # -- the pool ------------------------------------------------------------------------------------------
 
@@ -86,10 +86,10 @@ class LeasedCall(CallState):
         with self._lock:
             self.lease, self.id, self.worker = lease, f"{lease.id}-{self.number}", lease.worker
             self.status, self.reason = _IN_PROGRESS, ""
-            has_waiters = bool(self._news_waiters or self._waiters)
-            if has_waiters:
-                self._notify()
-            return has_waiters
+            if not self._news_waiters and not self._waiters:
+                return False
+            self._notify()
+            return True
 
     def on_waiting(self, reason: str) -> None:
         """Why no worker has it yet."""
@@ -107,9 +107,10 @@ class LeasedCall(CallState):
     def on_value(self, payload: bytes) -> None:
         """It has returned something plain."""
         with self._lock:
-            self.done_frame, self.is_over = Frame(PLAIN_DONE, payload), True
-            self.status = _COMPLETED
-        self._end()
+            self.returned, self.is_over, self.status = payload, True, _COMPLETED
+            is_awaited = self._callbacks or self._waiters or self._condition is not None
+        if is_awaited:
+            self._end()
 
     def _end(self) -> None:
         if self.segment is not None and self.lease is None:
@@ -157,6 +158,12 @@ class LeasedCall(CallState):
         if lease is not None:
             send({"op": "cancel", "id": lease.id, "number": self.number})
             self.pool.attend(self)
+
+    def wait_and_tell(self, condition: Callable[[], bool], timeout: float | None, news: bool = True) -> bool:
+        """Of one that a worker has there is nothing to tell."""
+        if timeout is None and not self.is_stream and self.pool.receive(self):
+            return True
+        return super().wait_and_tell(condition, timeout, news)
 
     def wait(self, condition: Callable[[], bool], timeout: float | None, news: bool = True) -> bool:
         """Reads the answer itself if it can; the lease's socket is this thread's meanwhile."""

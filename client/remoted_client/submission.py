@@ -24,7 +24,7 @@ from remoted_client.errors import SerializationError
 from remoted_client.handle import Handle, StreamHandle
 from remoted_client.lease_pool import LeasePool
 from remoted_client.leased_call import LeasedCall
-from remoted_client.payload import Payload, PayloadWriter
+from remoted_client.payload import FilePayload, Payload, PayloadWriter
 from remoted_client.segments import Collector
 from remoted_client.settings import Settings, name_of
 from remoted_client.surroundings import current_directory, own_entries
@@ -61,7 +61,7 @@ def submit(
     if plain_data is None:
         payload = encode_arguments(line, args, kwargs, code) if options.get("copy") else encode_parcel(line, args, kwargs, code)
     else:
-        payload = Payload(plain_data, -1)
+        payload = Payload(plain_data)
     context_data, context_digest = line.surroundings.document(settings.declared)
     uploads = [spec_upload, code_upload, Upload(context_digest, "context", context_data)]
     modules = _modules_upload(code)
@@ -109,7 +109,7 @@ def _submit_leased(
     plain_data = plain.dumps_arguments(args, kwargs)
     copies = bool(options and options.get("copy"))
     collector = None if copies or plain_data is not None else Collector()
-    payload = encode_arguments(line, args, kwargs, described.code, collector) if plain_data is None else Payload(plain_data, -1)
+    payload = encode_arguments(line, args, kwargs, described.code, collector) if plain_data is None else Payload(plain_data)
     data, digest = line.surroundings.document(settings.declared)
     route = described.route
     if route is None or route.context != digest or route.modules is not described.code.modules or route.line is not line or route.pool.is_forgotten:
@@ -222,7 +222,7 @@ def encode_parcel(line: Connection, args: tuple[Any, ...], kwargs: dict[str, Any
     payload = encode_arguments(line, args, kwargs, code, collector)
     if not collector.buffers:
         return payload
-    return Payload(b"", parcel.pack(payload.inline if payload.fd < 0 else os.dup(payload.fd), collector.buffers))
+    return FilePayload(parcel.pack(payload.inline if payload.fd < 0 else os.dup(payload.fd), collector.buffers))
 
 
 def encode_arguments(line: Connection, args: tuple[Any, ...], kwargs: dict[str, Any], code: Code | None, buffers: Collector | None = None) -> Payload:

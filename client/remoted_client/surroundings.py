@@ -45,7 +45,7 @@ class Surroundings:
         key = tuple(sorted(values.items())) if values else ()
         known = self._known.get(key)
         cwd, umask, logging = current_directory(), self._umask.read(), logging_settings()
-        facts = (cwd, umask, logging, _environ(), sys.path, sys.argv, context.values)
+        facts = (cwd, umask, logging, getattr(os.environ, "_data", os.environ), sys.path, sys.argv, context.values)
         if known is not None and known.facts == facts:
             return known.data, known.digest
         data = _encode(dict(os.environ), (cwd, umask, sys.path, sys.argv), values, logging)

@@ -29,7 +29,7 @@ class Sending:
 
 
 def a_call(pool: Sending) -> LeasedCall:
-    return LeasedCall("f", pool, ("", "", "", 0), (), Payload(b"", -1), is_plain=False, stream=False)
+    return LeasedCall("f", pool, ("", "", "", 0), (), Payload(b""), is_plain=False, stream=False)
 
 
 def test_f25_a_cancel_in_the_moment_of_sending_reaches_the_worker() -> None:
