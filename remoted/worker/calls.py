@@ -8,7 +8,6 @@ import json
 import resource
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -60,16 +59,18 @@ class Run:
             self.__dict__.update(more)
 
 
-@dataclass
 class Outcome:
     """How a call ended. ``kind``: returned, raised, exited, cancelled, stale, unsendable or lost."""
 
-    kind: str
-    value: Any = None
     error_type: str = ""
     message: str = ""
     traceback: str = ""
     exit_code: int | None = None
+
+    def __init__(self, kind: str, value: Any = None, **more: Any) -> None:
+        self.kind, self.value = kind, value
+        if more:
+            self.__dict__.update(more)
 
 
 def returned(value: Any) -> Outcome:
@@ -85,7 +86,7 @@ def raised(error: BaseException, pickles: Callable[[Any], bool], cancelled: bool
         error = SerializationError(f"{error}; {advice}", error.path)
     description = failure.describe(error, pickles)
     first = description["links"][0]
-    outcome = Outcome("raised", description, first["type_name"], _with_notes(first["message"], error), description["traceback"])
+    outcome = Outcome("raised", description, error_type=first["type_name"], message=_with_notes(first["message"], error), traceback=description["traceback"])
     if isinstance(error, SystemExit):
         outcome.kind, outcome.exit_code, outcome.message = "exited", _exit_code(error), _with_notes(_exit_message(error), error)
     if cancelled:

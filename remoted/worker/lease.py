@@ -22,9 +22,8 @@ from remoted_client import segments, wire
 from .calls import Run
 from .window import LeasedWindow
 
-_ONLY_PLAIN = {"plain": True}
-_ANSWER, _PLAIN_ANSWER = b'{"n":%d}', b'{"n":%d,"plain":true}'
-#: What most calls look like.
+#: What most calls and their answers look like.
+_PLAIN_ANSWER = b'{"n":%d,"plain":true}'
 _PLAIN_CALL = b'{"n":%d,"use":%d,"plain":true}'
 
 
@@ -204,10 +203,13 @@ class Lease:
         except segments.BadSegment as error:
             return None, error
 
-    def answer(self, number: int, header: dict[str, Any], payload: bytes | int, segment: segments.Segment | None = None) -> None:
-        """The outcome of one call; the descriptor is closed here. Nobody may be there to hear it."""
+    def answer(self, number: int, header: dict[str, Any] | None, payload: bytes | int, segment: segments.Segment | None = None) -> None:
+        """The outcome of one call; the descriptor is closed here. Without a header: a plain value. Nobody may be there to hear it."""
         try:
-            self.say(number, header, payload, segment)
+            if header is None and isinstance(payload, bytes) and not self._releases:
+                self._send(wire.frame(_PLAIN_ANSWER % number, payload))
+            else:
+                self.say(number, {"plain": True} if header is None else header, payload, segment)
         finally:
             self._answered, self._ended = number, time.clock_gettime_ns(time.CLOCK_BOOTTIME)
             self._note()
@@ -221,9 +223,7 @@ class Lease:
             fds = (segment.fd,)
         if freed := self._releases.take():
             header["freed"] = freed
-        head = _ANSWER % number
-        if header:
-            head = _PLAIN_ANSWER % number if header == _ONLY_PLAIN else wire.encode_header({"n": number, **header})
+        head = wire.encode_header({"n": number, **header})
         if isinstance(payload, bytes):
             self._send(wire.frame(head, payload, len(fds)), fds)
             return

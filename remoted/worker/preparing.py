@@ -22,6 +22,8 @@ _OWN_VARIABLES = ("REMOTED_SOCKET", "REMOTED_WORKER_ID", "REMOTED_PYTHON", "CUDA
 class Bound:
     """A call with its arguments, ready to be made once."""
 
+    __slots__ = ("_args", "_function", "_kwargs", "is_async")
+
     def __init__(self, function: Any, is_async: bool, args: Any, kwargs: Any) -> None:
         self._function = function
         self.is_async = is_async
@@ -99,6 +101,8 @@ class Preparer:
         return kind(*args, **kwargs)
 
     def _load_arguments(self, run: Run) -> Any:
+        if run.is_plain and isinstance(run.arguments, bytes):
+            return plain.loads(run.arguments)
         if run.problem is not None:
             raise run.problem
         source, buffers = run.arguments, run.buffers
@@ -106,7 +110,7 @@ class Preparer:
         if run.is_raw:
             return (_read(source),), {}
         if isinstance(source, bytes):
-            return plain.loads(source) if run.is_plain else self._decoder.load_arguments(source, buffers)
+            return self._decoder.load_arguments(source, buffers)
         with open(source, "rb") as file:
             if (found := parcel.unpack(source)) is not None:
                 return self._decoder.load_arguments(*found)
