@@ -89,9 +89,13 @@ class Handle(Coroutine[Any, Any, T_co], Generic[T_co]):
         state = self._state
         state.was_awaited = True
         try:
-            with _waiting_in_body(state) if context.in_worker else _NOTHING:
-                if not state.wait_and_tell(self._is_over, timeout, state.is_stream):
-                    raise TimeoutError(f"{state.name} is not over after {timeout:g} s; it goes on")
+            if context.in_worker:
+                with _waiting_in_body(state):
+                    is_over = state.wait_and_tell(self._is_over, timeout, state.is_stream)
+            else:
+                is_over = state.wait_and_tell(self._is_over, timeout, state.is_stream)
+            if not is_over:
+                raise TimeoutError(f"{state.name} is not over after {timeout:g} s; it goes on")
         except KeyboardInterrupt:
             self.cancel()
             raise

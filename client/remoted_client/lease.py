@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _PLAIN_CALL = b'{"n":%d,"use":%d,"plain":true}'
 #: What most calls are answered with.
 _PLAIN_ANSWER = b'{"n":%d,"plain":true}'
-THREAD, LOOP, LINE = "thread", "loop", "line"
+LINE = "line"
 
 
 class Owner(Protocol):
@@ -58,7 +58,8 @@ class Lease:
         self.is_closed = False
         self.call: LeasedCall | None = None
         self.last_call: LeasedCall | None = None
-        self.reader: str | None = None
+        #: Whose waiter reads, thread or loop; ``LINE``: the connection's thread does.
+        self.reader: LeasedCall | str | None = None
         #: What is still to be done with an answer that waits for its output, or an end that waits for its reason.
         self.held: Callable[[], None] | None = None
         #: The worker's segments of which nothing is alive here any more.

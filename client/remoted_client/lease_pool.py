@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from remoted_client import wire
 from remoted_client.errors import RemotedError, WorkerLost, for_code
-from remoted_client.lease import LINE, THREAD, Lease
+from remoted_client.lease import LINE, Lease
 from remoted_client.leased_call import LeasedCall
 from remoted_client.printed import tell_preload
 from remoted_client.wire import Frame, Status
@@ -56,7 +56,7 @@ class LeasePool:
         with self._lock:
             if self._unclaimed is not None:
                 self._attend_unclaimed()
-            if not self._send_now(call):
+            if not self._idle or not self._send_now(call):
                 call.queued_at = time.monotonic()
                 self._queue.append(call)
                 self._attend_all()
@@ -113,14 +113,14 @@ class LeasePool:
 
     # -- who reads -----------------------------------------------------------------------------------------
 
-    def claim(self, call: LeasedCall, reader: str) -> Lease | None:
+    def claim(self, call: LeasedCall) -> Lease | None:
         with self._lock:
             if self._unclaimed is call:
                 self._unclaimed = None
             lease = call.lease
             if lease is None or lease.reader is not None or lease.call is not call or lease.held is not None or lease.is_closed:
                 return None
-            lease.reader = reader
+            lease.reader = call
             return lease
 
     def unclaim(self, lease: Lease) -> None:
@@ -133,14 +133,15 @@ class LeasePool:
 
     def receive(self, call: LeasedCall) -> bool:
         """The thread that waits for a call reads its answer: nobody else has to be woken."""
-        lease = self.claim(call, THREAD)
+        lease = self.claim(call)
         if lease is None:
             return call.is_over
         try:
             while lease.read(None) and lease.carries(call):
                 pass
         finally:
-            self.unclaim(lease)
+            if lease.reader is call:
+                self.unclaim(lease)
         return call.is_over
 
     def attend(self, call: LeasedCall) -> None:
@@ -264,6 +265,8 @@ class LeasePool:
         """As ``on_answer``, of a call that has nothing to tell but its value: most of them."""
         with self._lock:
             call, lease.call = lease.call, None
+            if lease.reader is call and not self._queue:
+                lease.reader = None
             self._next(lease)
         if call is not None:
             call.on_value(payload)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from remoted_client.call_state import CallState
-from remoted_client.lease import LOOP, THREAD, Lease
+from remoted_client.lease import Lease
 from remoted_client.wire import Frame, Status
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _CREDITED_ITEMS = 16
 class Pool(Protocol):
     """Where its lease comes from."""
 
-    def claim(self, call: LeasedCall, reader: str) -> Lease | None:
+    def claim(self, call: LeasedCall) -> Lease | None:
         """The lease that carries the call, to be read by the caller alone; None if it waits, or somebody reads."""
         ...
 
@@ -172,7 +172,7 @@ class LeasedCall(CallState):
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 return False
-            lease = self.pool.claim(self, THREAD)
+            lease = self.pool.claim(self)
             if lease is None:
                 super().wait(lambda: condition() or self._is_claimable, left, news=True)
                 continue
@@ -186,7 +186,7 @@ class LeasedCall(CallState):
     async def wait_async(self, condition: Callable[[], bool], news: bool = True) -> None:
         """The same on the running loop."""
         while not condition():
-            lease = self.pool.claim(self, LOOP)
+            lease = self.pool.claim(self)
             if lease is None:
                 await super().wait_async(lambda: condition() or self._is_claimable, news=True)
                 continue

@@ -20,8 +20,11 @@ class Sending:
             call.on_sent(self.lease)
         return self.lease is None
 
-    def claim(self, call: LeasedCall, reader: str) -> Lease | None:
+    def claim(self, call: LeasedCall) -> Lease | None:
         return None
+
+    def receive(self, call: LeasedCall) -> bool:
+        return False
 
     def unclaim(self, lease: Lease) -> None: ...
     def attend(self, call: LeasedCall) -> None: ...
