@@ -56,8 +56,12 @@ class CallState:
     worker = ""
     log_offset = 0
     items_received = 0
+    #: How it ended, or why that cannot be known; and whether either is there.
     done_frame: wire.Frame | None = None
     error: BaseException | None = None
+    is_over = False
+    #: The pickle of a plain value, of a call of which there is nothing else to say.
+    returned: bytes | None = None
     known = False
     #: Who gives its outcome, which can be read once.
     handle: weakref.ref[Any] | None = None
@@ -66,22 +70,31 @@ class CallState:
     _condition: threading.Condition | None = None
     _news_waiters = 0
     _printed: Printed | None = None
+    _echo = True
+    outgoing: Outgoing | None = None
+    key = ""
+    id = ""
+    is_detached = False
+    #: Submitted by this process, and ended with it.
+    is_mine = False
 
     def __init__(self, name: str, outgoing: Outgoing | None, *, durable: bool, detached: bool, stream: bool, echo: bool, call_id: str = "") -> None:
-        self.name = name
-        self.outgoing = outgoing
-        self.key = outgoing.key if outgoing else ""
-        self.id = call_id
+        self._begin(name, stream)
         self.is_durable = durable
-        self.is_detached = detached
-        self.is_stream = stream
-        #: Submitted by this process, and ended with it.
-        self.is_mine = outgoing is not None and not detached
+        self._echo = echo
+        if outgoing is not None:
+            self.outgoing, self.key, self.is_mine = outgoing, outgoing.key, not detached
+        if call_id:
+            self.id = call_id
+        if detached:
+            self.is_detached = True
+
+    def _begin(self, name: str, stream: bool) -> None:
+        self.name, self.is_stream = name, stream
         self.items: deque[wire.Frame] = deque()
         self._lock = threading.Lock()
         self._callbacks: list[Callable[[], None]] = []
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
-        self._echo = echo
 
     # -- the connection's thread ---------------------------------------------------------------------------
 
@@ -120,7 +133,7 @@ class CallState:
 
     def on_done(self, frame: wire.Frame) -> None:
         with self._lock:
-            self.known = True
+            self.known = self.is_over = True
             self.done_frame = frame
             self.id = frame.header["id"]
             self.status, self.reason = _STATUSES[frame.header["status"]], frame.header["reason"]
@@ -132,7 +145,7 @@ class CallState:
         with self._lock:
             if self.is_over:
                 return
-            self.error = error
+            self.error, self.is_over = error, True
         self._end()
 
     def _end(self) -> None:
@@ -151,10 +164,11 @@ class CallState:
         """Wake threads and loops; called with the condition held."""
         if self._condition is not None:
             self._condition.notify_all()
-        waiters, self._waiters = self._waiters, []
-        for loop, future in waiters:
-            with contextlib.suppress(RuntimeError):  # that loop was closed
-                loop.call_soon_threadsafe(_wake, future)
+        if self._waiters:
+            waiters, self._waiters = self._waiters, []
+            for loop, future in waiters:
+                with contextlib.suppress(RuntimeError):  # that loop was closed
+                    loop.call_soon_threadsafe(_wake, future)
 
     def look(self) -> None:
         """Somebody asks how it stands without waiting for it; the connection's thread keeps this up to date."""
@@ -181,10 +195,6 @@ class CallState:
         threading.Thread(target=wait, name="remoted-cancel", daemon=True).start()
 
     # -- everybody else ------------------------------------------------------------------------------------
-
-    @property
-    def is_over(self) -> bool:
-        return self.done_frame is not None or self.error is not None
 
     def text(self, stream: int) -> str:
         return self._printed.text(stream, self.id) if self._printed is not None else ""

@@ -441,9 +441,9 @@ def current() -> Connection:
     """This process's connection; made at the first call, made anew in a forked child."""
     global _current
     found = _current
-    if found is None or found.pid != os.getpid():
+    if found is None:
         with _current_lock:
-            if _current is None or _current.pid != os.getpid():
+            if _current is None:
                 _current = Connection()
             found = _current
     return found

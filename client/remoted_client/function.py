@@ -48,7 +48,6 @@ class RemoteFunction(Generic[P, H_co]):
         self._stream = streams(function)
         self._signature: inspect.Signature | None = None
         self._positional = _positional(function)
-        self._workers_max = settings.config.workersMax
         functools.update_wrapper(self, function)
 
     @property
@@ -76,12 +75,11 @@ class RemoteFunction(Generic[P, H_co]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> H_co:
         """Start a call. Raises TypeError for arguments that do not fit, SerializationError for what cannot be sent."""
-        self._check_arguments(args, kwargs)
+        if kwargs or self._positional is None or len(args) not in self._positional:
+            self._check_arguments(args, kwargs)
         if self._settings.runs_here:
             return self.local(*args, **kwargs)
-        handle: Any = (_start or _load_start())(self._function, self._settings, self._options, args, kwargs, self._stream)
-        handle._state.workers_max = self._workers_max
-        result: H_co = handle
+        result: H_co = (_start or _load_start())(self._function, self._settings, self._options, args, kwargs, self._stream)
         return result
 
     def local(self, *args: P.args, **kwargs: P.kwargs) -> H_co:

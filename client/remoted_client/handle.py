@@ -35,14 +35,16 @@ class Handle(Coroutine[Any, Any, T_co], Generic[T_co]):
         >>> result = h.result()        # or: await h
     """
 
+    _value: Any = None
+    _steps: dict[Any, Generator[Any, Any, T_co]] | None = None
+
     def __init__(self, state: CallState) -> None:
         self._state = state
-        state.handle = weakref.ref(self)
+        if state.is_durable:
+            state.handle = weakref.ref(self)
         self._lock = threading.Lock()
-        self._value: Any = None
-        self._failure: BaseException | None = None
         self._read = False
-        self._steps: dict[Any, Generator[Any, Any, T_co]] = {}
+        self._failure: BaseException | None = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._state.name} {self._state.id or '(not sent yet)'} {self._state.status}>"
@@ -84,11 +86,16 @@ class Handle(Coroutine[Any, Any, T_co], Generic[T_co]):
         """
         if timeout is not None:
             check_amount("timeout", timeout, zero=True)
-        self._state.was_awaited = True
+        state = self._state
+        state.was_awaited = True
         try:
-            with _waiting_in_body(self._state) if context.in_worker else _NOTHING:
-                if not self._state.wait_and_tell(self._is_over, timeout, news=self._state.is_stream):
-                    raise TimeoutError(f"{self._state.name} is not over after {timeout:g} s; it goes on")
+            if context.in_worker:
+                with _waiting_in_body(state):
+                    is_over = state.wait_and_tell(self._is_over, timeout, state.is_stream)
+            else:
+                is_over = state.wait_and_tell(self._is_over, timeout, state.is_stream)
+            if not is_over:
+                raise TimeoutError(f"{state.name} is not over after {timeout:g} s; it goes on")
         except KeyboardInterrupt:
             self.cancel()
             raise
@@ -158,12 +165,14 @@ class Handle(Coroutine[Any, Any, T_co], Generic[T_co]):
         return self._step().throw(*args)
 
     def close(self) -> None:
-        steps = self._steps.pop(_current_task(), None)
+        steps = self._steps.pop(_current_task(), None) if self._steps is not None else None
         if steps is not None:
             steps.close()
 
     def _step(self) -> Generator[Any, Any, T_co]:
         task = _current_task()
+        if self._steps is None:
+            self._steps = {}
         if task not in self._steps:
             self._steps[task] = self.__await__()
         return self._steps[task]
@@ -188,6 +197,8 @@ class Handle(Coroutine[Any, Any, T_co], Generic[T_co]):
         state = self._state
         if state.error is not None:
             return None, state.error
+        if state.returned is not None:
+            return plain.loads(state.returned), None
         assert state.done_frame is not None
         output, exception = _decode_done(state.done_frame)
         if self._state.is_stream and exception is None:

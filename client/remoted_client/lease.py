@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from remoted_client.connection import Upload
     from remoted_client.leased_call import LeasedCall
 
-_READ_BYTES = 256 * 1024
-_CALL = b'{"n":%d,"use":%d}'
 _PLAIN_CALL = b'{"n":%d,"use":%d,"plain":true}'
-THREAD, LOOP, LINE = "thread", "loop", "line"
+#: What most calls are answered with.
+_PLAIN_ANSWER = b'{"n":%d,"plain":true}'
+LINE = "line"
 
 
 class Owner(Protocol):
@@ -34,6 +34,10 @@ class Owner(Protocol):
     def on_granted(self, lease: Lease, header: dict[str, Any]) -> None: ...
     def on_refused(self, lease: Lease, header: dict[str, Any]) -> None: ...
     def on_answer(self, lease: Lease, frame: wire.Frame) -> None: ...
+    def on_value(self, lease: Lease, payload: bytes) -> None:
+        """The call in hand has returned, and there is nothing else to say of it."""
+        ...
+
     def on_item(self, lease: Lease, frame: wire.Frame) -> None: ...
     def on_closed(self, lease: Lease) -> None: ...
 
@@ -54,7 +58,8 @@ class Lease:
         self.is_closed = False
         self.call: LeasedCall | None = None
         self.last_call: LeasedCall | None = None
-        self.reader: str | None = None
+        #: Whose waiter reads, thread or loop; ``LINE``: the connection's thread does.
+        self.reader: LeasedCall | str | None = None
         #: What is still to be done with an answer that waits for its output, or an end that waits for its reason.
         self.held: Callable[[], None] | None = None
         #: The worker's segments of which nothing is alive here any more.
@@ -68,8 +73,9 @@ class Lease:
         self._client = client
         self._sock: socket.socket | None = None
         self._frames = wire.FrameReader()
-        self._buffer = bytearray(_READ_BYTES)
         self._number = 0
+        #: The header of the answer that will probably come.
+        self._expected = b""
         self._uses: dict[tuple[str, str, str, int], int] = {}
         self._known: set[str] = set()
         #: Content that went out on this connection and of which it is not certain that the worker has read it.
@@ -109,21 +115,24 @@ class Lease:
         self.call = self.last_call = call
         call.number = self._number
         try:
-            self._introduce(call)
-            head, fds = self._head(call)
-            self._send(wire.frame(head, call.payload.inline, len(fds)), fds)
+            use = self._uses.get(call.use)
+            if use is None:
+                use = self._introduce(call)
+            if call.is_plain and not call.is_stream and not call.copies and not self.releases:
+                self._send(wire.frame(_PLAIN_CALL % (self._number, use), call.payload.inline))
+            else:
+                head, fds = self._head(call, use)
+                self._send(wire.frame(head, call.payload.inline, len(fds)), fds)
         except OSError:
             self.call = None
             return False
+        self._expected = b"" if call.is_stream else _PLAIN_ANSWER % self._number
         return True
 
-    def _head(self, call: LeasedCall) -> tuple[bytes, tuple[int, ...]]:
+    def _head(self, call: LeasedCall, use: int) -> tuple[bytes, tuple[int, ...]]:
         """The header of a call, and the descriptors that go with it: segment, then payload."""
         fds = (call.payload.fd,) if call.payload.fd >= 0 else ()
-        freed = self.releases.take()
-        if call.segment is None and not freed and not call.copies and not call.is_stream:
-            return (_PLAIN_CALL if call.is_plain else _CALL) % (self._number, self._uses[call.use]), fds
-        header: dict[str, Any] = {"n": self._number, "use": self._uses[call.use], "freed": freed}
+        header: dict[str, Any] = {"n": self._number, "use": use, "freed": self.releases.take()}
         if call.is_plain:
             header["plain"] = True
         if call.copies:
@@ -136,10 +145,8 @@ class Lease:
             fds = (call.segment.fd, *fds)
         return wire.encode_header(header), fds
 
-    def _introduce(self, call: LeasedCall) -> None:
-        """What this worker has not seen yet; what this connection has not named yet."""
-        if call.use in self._uses:
-            return
+    def _introduce(self, call: LeasedCall) -> int:
+        """What this worker has not seen yet, and a number for what this connection has not named yet."""
         for upload in call.uploads:
             if upload.digest not in self._known and upload.digest not in self._told:
                 self._send_content(upload)
@@ -148,6 +155,7 @@ class Lease:
         code, modules, context, timeout_ms = call.use
         use = {"op": "use", "use": self._uses[call.use], "code": code, "modules": modules, "context": context, "timeout_ms": timeout_ms}
         self._send(wire.encode({**use, "client": self._client}))
+        return self._uses[call.use]
 
     def tell(self, header: dict[str, Any]) -> None:
         """Something about the call in hand."""
@@ -189,7 +197,10 @@ class Lease:
     def _receive(self, flags: int) -> None:
         assert self._sock is not None
         try:
-            data, fds = wire.receive_into(self._sock, self._buffer, flags)
+            data, fds = wire.receive_some(self._sock, flags)
+            if self._expected and not fds and not self._told and (payload := self._frames.expected(self._expected, data)) is not None:
+                self._owner.on_value(self, payload)
+                return
             frames = self._frames.feed(data, fds) if data else []
         except (BlockingIOError, InterruptedError):
             return

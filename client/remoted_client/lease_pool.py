@@ -54,13 +54,16 @@ class LeasePool:
     def submit(self, call: LeasedCall) -> None:
         """Send it now, or as soon as a worker is free."""
         with self._lock:
-            self._attend_unclaimed()
-            if not self._send_now(call):
+            if self._unclaimed is not None:
+                self._attend_unclaimed()
+            if not self._idle or not self._send_now(call):
+                call.queued_at = time.monotonic()
                 self._queue.append(call)
                 self._attend_all()
                 self._open_more()
         self._line.ensure_thread()  # the lease may have outlived the daemon, and nobody have looked for the next one yet
-        self._watch_queue()
+        if self._queue:
+            self._watch_queue()
 
     def _send_now(self, call: LeasedCall) -> bool:
         """By a lease that is free, unless others wait for one."""
@@ -110,14 +113,14 @@ class LeasePool:
 
     # -- who reads -----------------------------------------------------------------------------------------
 
-    def claim(self, call: LeasedCall, reader: str) -> Lease | None:
+    def claim(self, call: LeasedCall) -> Lease | None:
         with self._lock:
             if self._unclaimed is call:
                 self._unclaimed = None
             lease = call.lease
-            if lease is None or lease.reader is not None or not lease.carries(call):
+            if lease is None or lease.reader is not None or lease.call is not call or lease.held is not None or lease.is_closed:
                 return None
-            lease.reader = reader
+            lease.reader = call
             return lease
 
     def unclaim(self, lease: Lease) -> None:
@@ -127,6 +130,19 @@ class LeasePool:
             if call is not None and (self._queue or not call.is_stream):
                 # Its reader gave up, or another call was sent meanwhile. That of a stream comes back for more.
                 self.attend(call)
+
+    def receive(self, call: LeasedCall) -> bool:
+        """The thread that waits for a call reads its answer: nobody else has to be woken."""
+        lease = self.claim(call)
+        if lease is None:
+            return call.is_over
+        try:
+            while lease.read(None) and lease.carries(call):
+                pass
+        finally:
+            if lease.reader is call:
+                self.unclaim(lease)
+        return call.is_over
 
     def attend(self, call: LeasedCall) -> None:
         with self._lock:
@@ -245,6 +261,16 @@ class LeasePool:
                 return
         self._conclude(lease, call, frame)
 
+    def on_value(self, lease: Lease, payload: bytes) -> None:
+        """As ``on_answer``, of a call that has nothing to tell but its value: most of them."""
+        with self._lock:
+            call, lease.call = lease.call, None
+            if lease.reader is call and not self._queue:
+                lease.reader = None
+            self._next(lease)
+        if call is not None:
+            call.on_value(payload)
+
     def _await_output(self, lease: Lease, call: LeasedCall, frame: Frame, seen: int) -> None:
         def look() -> None:
             if lease.call is call and lease.output_bytes > seen:
@@ -298,6 +324,7 @@ class LeasePool:
         """Nothing of it ran there."""
         self._keep_segment(lease, call)
         call.on_waiting("WAITING_WORKER")
+        call.queued_at = call.queued_at or time.monotonic()
         self._queue.appendleft(call)
 
     def _withdraw_cancelled(self, call: LeasedCall) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from remoted_client.call_state import CallState
-from remoted_client.lease import LOOP, THREAD, Lease
+from remoted_client.lease import Lease
 from remoted_client.wire import Frame, Status
 
 if TYPE_CHECKING:
@@ -25,11 +25,15 @@ _CREDITED_ITEMS = 16
 class Pool(Protocol):
     """Where its lease comes from."""
 
-    def claim(self, call: LeasedCall, reader: str) -> Lease | None:
+    def claim(self, call: LeasedCall) -> Lease | None:
         """The lease that carries the call, to be read by the caller alone; None if it waits, or somebody reads."""
         ...
 
     def unclaim(self, lease: Lease) -> None: ...
+    def receive(self, call: LeasedCall) -> bool:
+        """Wait for its answer in this thread and take it. False: that cannot be done, or the call has gone elsewhere."""
+        ...
+
     def attend(self, call: LeasedCall) -> None:
         """Let the connection's thread read its answer."""
         ...
@@ -47,10 +51,16 @@ class Pool(Protocol):
         ...
 
 
+# As names of this module: members are looked up slowly in an enum.
+_IN_PROGRESS, _COMPLETED = Status.IN_PROGRESS, Status.COMPLETED
+
+
 class LeasedCall(CallState):
     """One call. ``use`` names what is called: digests of code, modules and context, and the timeout in milliseconds."""
 
-    known = True
+    known = is_mine = True
+    is_durable = False
+    queued_at = 0.0
     #: No segments, in neither direction.
     copies = False
     #: The large buffers of its arguments, and how many they are.
@@ -65,14 +75,9 @@ class LeasedCall(CallState):
     _is_left = False
 
     def __init__(self, name: str, pool: Pool, use: tuple[str, str, str, int], uploads: tuple[Upload, ...], payload: Payload, is_plain: bool, stream: bool) -> None:
-        super().__init__(name, None, durable=False, detached=False, stream=stream, echo=True)
-        self.is_mine = True
-        self.pool = pool
-        self.use = use
-        self.uploads = uploads
-        self.payload = payload
-        self.is_plain = is_plain
-        self.queued_at = time.monotonic()
+        self._begin(name, stream)
+        self.pool, self.use, self.uploads = pool, use, uploads
+        self.payload, self.is_plain = payload, is_plain
 
     # -- the pool ------------------------------------------------------------------------------------------
 
@@ -80,11 +85,11 @@ class LeasedCall(CallState):
         """A worker gets it. True if somebody waits for it, who will read the answer."""
         with self._lock:
             self.lease, self.id, self.worker = lease, f"{lease.id}-{self.number}", lease.worker
-            self.status, self.reason = Status.IN_PROGRESS, ""
-            has_waiters = bool(self._news_waiters or self._waiters)
-            if has_waiters:
-                self._notify()
-            return has_waiters
+            self.status, self.reason = _IN_PROGRESS, ""
+            if not self._news_waiters and not self._waiters:
+                return False
+            self._notify()
+            return True
 
     def on_waiting(self, reason: str) -> None:
         """Why no worker has it yet."""
@@ -98,6 +103,14 @@ class LeasedCall(CallState):
     def on_answer(self, header: dict[str, Any], frame: Frame) -> None:
         """The end of it: the worker's answer in the words of a ``done`` frame."""
         self.on_done(Frame({"id": self.id, "worker": self.worker, **header}, frame.body, frame.fds))
+
+    def on_value(self, payload: bytes) -> None:
+        """It has returned something plain."""
+        with self._lock:
+            self.returned, self.is_over, self.status = payload, True, _COMPLETED
+            is_awaited = self._callbacks or self._waiters or self._condition is not None
+        if is_awaited:
+            self._end()
 
     def _end(self) -> None:
         if self.segment is not None and self.lease is None:
@@ -146,6 +159,12 @@ class LeasedCall(CallState):
             send({"op": "cancel", "id": lease.id, "number": self.number})
             self.pool.attend(self)
 
+    def wait_and_tell(self, condition: Callable[[], bool], timeout: float | None, news: bool = True) -> bool:
+        """Of one that a worker has there is nothing to tell."""
+        if timeout is None and not self.is_stream and self.pool.receive(self):
+            return True
+        return super().wait_and_tell(condition, timeout, news)
+
     def wait(self, condition: Callable[[], bool], timeout: float | None, news: bool = True) -> bool:
         """Reads the answer itself if it can; the lease's socket is this thread's meanwhile."""
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -153,12 +172,12 @@ class LeasedCall(CallState):
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 return False
-            lease = self.pool.claim(self, THREAD)
+            lease = self.pool.claim(self)
             if lease is None:
                 super().wait(lambda: condition() or self._is_claimable, left, news=True)
                 continue
             try:
-                while lease.carries(self) and not condition() and lease.read(None if deadline is None else deadline - time.monotonic()):
+                while lease.read(None if deadline is None else deadline - time.monotonic()) and lease.carries(self) and not condition():
                     pass
             finally:
                 self.pool.unclaim(lease)
@@ -167,7 +186,7 @@ class LeasedCall(CallState):
     async def wait_async(self, condition: Callable[[], bool], news: bool = True) -> None:
         """The same on the running loop."""
         while not condition():
-            lease = self.pool.claim(self, LOOP)
+            lease = self.pool.claim(self)
             if lease is None:
                 await super().wait_async(lambda: condition() or self._is_claimable, news=True)
                 continue

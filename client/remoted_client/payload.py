@@ -33,8 +33,8 @@ class PayloadWriter:
 
     def finish(self) -> Payload:
         if self._fd < 0:
-            return Payload(bytes(self._buffer), -1)
-        return Payload(b"", self._fd)
+            return Payload(bytes(self._buffer))
+        return FilePayload(self._fd)
 
     def take(self) -> bytes | int:
         """What was written, inline or as a descriptor that is the caller's from here on."""
@@ -46,16 +46,29 @@ class PayloadWriter:
 
 
 class Payload:
-    """Finished bytes: ``inline``, or a memfd that is closed with this object."""
+    """Finished bytes: ``inline``, or in a file."""
 
-    def __init__(self, inline: bytes, fd: int) -> None:
+    fd = -1
+
+    def __init__(self, inline: bytes) -> None:
         self.inline = inline
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what is in the file; "" for inline bytes, which travel with their call."""
+        return ""
+
+
+class FilePayload(Payload):
+    """In a memfd that is closed with this object."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__(b"")
         self.fd = fd
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 of what is in the memfd; "" for inline bytes, which travel with their call."""
-        return "" if self.fd < 0 else _digest_of(self.fd)
+        return _digest_of(self.fd)
 
     def __del__(self) -> None:
         if self.fd >= 0:

@@ -14,6 +14,13 @@ _ITEMS = 16
 _BYTES = 16 * 1024
 
 loads = pickle.loads
+#: The arguments of a call that has none.
+_NO_ARGUMENTS = pickle.dumps(((), {}), 5)
+
+
+def dumps_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes | None:
+    """As ``dumps`` of both."""
+    return dumps((args, kwargs)) if args or kwargs else _NO_ARGUMENTS
 
 
 def dumps(value: Any) -> bytes | None:

@@ -248,6 +248,9 @@ class Releases:
         if os.getpid() == self._pid:
             self._numbers.append(number)
 
+    def __bool__(self) -> bool:
+        return bool(self._numbers)
+
     def take(self) -> list[int]:
         numbers = []
         while self._numbers:

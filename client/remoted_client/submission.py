@@ -13,7 +13,8 @@ import secrets
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from remoted_client import context, parcel, plain
 from remoted_client.call_state import CallState
@@ -23,7 +24,7 @@ from remoted_client.errors import SerializationError
 from remoted_client.handle import Handle, StreamHandle
 from remoted_client.lease_pool import LeasePool
 from remoted_client.leased_call import LeasedCall
-from remoted_client.payload import Payload, PayloadWriter
+from remoted_client.payload import FilePayload, Payload, PayloadWriter
 from remoted_client.segments import Collector
 from remoted_client.settings import Settings, name_of
 from remoted_client.surroundings import current_directory, own_entries
@@ -53,14 +54,14 @@ def submit(
 ) -> CallState:
     """Pickle, describe and start one call. Raises SerializationError naming what cannot be sent."""
     described = _describe(line, target, settings, stream)
-    if described.is_load_balanced and instance is None and context.running_call() is None and options.keys() <= _LEASED_OPTIONS:
+    if described.is_load_balanced and instance is None and context.running_call() is None and (not options or options.keys() <= _LEASED_OPTIONS):
         return _submit_leased(line, described, target, settings, options, args, kwargs, stream)
     code, (code_upload, spec_upload) = described.code, described.uploads
-    plain_data = plain.dumps((args, kwargs))
+    plain_data = plain.dumps_arguments(args, kwargs)
     if plain_data is None:
         payload = encode_arguments(line, args, kwargs, code) if options.get("copy") else encode_parcel(line, args, kwargs, code)
     else:
-        payload = Payload(plain_data, -1)
+        payload = Payload(plain_data)
     context_data, context_digest = line.surroundings.document(settings.declared)
     uploads = [spec_upload, code_upload, Upload(context_digest, "context", context_data)]
     modules = _modules_upload(code)
@@ -92,6 +93,7 @@ def submit(
         stream=stream,
         echo=True,
     )
+    state.workers_max = described.workers_max
     line.start(state)
     return state
 
@@ -104,27 +106,30 @@ def _submit_leased(
     line: Connection, described: _Described, target: Callable[..., Any], settings: Settings, options: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any], stream: bool
 ) -> LeasedCall:
     """Straight to a worker, on a connection that the daemon has handed over."""
-    plain_data = plain.dumps((args, kwargs))
-    copies = bool(options.get("copy"))
-    collector = None if copies else Collector()
-    payload = encode_arguments(line, args, kwargs, described.code, collector) if plain_data is None else Payload(plain_data, -1)
+    plain_data = plain.dumps_arguments(args, kwargs)
+    copies = bool(options and options.get("copy"))
+    collector = None if copies or plain_data is not None else Collector()
+    payload = encode_arguments(line, args, kwargs, described.code, collector) if plain_data is None else Payload(plain_data)
     data, digest = line.surroundings.document(settings.declared)
     route = described.route
     if route is None or route.context != digest or route.modules is not described.code.modules or route.line is not line or route.pool.is_forgotten:
         route = described.route = _route(line, described, target, settings, Upload(digest, "context", data))
-    use = route.use
+    use, name = route.use, route.name
     if options:
-        timeout = options.get("timeout_seconds") or described.timeout_seconds
+        timeout, name = options.get("timeout_seconds") or described.timeout_seconds, options.get("name") or name
         use = (*use[:3], _milliseconds(timeout, described.execution_timeout_seconds))
-    call = LeasedCall(options.get("name") or route.name, route.pool, use, route.uploads, payload, plain_data is not None, stream)
-    call.copies = copies
+    call = LeasedCall(name, route.pool, use, route.uploads, payload, plain_data is not None, stream)
+    call.workers_max = described.workers_max
+    if copies:
+        call.copies = True
     if collector is not None and collector.buffers:
         call.segment, call.buffers = line.segments.pack(collector.buffers), len(collector.buffers)
     route.pool.submit(call)
     return call
 
 
-class _Route(NamedTuple):
+@dataclass(frozen=True)
+class _Route:
     """Where calls of one target go, as long as neither its code nor its surroundings change."""
 
     line: Connection
@@ -167,6 +172,7 @@ class _Described:
         self.is_load_balanced: bool = document["pool"]["load_balanced"]
         self.uploads = (Upload(hashlib.sha256(code.payload).hexdigest(), "code", code.payload), Upload(hashlib.sha256(spec).hexdigest(), "spec", spec))
         self.timeout_seconds: float | None = document["timeout_seconds"]
+        self.workers_max: int = document["pool"]["workers_max"]
         self.execution_timeout_seconds: float | None = document["pool"]["execution_timeout_seconds"]
 
         self.route: _Route | None = None
@@ -216,7 +222,7 @@ def encode_parcel(line: Connection, args: tuple[Any, ...], kwargs: dict[str, Any
     payload = encode_arguments(line, args, kwargs, code, collector)
     if not collector.buffers:
         return payload
-    return Payload(b"", parcel.pack(payload.inline if payload.fd < 0 else os.dup(payload.fd), collector.buffers))
+    return FilePayload(parcel.pack(payload.inline if payload.fd < 0 else os.dup(payload.fd), collector.buffers))
 
 
 def encode_arguments(line: Connection, args: tuple[Any, ...], kwargs: dict[str, Any], code: Code | None, buffers: Collector | None = None) -> Payload:

@@ -25,13 +25,8 @@ _UMASK_SECONDS = 0.005
 class _Document(NamedTuple):
     """A document, and what it was made from."""
 
-    environ: dict[Any, Any]
-    cwd: str
-    umask: int
-    path: list[str]
-    argv: list[str]
-    values: dict[str, str]
-    logging: dict[str, Any] | None
+    #: In one tuple, so that one comparison is enough.
+    facts: tuple[Any, ...]
     data: bytes
     digest: str
 
@@ -49,22 +44,14 @@ class Surroundings:
         values = self._resolve(declared) if declared else {}
         key = tuple(sorted(values.items())) if values else ()
         known = self._known.get(key)
-        cwd, umask = current_directory(), self._umask.read()
-        logging = logging_settings()
-        if (
-            known is not None
-            and known.cwd == cwd
-            and known.umask == umask
-            and known.environ == _environ()
-            and known.path == sys.path
-            and known.argv == sys.argv
-            and known.values == context.values
-            and known.logging == logging
-        ):
+        cwd, umask, logging = current_directory(), self._umask.read(), logging_settings()
+        facts = (cwd, umask, logging, getattr(os.environ, "_data", os.environ), sys.path, sys.argv, context.values)
+        if known is not None and known.facts == facts:
             return known.data, known.digest
         data = _encode(dict(os.environ), (cwd, umask, sys.path, sys.argv), values, logging)
         digest = hashlib.sha256(data).hexdigest()
-        self._known[key] = _Document(dict(_environ()), cwd, umask, list(sys.path), list(sys.argv), dict(context.values), logging, data, digest)
+        copies = (dict(_environ()), list(sys.path), list(sys.argv), dict(context.values))
+        self._known[key] = _Document((cwd, umask, logging, *copies), data, digest)
         return data, digest
 
     def _resolve(self, declared: dict[str, str | None]) -> dict[str, str]:

@@ -32,6 +32,8 @@ FRAME_FDS = 4
 FRAME_CALLS = 128
 #: SCM_MAX_FD of the kernel (include/net/scm.h) is 253 descriptors a message.
 KERNEL_FDS = 253
+#: Room that malloc gives without new pages.
+_SOME_BYTES = 32 * 1024
 _ANCILLARY_BYTES = socket.CMSG_SPACE(KERNEL_FDS * 4)
 # As plain numbers: arithmetic with the enum's members costs more than the system call.
 _CLOEXEC, _CUT_OFF = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_CTRUNC)
@@ -232,6 +234,17 @@ class FrameReader:
         self._buffer = bytearray()
         self._fds: deque[int] = deque()
 
+    def expected(self, head: bytes, data: bytes) -> bytes | None:
+        """The body, if these bytes are one whole frame with just this header; None: they have to be read.
+
+        Who knows what comes next need not parse it, which costs more than the rest of a small frame.
+        """
+        start = PREFIX_BYTES + len(head)
+        size = len(data) - start
+        if 0 <= size <= INLINE_BYTES and not self._buffer and not self._fds and data.startswith(_PREFIX.pack(_MAGIC, PROTOCOL, 0, len(head), size) + head):
+            return data[start:]
+        return None
+
     def feed(self, data: bytes, fds: list[int] | tuple[int, ...] = ()) -> list[Frame]:
         """Frames completed by these bytes. Raises WireError; then the connection must be closed."""
         if not self._buffer and not self._fds and not fds and len(data) >= PREFIX_BYTES:
@@ -300,6 +313,12 @@ def receive(sock: socket.socket, size: int) -> tuple[bytes, list[int]]:
     """recvmsg with CLOEXEC descriptors. Raises WireError BAD_FDS when the kernel had to cut some off (T20)."""
     data, ancillary, flags, _ = sock.recvmsg(size, _ANCILLARY_BYTES, _CLOEXEC)
     return data, _descriptors(ancillary, flags)
+
+
+def receive_some(sock: socket.socket, flags: int = 0) -> tuple[bytes, list[int]]:
+    """The same where most messages are small: room for a large one costs 20 us of page faults, and a buffer that is kept a copy."""
+    data, ancillary, seen, _ = sock.recvmsg(_SOME_BYTES, _ANCILLARY_BYTES, _CLOEXEC | flags)
+    return data, _descriptors(ancillary, seen) if ancillary or seen & _CUT_OFF else []
 
 
 def receive_into(sock: socket.socket, buffer: bytearray, flags: int = 0) -> tuple[bytes, list[int]]:

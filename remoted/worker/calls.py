@@ -8,7 +8,6 @@ import json
 import resource
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -22,16 +21,10 @@ if TYPE_CHECKING:
     from .lease import Lease
 
 
-@dataclass(slots=True)
 class Run:
-    """What the daemon asked for. ``body`` of the arguments is bytes, or the descriptor of a file."""
+    """What was asked for. The arguments are bytes, or the descriptor of a file."""
 
-    attempt: str
-    job: str
-    code: str
-    modules: str
-    context: str
-    arguments: bytes | int
+    # What most calls never change stands here: making one costs what is set in it.
     stream: bool = False
     inline: bool = False
     #: Is its outcome kept for the next daemon when none is there?
@@ -56,23 +49,28 @@ class Run:
     number: int = 0
     #: For the thread that reads a lease whose calls are run by another one.
     answered: threading.Event | None = None
-    #: What its body's nested calls are told.
-    running: RunningCall = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.running = RunningCall(self.job, self.attempt)
+    def __init__(self, attempt: str, job: str, code: str, modules: str, context: str, arguments: bytes | int, **more: Any) -> None:
+        self.attempt, self.job, self.arguments = attempt, job, arguments
+        self.code, self.modules, self.context = code, modules, context
+        #: What its body's nested calls are told.
+        self.running = RunningCall(job, attempt)
+        if more:
+            self.__dict__.update(more)
 
 
-@dataclass
 class Outcome:
     """How a call ended. ``kind``: returned, raised, exited, cancelled, stale, unsendable or lost."""
 
-    kind: str
-    value: Any = None
     error_type: str = ""
     message: str = ""
     traceback: str = ""
     exit_code: int | None = None
+
+    def __init__(self, kind: str, value: Any = None, **more: Any) -> None:
+        self.kind, self.value = kind, value
+        if more:
+            self.__dict__.update(more)
 
 
 def returned(value: Any) -> Outcome:
@@ -88,7 +86,7 @@ def raised(error: BaseException, pickles: Callable[[Any], bool], cancelled: bool
         error = SerializationError(f"{error}; {advice}", error.path)
     description = failure.describe(error, pickles)
     first = description["links"][0]
-    outcome = Outcome("raised", description, first["type_name"], _with_notes(first["message"], error), description["traceback"])
+    outcome = Outcome("raised", description, error_type=first["type_name"], message=_with_notes(first["message"], error), traceback=description["traceback"])
     if isinstance(error, SystemExit):
         outcome.kind, outcome.exit_code, outcome.message = "exited", _exit_code(error), _with_notes(_exit_message(error), error)
     if cancelled:

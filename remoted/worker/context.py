@@ -27,8 +27,9 @@ class CallContext:
         self.argv: list[str] = document["argv"]
         self._values: dict[str, str] = document.get("values", {})
         self._logging: dict[str, Any] | None = document.get("logging")
-        self._wanted: dict[str, str] | None = None
-        self._encoded: dict[bytes, bytes] = {}
+        #: What ``os.environ`` keeps the environment in, as it is when these are in place: with the very same objects, so that
+        #: comparing is a look at each pointer.
+        self._environ: dict[Any, Any] | None = None
         self._path: list[str] = []
 
     def apply(self, own: dict[str, str], base_path: list[str]) -> None:
@@ -37,11 +38,14 @@ class CallContext:
         They stay until the next call compares and puts back what a body changed: putting some fifty variables in and
         out was most of a small call's time.
         """
-        self._set_environ(own)
-        client_context.values.update(self._values)
-        _Logging.current.apply(self._logging)
         if not self._path:
             self._path = self.sys_path + [entry for entry in base_path if entry not in self.sys_path]
+        if self._environ is None or getattr(os.environ, "_data", None) != self._environ:
+            self._set_environ(own)
+        if self._values:
+            client_context.values.update(self._values)
+        if self._logging != _Logging.current.applied:
+            _Logging.current.apply(self._logging)
         if sys.path != self._path:
             sys.path[:] = self._path
         if sys.argv != self.argv:
@@ -63,11 +67,8 @@ class CallContext:
                 _go_to(cwd)
 
     def _set_environ(self, own: dict[str, str]) -> None:
-        if self._wanted is None:
-            self._wanted = {**self.environ, **own}
-            self._encoded = {os.fsencode(name): os.fsencode(value) for name, value in self._wanted.items()}
-        if getattr(os.environ, "_data", None) != self._encoded:
-            replace_environ(self._wanted)
+        replace_environ({**self.environ, **own})
+        self._environ = dict(getattr(os.environ, "_data", os.environ))
 
 
 class _Logging:
@@ -76,14 +77,12 @@ class _Logging:
     current: _Logging
 
     def __init__(self) -> None:
-        self._applied: dict[str, Any] | None = None
+        self.applied: dict[str, Any] | None = None
         self._handler: logging.Handler | None = None
 
     def apply(self, wanted: dict[str, Any] | None) -> None:
         """As in the script: a level, and where it prints its records, a handler that does."""
-        if wanted == self._applied:
-            return
-        self._applied = wanted
+        self.applied = wanted
         root = logging.getLogger()
         if self._handler is not None:
             root.removeHandler(self._handler)

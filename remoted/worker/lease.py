@@ -22,9 +22,9 @@ from remoted_client import segments, wire
 from .calls import Run
 from .window import LeasedWindow
 
-_READ_BYTES = 256 * 1024
-_ONLY_PLAIN = {"plain": True}
-_ANSWER, _PLAIN_ANSWER = b'{"n":%d}', b'{"n":%d,"plain":true}'
+#: What most calls and their answers look like.
+_PLAIN_ANSWER = b'{"n":%d,"plain":true}'
+_PLAIN_CALL = b'{"n":%d,"use":%d,"plain":true}'
 
 
 class Lease:
@@ -51,8 +51,10 @@ class Lease:
         self._page_fd = page
         self._reader = wire.FrameReader()
         self._frames: deque[wire.Frame] = deque()
-        self._buffer = bytearray(_READ_BYTES)
         self._uses: dict[int, dict[str, Any]] = {}
+        #: What was called last, and the header of the call that will probably come.
+        self._use: dict[str, Any] = {}
+        self._expected = b""
         self._lock = threading.Lock()
         self._accepted = self._answered = 0
         self._began = self._ended = self._timeout = 0
@@ -95,7 +97,9 @@ class Lease:
                 if run is not None:
                     return run
             try:
-                data, fds = wire.receive_into(self._sock, self._buffer)
+                data, fds = wire.receive_some(self._sock)
+                if self._expected and not fds and (payload := self._reader.expected(self._expected, data)) is not None:
+                    return self._accept_plain(payload)
                 self._frames.extend(self._reader.feed(data, fds))
             except (OSError, wire.WireError):
                 return None
@@ -121,7 +125,7 @@ class Lease:
         """What the caller of a stream says while it runs. At the end of the connection nobody wants more."""
         assert self.window is not None
         try:
-            data, fds = wire.receive_into(self._sock, self._buffer, 0 if wait else socket.MSG_DONTWAIT)
+            data, fds = wire.receive_some(self._sock, 0 if wait else socket.MSG_DONTWAIT)
             frames = self._reader.feed(data, fds)
         except (BlockingIOError, InterruptedError):
             return
@@ -148,8 +152,17 @@ class Lease:
         if not self._client:
             self._client, self._releases = client, self._segments.enter(client)
 
+    def _accept_plain(self, payload: bytes) -> Run:
+        """The same function again, with plain arguments: most calls."""
+        use, number = self._use, self._accepted + 1
+        self.window, self._accepted = None, number
+        self._began, self._timeout = time.clock_gettime_ns(time.CLOCK_BOOTTIME), use["timeout_ms"]
+        self._note()
+        return Run(f"{self.token}/{number}", self._id, use["code"], use["modules"], use["context"], payload, is_plain=True, lease=self, number=number)
+
     def _accept(self, header: dict[str, Any], frame: wire.Frame) -> Run | None:
         use, before = self._uses[header["use"]], self._accepted
+        self._use = use
         self.window = LeasedWindow(*self._window_size, self.hear, self._hang_up) if "stream" in header else None
         number = self._accepted = header["n"]
         if self.window is not None and self.is_revoked:  # its caller cannot be heard any more
@@ -190,13 +203,17 @@ class Lease:
         except segments.BadSegment as error:
             return None, error
 
-    def answer(self, number: int, header: dict[str, Any], payload: bytes | int, segment: segments.Segment | None = None) -> None:
-        """The outcome of one call; the descriptor is closed here. Nobody may be there to hear it."""
+    def answer(self, number: int, header: dict[str, Any] | None, payload: bytes | int, segment: segments.Segment | None = None) -> None:
+        """The outcome of one call; the descriptor is closed here. Without a header: a plain value. Nobody may be there to hear it."""
         try:
-            self.say(number, header, payload, segment)
+            if header is None and isinstance(payload, bytes) and not self._releases:
+                self._send(wire.frame(_PLAIN_ANSWER % number, payload))
+            else:
+                self.say(number, {"plain": True} if header is None else header, payload, segment)
         finally:
             self._answered, self._ended = number, time.clock_gettime_ns(time.CLOCK_BOOTTIME)
             self._note()
+            self._expected = _PLAIN_CALL % (number + 1, self._use["use"])
 
     def say(self, number: int, header: dict[str, Any], payload: bytes | int, segment: segments.Segment | None = None) -> None:
         """An answer, or an item before it."""
@@ -206,9 +223,7 @@ class Lease:
             fds = (segment.fd,)
         if freed := self._releases.take():
             header["freed"] = freed
-        head = _ANSWER % number
-        if header:
-            head = _PLAIN_ANSWER % number if header == _ONLY_PLAIN else wire.encode_header({"n": number, **header})
+        head = wire.encode_header({"n": number, **header})
         if isinstance(payload, bytes):
             self._send(wire.frame(head, payload, len(fds)), fds)
             return

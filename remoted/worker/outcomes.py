@@ -19,6 +19,7 @@ from .refusals import Refusals
 from .streams import StandardStreams
 
 Payload = bytes | int
+_PLAIN = {"plain": True}
 
 
 class Reporter:
@@ -47,9 +48,6 @@ class Reporter:
         The next call may be here already, and the daemon must not ascribe to it what this one printed: it has its word first.
         """
         self._streams.flush()
-        if run.lease is not None:
-            self._answer(run, run.lease, outcome, why)
-            return
         self._streams.restore()
         try:
             payload = self.encode_for(run, outcome.value) if outcome.kind == "returned" else self.encode(outcome.value)
@@ -115,7 +113,12 @@ class Reporter:
 
     # -- to the client of a lease --------------------------------------------------------------------------
 
-    def _answer(self, run: Run, lease: Lease, outcome: Outcome, why: str) -> None:
+    def answer(self, run: Run, lease: Lease, outcome: Outcome, why: str) -> None:
+        """As ``report``, to the client itself."""
+        self._streams.flush()
+        if outcome.kind == "returned" and (data := plain.dumps(outcome.value)) is not None:
+            self._send_answer(run, lease, None, data)
+            return
         try:
             header, payload, segment = self._encode_apart(outcome.value, run.copies, is_result=outcome.kind == "returned")
         except BaseException as error:
@@ -132,7 +135,7 @@ class Reporter:
     def _encode_apart(self, value: Any, copies: bool, is_result: bool = True) -> tuple[dict[str, Any], Payload, Segment | None]:
         """The pickle, the large buffers that stay out of it, and what a header says of both. Raises QuotaExceeded, and what pickling raises."""
         if is_result and (data := plain.dumps(value)) is not None:
-            return {"plain": True}, data, None
+            return dict(_PLAIN), data, None
         if copies:
             return {}, self.encode(value), None
         collector = Collector()
@@ -159,11 +162,11 @@ class Reporter:
         lease.say(run.number, {"op": "item", **header}, payload, segment)
         return True
 
-    def _send_answer(self, run: Run, lease: Lease, header: dict[str, Any], payload: Payload, segment: Segment | None = None) -> None:
-        """By the daemon goes only that all of the output is out."""
+    def _send_answer(self, run: Run, lease: Lease, header: dict[str, Any] | None, payload: Payload, segment: Segment | None = None) -> None:
+        """By the daemon goes only that all of the output is out. Without a header: a plain value."""
         if self._streams.take_printed():
             self._link.send({"op": "mark", "attempt": lease.token, "number": run.number})
-            header["printed"] = True
+            header = {**(_PLAIN if header is None else header), "printed": True}
         lease.answer(run.number, header, payload, segment)
         self._streams.restore_soon()  # while the caller reads the answer
         if run.answered is not None:

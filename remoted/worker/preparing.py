@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
@@ -15,7 +14,6 @@ from remoted_client.settings import is_async
 from .calls import Instances, Run
 from .context import CallContext
 
-_NOTHING = contextlib.nullcontext()
 _MODULES_SECONDS = 0.1
 #: What the worker itself puts into the environment of every call.
 _OWN_VARIABLES = ("REMOTED_SOCKET", "REMOTED_WORKER_ID", "REMOTED_PYTHON", "CUDA_VISIBLE_DEVICES")
@@ -23,6 +21,8 @@ _OWN_VARIABLES = ("REMOTED_SOCKET", "REMOTED_WORKER_ID", "REMOTED_PYTHON", "CUDA
 
 class Bound:
     """A call with its arguments, ready to be made once."""
+
+    __slots__ = ("_args", "_function", "_kwargs", "is_async")
 
     def __init__(self, function: Any, is_async: bool, args: Any, kwargs: Any) -> None:
         self._function = function
@@ -58,18 +58,18 @@ class Preparer:
 
         The surroundings stay, unless other bodies are at work: those get theirs back.
         """
-        with self._surroundings(run, transient=run.inline or others_run):
-            self._install_modules(run)
-            return self._bind(run)
-
-    def _surroundings(self, run: Run, transient: bool) -> contextlib.AbstractContextManager[None]:
-        if run.context not in self._contexts:
-            self._contexts[run.context] = CallContext(json.loads(self._content(run.context)))
-        context = self._contexts[run.context]
-        if transient:
-            return context.applied(self._own, self._base_path)
+        context = self._contexts.get(run.context) or self._read_context(run.context)
+        if run.inline or others_run:
+            with context.applied(self._own, self._base_path):
+                self._install_modules(run)
+                return self._bind(run)
         context.apply(self._own, self._base_path)
-        return _NOTHING
+        self._install_modules(run)
+        return self._bind(run)
+
+    def _read_context(self, digest: str) -> CallContext:
+        found = self._contexts[digest] = CallContext(json.loads(self._content(digest)))
+        return found
 
     def _install_modules(self, run: Run) -> None:
         """At every call: a module that a body imported from disk may have been edited since (it is then stale)."""
@@ -101,6 +101,8 @@ class Preparer:
         return kind(*args, **kwargs)
 
     def _load_arguments(self, run: Run) -> Any:
+        if run.is_plain and isinstance(run.arguments, bytes):
+            return plain.loads(run.arguments)
         if run.problem is not None:
             raise run.problem
         source, buffers = run.arguments, run.buffers
@@ -108,7 +110,7 @@ class Preparer:
         if run.is_raw:
             return (_read(source),), {}
         if isinstance(source, bytes):
-            return plain.loads(source) if run.is_plain else self._decoder.load_arguments(source, buffers)
+            return self._decoder.load_arguments(source, buffers)
         with open(source, "rb") as file:
             if (found := parcel.unpack(source)) is not None:
                 return self._decoder.load_arguments(*found)

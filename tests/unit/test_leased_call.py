@@ -20,8 +20,11 @@ class Sending:
             call.on_sent(self.lease)
         return self.lease is None
 
-    def claim(self, call: LeasedCall, reader: str) -> Lease | None:
+    def claim(self, call: LeasedCall) -> Lease | None:
         return None
+
+    def receive(self, call: LeasedCall) -> bool:
+        return False
 
     def unclaim(self, lease: Lease) -> None: ...
     def attend(self, call: LeasedCall) -> None: ...
@@ -29,7 +32,7 @@ class Sending:
 
 
 def a_call(pool: Sending) -> LeasedCall:
-    return LeasedCall("f", pool, ("", "", "", 0), (), Payload(b"", -1), is_plain=False, stream=False)
+    return LeasedCall("f", pool, ("", "", "", 0), (), Payload(b""), is_plain=False, stream=False)
 
 
 def test_f25_a_cancel_in_the_moment_of_sending_reaches_the_worker() -> None:

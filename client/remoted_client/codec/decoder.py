@@ -40,6 +40,7 @@ class Decoder:
         self._lock = threading.RLock()
         self._made: Engine | None = None
         self._targets: OrderedDict[str, _Target] = OrderedDict()
+        self._newest: _Target | None = None
         self._mains: dict[str, Ref] = {}
         self._run = ""
         self._first_main = sys.modules.get("__main__")
@@ -55,7 +56,9 @@ class Decoder:
                 target = self._targets[digest] = self._read_target(payload)
                 if len(self._targets) > _MAX_TARGETS:
                     self._targets.popitem(last=False)
-            self._targets.move_to_end(digest)
+            if target is not self._newest:
+                self._targets.move_to_end(digest)
+                self._newest = target
             self._enter(target.main)
             return target.value
 

@@ -58,11 +58,13 @@ class Encoder:
         """
         with self._lock:
             engine, modules = self._engine(), collect_modules()
-            target = self._known_target(function)
-            if target is None or not target.is_current():
+            known = self._targets.get(id(function))
+            if known is not None and known[0]() is function and known[1].is_current():
+                target = known[1]
+            else:
                 target = engine.target(function, modules)
                 self._keep_target(function, target)
-            return target.with_modules(modules)
+            return target.code if target.code.modules is modules else target.with_modules(modules)
 
     def encode_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any], code: Code | None = None) -> bytes:
         """The arguments as bytes. With ``code``, what its payload brings is not sent again."""
@@ -109,10 +111,6 @@ class Encoder:
             self._made, self._generation = Engine(), _generation
             self._targets.clear()
         return self._made
-
-    def _known_target(self, function: object) -> Target | None:
-        known = self._targets.get(id(function))
-        return known[1] if known is not None and known[0]() is function else None
 
     def _keep_target(self, function: object, target: Target) -> None:
         key, targets = id(function), self._targets

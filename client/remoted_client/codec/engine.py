@@ -39,12 +39,14 @@ class Target:
         for scope, name, found in self._globals:
             if not found.same(scope.get(name, MISSING)):
                 return False
-        return all(found.is_unchanged() for found in self._functions)
+        for found in self._functions:  # noqa: SIM110 - asked at every call, and a generator costs as much again
+            if not found.is_unchanged():
+                return False
+        return True
 
     def with_modules(self, modules: ModuleSet) -> Code:
         old = self.code
-        if old.modules is not modules:
-            self.code = Code(old.digest, old.payload, modules, old.parameters, old.known)
+        self.code = Code(old.digest, old.payload, modules, old.parameters, old.known)
         return self.code
 
 
