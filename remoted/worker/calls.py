@@ -55,8 +55,8 @@ class Run:
         self.code, self.modules, self.context = code, modules, context
         #: What its body's nested calls are told.
         self.running = RunningCall(job, attempt)
-        if more:
-            self.__dict__.update(more)
+        for name, value in more.items():
+            setattr(self, name, value)
 
 
 class Outcome:
@@ -69,8 +69,8 @@ class Outcome:
 
     def __init__(self, kind: str, value: Any = None, **more: Any) -> None:
         self.kind, self.value = kind, value
-        if more:
-            self.__dict__.update(more)
+        for name, item in more.items():
+            setattr(self, name, item)
 
 
 def returned(value: Any) -> Outcome:

@@ -158,7 +158,9 @@ class Lease:
         self.window, self._accepted = None, number
         self._began, self._timeout = time.clock_gettime_ns(time.CLOCK_BOOTTIME), use["timeout_ms"]
         self._note()
-        return Run(f"{self.token}/{number}", self._id, use["code"], use["modules"], use["context"], payload, is_plain=True, lease=self, number=number)
+        run = Run(f"{self.token}/{number}", self._id, use["code"], use["modules"], use["context"], payload)
+        run.is_plain, run.lease, run.number = True, self, number
+        return run
 
     def _accept(self, header: dict[str, Any], frame: wire.Frame) -> Run | None:
         use, before = self._uses[header["use"]], self._accepted
