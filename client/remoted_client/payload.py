@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 from typing import Any
@@ -65,10 +64,13 @@ class FilePayload(Payload):
     def __init__(self, fd: int) -> None:
         super().__init__(b"")
         self.fd = fd
+        self._digest = ""
 
-    @functools.cached_property
+    @property
     def digest(self) -> str:
-        return _digest_of(self.fd)
+        if not self._digest:
+            self._digest = _digest_of(self.fd)
+        return self._digest
 
     def __del__(self) -> None:
         if self.fd >= 0:
