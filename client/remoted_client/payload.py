@@ -61,6 +61,8 @@ class Payload:
 class FilePayload(Payload):
     """In a memfd that is closed with this object."""
 
+    _digest = ""
+
     def __init__(self, fd: int) -> None:
         super().__init__(b"")
         self.fd = fd

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
+from remoted_client import mappings
 from remoted_client.errors import QuotaExceeded
 
 #: Buffers smaller than this travel in the pickle.
@@ -130,7 +131,7 @@ class SegmentPool:
             self._peers[name] = peer  # the newest is the last
             peer.leases += 1
             for old in [old for old, known in self._peers.items() if not known.leases][:-_PEERS_MOST]:
-                del self._peers[old]
+                mappings.forget(self._peers.pop(old).releases)
             return peer.releases
 
     def leave(self, name: str, is_gone: bool) -> None:
@@ -141,7 +142,7 @@ class SegmentPool:
                 return
             peer.leases -= 1
             if is_gone and not peer.leases:
-                del self._peers[name]
+                mappings.forget(self._peers.pop(name).releases)
             self._give_up_absent(_ABSENT_BYTES)
 
     def _give_up_absent(self, most: int) -> None:
@@ -240,6 +241,7 @@ class Releases:
     """Numbers of segments that came from one process and of which nothing is alive here any more."""
 
     def __init__(self) -> None:
+        self.is_gone = False
         self._numbers: deque[int] = deque()
         self._pid = os.getpid()
 
@@ -258,32 +260,20 @@ class Releases:
         return numbers
 
 
-class _Mapping(mmap.mmap):
-    """Tells where it came from that it is gone, with the last array that lives in it."""
-
-    releases: Releases
-    number: int
-
-    def __del__(self) -> None:
-        self.releases.add(self.number)
-
-
 def unpack(fd: int, number: int, count: int, releases: Releases) -> list[memoryview]:
     """The buffers of a segment, without a copy; the descriptor is closed. Raises BadSegment."""
     try:
         size = os.fstat(fd).st_size
         if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS != _SEALS or size < count * _ENTRY.size:
             raise BadSegment("cannot read the arrays: their memory could change its size")
-        mapping = _Mapping(fd, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        whole = mappings.borrow(fd, number, releases)
     except OSError as error:
         raise BadSegment(f"cannot map the arrays: {error}") from error
     finally:
         os.close(fd)
-    mapping.releases, mapping.number = releases, number
-    whole = memoryview(mapping)
     parts = []
     for index in range(count):
-        offset, length = _ENTRY.unpack_from(mapping, index * _ENTRY.size)
+        offset, length = _ENTRY.unpack_from(whole, index * _ENTRY.size)
         if offset + length > size:
             raise BadSegment("cannot read the arrays: they are longer than their memory")
         parts.append(whole[offset : offset + length])

@@ -5,11 +5,14 @@ from __future__ import annotations
 import gc
 import os
 import pickle
+import resource
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from remoted_client import mappings
 from remoted_client.errors import QuotaExceeded
 from remoted_client.segments import BadSegment, Collector, Releases, Segment, SegmentPool, unpack
 
@@ -47,6 +50,57 @@ def test_it_is_free_again_when_the_last_array_is_gone() -> None:
     assert releases.take() == [segment.number]
     pool.take_back(segment.number)
     assert lend(pool, np.ones(1000)) is segment, "a free one is used again"
+
+
+def test_a_mapping_is_used_again_and_shows_what_its_owner_has_put_there_since() -> None:
+    pool, releases = SegmentPool(), Releases()
+    segment = lend(pool, np.full(100_000, 7.0))
+    array = np.frombuffer(received(segment, 1, releases)[0])
+    place = array.ctypes.data
+    assert (array == 7).all()
+    del array
+    segment.fill([memoryview(np.full(100_000, 8.0)).cast("B")])
+    again = np.frombuffer(received(segment, 1, releases)[0])
+    assert (again == 8).all()
+    assert again.ctypes.data == place
+
+
+def test_what_was_written_to_an_array_is_not_in_the_next_one() -> None:
+    pool, releases = SegmentPool(), Releases()
+    segment = lend(pool, np.zeros(1_000_000))
+    array = np.frombuffer(received(segment, 1, releases)[0])
+    array[500_000] = 99
+    del array
+    assert not np.frombuffer(received(segment, 1, releases)[0]).any()
+
+
+def test_no_mapping_is_kept_where_it_would_count_against_a_limit() -> None:
+    pool, releases = SegmentPool(), Releases()
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    segment = lend(pool, np.zeros(100_000))
+    resource.setrlimit(resource.RLIMIT_DATA, (1 << 40, before[1]))
+    try:
+        received(segment, 1, releases)
+        assert _mapped(segment) == 1, "only its owner has it"
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+    received(segment, 1, releases)
+    assert _mapped(segment) == 2
+
+
+def test_of_mappings_that_nobody_uses_only_so_much_is_kept() -> None:
+    pool, releases = SegmentPool(), Releases()
+    sent = [lend(pool, np.zeros(mappings.KEPT_BYTES // 16, np.uint8)) for _ in range(20)]
+    for segment in sent:
+        received(segment, 1, releases)
+    assert [_mapped(segment) for segment in sent[:4]] == [1] * 4, "the oldest have gone"
+    assert _mapped(sent[-1]) == 2
+
+
+def _mapped(segment: Segment) -> int:
+    """How often this process has it in its memory."""
+    wanted = os.fstat(segment.fd).st_ino
+    return sum(line.split()[4] == str(wanted) for line in Path("/proc/self/maps").read_text().splitlines())
 
 
 def test_one_that_is_lent_is_never_filled_again() -> None:
