@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from remoted_client import wire
 from remoted_client.errors import RemotedError, WorkerLost, for_code
 from remoted_client.lease import LINE, Lease
-from remoted_client.leased_call import LeasedCall
+from remoted_client.leased_call import LeasedCall, header_of, translated
 from remoted_client.printed import tell_preload
 from remoted_client.wire import Frame, Status
 
@@ -171,7 +171,7 @@ class LeasePool:
             if call not in self._queue:
                 return call.is_over
             self._queue.remove(call)
-        call.on_answer(_header(Status.CANCELLED, "CANCELLED", "stopped: it was cancelled"), Frame({}, b""))
+        call.on_answer(header_of(Status.CANCELLED, "CANCELLED", "stopped: it was cancelled"), Frame({}, b""))
         return True
 
     # -- leases --------------------------------------------------------------------------------------------
@@ -295,7 +295,7 @@ class LeasePool:
             frame.close()
             self._withdraw_cancelled(call)
         else:
-            call.on_answer(_translated(lease, call, frame.header), frame)
+            call.on_answer(translated(lease, call, frame.header), frame)
 
     def on_closed(self, lease: Lease) -> None:
         """No more will come: what was accepted is lost, what was not is sent elsewhere."""
@@ -471,30 +471,3 @@ class LeasePool:
         """In a forked child: the sockets are the parent's."""
         for lease in self._leases:
             lease.close()
-
-
-def _translated(lease: Lease, call: LeasedCall, header: dict[str, Any]) -> dict[str, Any]:
-    """A worker's answer as the daemon would have told it, with what its payload needs to be read."""
-    apart = {"segment": header["segment"], "buffers": header["buffers"], "releases": lease.releases} if "segment" in header else {}
-    if "kind" not in header:
-        return {**_COMPLETED, **apart, "plain": header.get("plain", False)}
-    kind, why = header["kind"], header["why"]
-    if kind == "returned":
-        status, reason = Status.COMPLETED, ""
-    elif why == "TIMEOUT":
-        status, reason = Status.TIMED_OUT, "TIMEOUT"
-    elif why:
-        status, reason = Status.CANCELLED, why
-    else:
-        status, reason = Status.FAILED, "EXITED" if kind == "exited" else "EXCEPTION"
-    error = header["message"]
-    if status is Status.TIMED_OUT:
-        error = f"the call ran longer than its timeout of {call.use[3] / 1000:g} s and was stopped"
-    return {**_header(status, reason, error, kind), **apart, "error_type": header["error_type"], "traceback": header["traceback"]}
-
-
-_COMPLETED = {"status": "COMPLETED", "reason": "", "kind": "returned", "error": "", "error_type": "", "traceback": ""}
-
-
-def _header(status: Status, reason: str, error: str, kind: str = "") -> dict[str, Any]:
-    return {"status": status.value, "reason": reason, "kind": kind, "error": error, "error_type": "", "traceback": ""}

@@ -216,3 +216,31 @@ async def _answered(lease: Lease, call: LeasedCall, condition: Callable[[], bool
         await over
     finally:
         loop.remove_reader(fd)
+
+
+def translated(lease: Lease, call: LeasedCall, header: dict[str, Any]) -> dict[str, Any]:
+    """A worker's answer as the daemon would have told it, with what its payload needs to be read."""
+    apart = {"segment": header["segment"], "buffers": header["buffers"], "releases": lease.releases} if "segment" in header else {}
+    if "kind" not in header:
+        return {**_DONE, **apart, "plain": header.get("plain", False)}
+    kind, why = header["kind"], header["why"]
+    if kind == "returned":
+        status, reason = Status.COMPLETED, ""
+    elif why == "TIMEOUT":
+        status, reason = Status.TIMED_OUT, "TIMEOUT"
+    elif why:
+        status, reason = Status.CANCELLED, why
+    else:
+        status, reason = Status.FAILED, "EXITED" if kind == "exited" else "EXCEPTION"
+    error = header["message"]
+    if status is Status.TIMED_OUT:
+        error = f"the call ran longer than its timeout of {call.use[3] / 1000:g} s and was stopped"
+    return {**header_of(status, reason, error, kind), **apart, "error_type": header["error_type"], "traceback": header["traceback"]}
+
+
+_DONE = {"status": "COMPLETED", "reason": "", "kind": "returned", "error": "", "error_type": "", "traceback": ""}
+
+
+def header_of(status: Status, reason: str, error: str, kind: str = "") -> dict[str, Any]:
+    """The words of a ``done`` frame."""
+    return {"status": status.value, "reason": reason, "kind": kind, "error": error, "error_type": "", "traceback": ""}

@@ -48,6 +48,9 @@ class Reporter:
         The next call may be here already, and the daemon must not ascribe to it what this one printed: it has its word first.
         """
         self._streams.flush()
+        if run.lease is not None:
+            self._answer(run, run.lease, outcome, why)
+            return
         self._streams.restore()
         try:
             payload = self.encode_for(run, outcome.value) if outcome.kind == "returned" else self.encode(outcome.value)
@@ -113,9 +116,7 @@ class Reporter:
 
     # -- to the client of a lease --------------------------------------------------------------------------
 
-    def answer(self, run: Run, lease: Lease, outcome: Outcome, why: str) -> None:
-        """As ``report``, to the client itself."""
-        self._streams.flush()
+    def _answer(self, run: Run, lease: Lease, outcome: Outcome, why: str) -> None:
         if outcome.kind == "returned" and (data := plain.dumps(outcome.value)) is not None:
             self._send_answer(run, lease, None, data)
             return

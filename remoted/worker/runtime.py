@@ -314,7 +314,7 @@ class Runtime:
 
     def _next_call(self, lease: Lease) -> Run | None:
         """Meanwhile the loop runs what warm objects left on it."""
-        if self._loop.is_used and not lease.has_frames and self._loop.has_work():
+        if not lease.has_frames and self._loop.has_work():
             self._loop.run(self._loop.readable(lease.fileno()))
         return lease.next_call()
 
@@ -347,9 +347,6 @@ class Runtime:
         return self._reporter.raised(error, self._cancelled.get(run.attempt, ""))
 
     def _finish(self, run: Run, outcome: Outcome) -> None:
-        if run.lease is not None:
-            self._reporter.answer(run, run.lease, outcome, self._cancelled.pop(run.attempt, "") if self._cancelled else "")
-            return
         self._windows.pop(run.attempt, None)
         if outcome.kind != "lost":  # without an outcome the next daemon says so
             self._reporter.report(run, outcome, self._cancelled.pop(run.attempt, ""))
@@ -364,8 +361,7 @@ class Runtime:
         try:
             self._sync_attempt = run.attempt
             try:
-                if self._cancelled:
-                    self._require_wanted(run)
+                self._require_wanted(run)
                 value = call()
                 return self._stream_sync(run, value) if run.stream else returned(value)
             finally:
