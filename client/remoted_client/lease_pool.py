@@ -123,8 +123,11 @@ class LeasePool:
             lease.reader = call
             return lease
 
-    def unclaim(self, lease: Lease) -> None:
+    def unclaim(self, lease: Lease, reader: LeasedCall) -> None:
+        """Whoever waits for this call reads no more. It may be that of another one already."""
         with self._lock:
+            if lease.reader is not reader:
+                return
             lease.reader = None
             call = lease.call
             if call is not None and (self._queue or not call.is_stream):
@@ -141,7 +144,7 @@ class LeasePool:
                 pass
         finally:
             if lease.reader is call:
-                self.unclaim(lease)
+                self.unclaim(lease, call)
         return call.is_over
 
     def attend(self, call: LeasedCall) -> None:
@@ -262,7 +265,7 @@ class LeasePool:
         self._conclude(lease, call, frame)
 
     def on_value(self, lease: Lease, payload: bytes) -> None:
-        """As ``on_answer``, of a call that has nothing to tell but its value: most of them."""
+        """As ``on_answer``, of a call that has nothing to tell but its value: most of them. Its reader has read what it waits for."""
         with self._lock:
             call, lease.call = lease.call, None
             if lease.reader is call and not self._queue:

@@ -29,7 +29,7 @@ class Pool(Protocol):
         """The lease that carries the call, to be read by the caller alone; None if it waits, or somebody reads."""
         ...
 
-    def unclaim(self, lease: Lease) -> None: ...
+    def unclaim(self, lease: Lease, reader: LeasedCall) -> None: ...
     def receive(self, call: LeasedCall) -> bool:
         """Wait for its answer in this thread and take it. False: that cannot be done, or the call has gone elsewhere."""
         ...
@@ -180,7 +180,7 @@ class LeasedCall(CallState):
                 while lease.read(None if deadline is None else deadline - time.monotonic()) and lease.carries(self) and not condition():
                     pass
             finally:
-                self.pool.unclaim(lease)
+                self.pool.unclaim(lease, self)
         return True
 
     async def wait_async(self, condition: Callable[[], bool], news: bool = True) -> None:
@@ -193,7 +193,7 @@ class LeasedCall(CallState):
             try:
                 await _answered(lease, self, condition)
             finally:
-                self.pool.unclaim(lease)
+                self.pool.unclaim(lease, self)
 
     @property
     def _is_claimable(self) -> bool:
@@ -206,7 +206,8 @@ async def _answered(lease: Lease, call: LeasedCall, condition: Callable[[], bool
     over: asyncio.Future[None] = loop.create_future()
 
     def readable() -> None:
-        lease.read_now()
+        if lease.reader is call:  # or a thread reads its own answer there: this is called until the reader is removed
+            lease.read_now()
         if (not lease.carries(call) or condition()) and not over.done():
             over.set_result(None)
 

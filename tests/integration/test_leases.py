@@ -96,6 +96,30 @@ print(json.dumps([len(found), all(value == n + 1 for n, value in found.items()),
     assert result.json == [400, True, True]
 
 
+def test_a_loop_and_threads_take_turns_on_one_lease(shared_daemon: Host) -> None:
+    """Each reads its own answers; what the loop still listens to when a thread has the next call is not read by both."""
+    result = shared_daemon.run(
+        HEAD
+        + """
+@remote(one)
+def f(x): return x
+f(0).result()
+found = []
+def work(start):
+    for n in range(start, start + 500): found.append(f(n).result() == n)
+async def main():
+    for n in range(500): found.append(await f(n) == n)
+threads = [threading.Thread(target=work, args=(1000 * n,)) for n in (1, 2)]
+for t in threads: t.start()
+asyncio.run(main())
+for t in threads: t.join()
+print(json.dumps([len(found), all(found)]))
+""",
+        timeout=60,
+    )
+    assert result.json == [1500, True]
+
+
 def test_calls_that_nobody_waits_for_run_all_the_same(shared_daemon: Host) -> None:
     result = shared_daemon.run(
         HEAD
