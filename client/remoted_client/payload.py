@@ -61,8 +61,6 @@ class Payload:
 class FilePayload(Payload):
     """In a memfd that is closed with this object."""
 
-    _digest = ""
-
     def __init__(self, fd: int) -> None:
         super().__init__(b"")
         self.fd = fd
