@@ -58,8 +58,8 @@ class Lease:
         self.is_closed = False
         self.call: LeasedCall | None = None
         self.last_call: LeasedCall | None = None
-        #: Whose waiter reads, thread or loop; ``LINE``: the connection's thread does.
-        self.reader: LeasedCall | str | None = None
+        #: Who reads: a thread that waits for a call (the call itself), a loop (what it claimed it with), or ``LINE``.
+        self.reader: object = None
         #: What is still to be done with an answer that waits for its output, or an end that waits for its reason.
         self.held: Callable[[], None] | None = None
         #: The worker's segments of which nothing is alive here any more.

@@ -113,18 +113,18 @@ class LeasePool:
 
     # -- who reads -----------------------------------------------------------------------------------------
 
-    def claim(self, call: LeasedCall) -> Lease | None:
+    def claim(self, call: LeasedCall, reader: object) -> Lease | None:
         with self._lock:
             if self._unclaimed is call:
                 self._unclaimed = None
             lease = call.lease
             if lease is None or lease.reader is not None or lease.call is not call or lease.held is not None or lease.is_closed:
                 return None
-            lease.reader = call
+            lease.reader = reader
             return lease
 
-    def unclaim(self, lease: Lease, reader: LeasedCall) -> None:
-        """Whoever waits for this call reads no more. It may be that of another one already."""
+    def unclaim(self, lease: Lease, reader: object) -> None:
+        """Whoever this is reads no more. It may be another one's turn already."""
         with self._lock:
             if lease.reader is not reader:
                 return
@@ -136,7 +136,7 @@ class LeasePool:
 
     def receive(self, call: LeasedCall) -> bool:
         """The thread that waits for a call reads its answer: nobody else has to be woken."""
-        lease = self.claim(call)
+        lease = self.claim(call, call)
         if lease is None:
             return call.is_over
         try:
@@ -265,7 +265,7 @@ class LeasePool:
         self._conclude(lease, call, frame)
 
     def on_value(self, lease: Lease, payload: bytes) -> None:
-        """As ``on_answer``, of a call that has nothing to tell but its value: most of them. Its reader has read what it waits for."""
+        """As ``on_answer``, of a call that has nothing to tell but its value: most of them. A thread that reads it is done with the lease."""
         with self._lock:
             call, lease.call = lease.call, None
             if lease.reader is call and not self._queue:

@@ -25,11 +25,11 @@ _CREDITED_ITEMS = 16
 class Pool(Protocol):
     """Where its lease comes from."""
 
-    def claim(self, call: LeasedCall) -> Lease | None:
-        """The lease that carries the call, to be read by the caller alone; None if it waits, or somebody reads."""
+    def claim(self, call: LeasedCall, reader: object) -> Lease | None:
+        """The lease that carries the call, to be read by this reader alone; None if it waits, or somebody reads."""
         ...
 
-    def unclaim(self, lease: Lease, reader: LeasedCall) -> None: ...
+    def unclaim(self, lease: Lease, reader: object) -> None: ...
     def receive(self, call: LeasedCall) -> bool:
         """Wait for its answer in this thread and take it. False: that cannot be done, or the call has gone elsewhere."""
         ...
@@ -172,7 +172,7 @@ class LeasedCall(CallState):
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 return False
-            lease = self.pool.claim(self)
+            lease = self.pool.claim(self, self)
             if lease is None:
                 super().wait(lambda: condition() or self._is_claimable, left, news=True)
                 continue
@@ -184,16 +184,17 @@ class LeasedCall(CallState):
         return True
 
     async def wait_async(self, condition: Callable[[], bool], news: bool = True) -> None:
-        """The same on the running loop."""
+        """The same on the running loop, which listens to the lease's socket until it has said that it does not."""
+        loop_reader = object()
         while not condition():
-            lease = self.pool.claim(self)
+            lease = self.pool.claim(self, loop_reader)
             if lease is None:
                 await super().wait_async(lambda: condition() or self._is_claimable, news=True)
                 continue
             try:
                 await _answered(lease, self, condition)
             finally:
-                self.pool.unclaim(lease, self)
+                self.pool.unclaim(lease, loop_reader)
 
     @property
     def _is_claimable(self) -> bool:
@@ -206,8 +207,7 @@ async def _answered(lease: Lease, call: LeasedCall, condition: Callable[[], bool
     over: asyncio.Future[None] = loop.create_future()
 
     def readable() -> None:
-        if lease.reader is call:  # or a thread reads its own answer there: this is called until the reader is removed
-            lease.read_now()
+        lease.read_now()
         if (not lease.carries(call) or condition()) and not over.done():
             over.set_result(None)
 

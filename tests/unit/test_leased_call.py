@@ -20,13 +20,13 @@ class Sending:
             call.on_sent(self.lease)
         return self.lease is None
 
-    def claim(self, call: LeasedCall) -> Lease | None:
+    def claim(self, call: LeasedCall, reader: object) -> Lease | None:
         return None
 
     def receive(self, call: LeasedCall) -> bool:
         return False
 
-    def unclaim(self, lease: Lease, reader: LeasedCall) -> None: ...
+    def unclaim(self, lease: Lease, reader: object) -> None: ...
     def attend(self, call: LeasedCall) -> None: ...
     def take_back(self, segment: Any) -> None: ...
 
