@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import subprocess
 import sys
 import time
 from typing import Any
@@ -44,33 +43,6 @@ class Driver:
             call = {"checkpoint": "Checkpoint", "restore": "Restore", "unlock": "Unlock"}[operation]
             code = getattr(self._cuda, f"cuCheckpointProcess{call}")(pid, None)
         return {**answer, "code": int(code), "seconds": time.perf_counter() - begin}
-
-
-class Controller:
-    """Another process's ``Driver``; may be killed in the middle of a call."""
-
-    def __init__(self, **as_whom: Any) -> None:
-        self.process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **as_whom)
-        self.init = self._read()
-
-    def ask(self, operation: str, pid: int) -> dict[str, Any]:
-        self.begin(operation, pid)
-        return self._read()
-
-    def begin(self, operation: str, pid: int) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{operation} {pid}\n")
-        self.process.stdin.flush()
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-    def _read(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        found: dict[str, Any] = json.loads(line) if line else {"code": "the process that asked has died"}
-        return found
 
 
 def main() -> None:

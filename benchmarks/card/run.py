@@ -22,12 +22,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.card.driver import Controller
-from benchmarks.card.target import Target
+from benchmarks.card.asked import Asked
 from remoted import bpf
 from remoted.gpu.enforce import instructions
 
 GIB = 1 << 30
+_HERE = Path(__file__).parent
 _NOBODYS = (60001, 60002)
 _SETTLE_SECONDS = 60.0
 
@@ -95,10 +95,10 @@ def available() -> int:
 
 
 @contextlib.contextmanager
-def holding(library: str = "torch", size: int = 0, *, retired_by: Controller | None = None, **as_whom: Any) -> Iterator[Target]:
+def holding(library: str = "torch", size: int = 0, *, retired_by: Asked | None = None, **as_whom: Any) -> Iterator[Asked]:
     """``retired_by`` parks it before it is killed: the end of a live process that was restored once has hung whole hosts
     (NVIDIA/cuda-checkpoint #53)."""
-    target = Target(library, **as_whom)
+    target = Asked(f"{_HERE}/target.py", library, **as_whom)
     try:
         if size and "died" not in target.hello:
             target.ask(f"hold {size}")
@@ -110,20 +110,20 @@ def holding(library: str = "torch", size: int = 0, *, retired_by: Controller | N
 
 
 @contextlib.contextmanager
-def controlling(**as_whom: Any) -> Iterator[Controller]:
-    controller = Controller(**as_whom)
+def controlling(**as_whom: Any) -> Iterator[Asked]:
+    controller = Asked(f"{_HERE}/driver.py", **as_whom)
     try:
         yield controller
     finally:
-        controller.close()
+        controller.kill()
 
 
-def park(controller: Controller, pid: int) -> list[dict[str, Any]]:
-    return [controller.ask("lock", pid), controller.ask("checkpoint", pid)]
+def park(controller: Asked, pid: int) -> list[dict[str, Any]]:
+    return [controller.ask(f"lock {pid}"), controller.ask(f"checkpoint {pid}")]
 
 
-def restore(controller: Controller, pid: int) -> list[dict[str, Any]]:
-    return [controller.ask("restore", pid), controller.ask("unlock", pid)]
+def restore(controller: Asked, pid: int) -> list[dict[str, Any]]:
+    return [controller.ask(f"restore {pid}"), controller.ask(f"unlock {pid}")]
 
 
 def until(condition: Callable[[], bool], seconds: float = 20.0) -> float | None:
@@ -138,8 +138,9 @@ def until(condition: Callable[[], bool], seconds: float = 20.0) -> float | None:
 def context(nvml: Nvml) -> dict[str, Any]:
     """What one idle process with a context costs, how long it takes to have one, and how soon a killed one's memory is back."""
     before = nvml.used()
+    began = time.perf_counter()
     with holding() as target:
-        small = {"hello": target.hello, "start_seconds": target.start_seconds, "by_nvml": nvml.used() - before, "of_process": nvml.processes().get(target.pid, "not listed"), "rss": rss(target.pid)}
+        small = {"hello": target.hello, "start_seconds": time.perf_counter() - began, "by_nvml": nvml.used() - before, "of_process": nvml.processes().get(target.pid, "not listed"), "rss": rss(target.pid)}
         target.ask(f"hold {40 * GIB}")
         full = {"of_process": nvml.processes().get(target.pid, "not listed"), "by_nvml": nvml.used() - before}
         begin = time.perf_counter()
@@ -163,7 +164,7 @@ def parking(nvml: Nvml, sizes: list[int], rounds: int) -> list[dict[str, Any]]:
                 continue
             with holding(size=size * GIB, retired_by=controller) as target:
                 sums = [target.ask("sum")["sum"]]
-                entry: dict[str, Any] = {"gib": size, "state_before": controller.ask("state", target.pid), "rss_before": rss(target.pid), "used_before": nvml.used(), "rounds": []}
+                entry: dict[str, Any] = {"gib": size, "state_before": controller.ask(f"state {target.pid}"), "rss_before": rss(target.pid), "used_before": nvml.used(), "rounds": []}
                 for _ in range(rounds if size < 20 else min(rounds, 2)):
                     steps = park(controller, target.pid)
                     while_parked = {"rss": rss(target.pid), "used": nvml.used(), "listed": target.pid in nvml.processes()}
@@ -185,9 +186,9 @@ def users(nvml: Nvml) -> dict[str, Any]:
             return {"target": target.hello}
         for name, who in (("root", {}), ("itself", {"user": one, "group": one, "extra_groups": []}), ("another", {"user": two, "group": two, "extra_groups": []})):
             with controlling(**who) as controller:
-                found[name] = {"init": controller.init, "state": controller.ask("state", target.pid)}
+                found[name] = {"init": controller.hello, "state": controller.ask(f"state {target.pid}")}
                 if name == "another" and found[name]["state"]["code"] != 0:
-                    found[name]["lock"] = controller.ask("lock", target.pid)
+                    found[name]["lock"] = controller.ask(f"lock {target.pid}")
                     continue
                 found[name]["steps"] = [*park(controller, target.pid), *restore(controller, target.pid)]
         found["sum_after"] = target.ask("sum")
@@ -215,10 +216,10 @@ def too_little(nvml: Nvml) -> dict[str, Any]:
         parked = park(controller, target.pid)
         total = int(nvml.nvml.nvmlDeviceGetMemoryInfo(nvml.card).total)
         with holding(size=total - 6 * GIB):
-            failed = [controller.ask("restore", target.pid), controller.ask("state", target.pid)]
+            failed = [controller.ask(f"restore {target.pid}"), controller.ask(f"state {target.pid}")]
             used = nvml.used()
         until(lambda: nvml.used() < 8 * GIB)
-        again = [controller.ask("restore", target.pid), controller.ask("state", target.pid), controller.ask("unlock", target.pid)]
+        again = [controller.ask(f"restore {target.pid}"), controller.ask(f"state {target.pid}"), controller.ask(f"unlock {target.pid}")]
         return {"parked": parked, "failed": failed, "used_after_failure": used, "again": again}
 
 
@@ -230,17 +231,17 @@ def killed(nvml: Nvml) -> dict[str, Any]:
         for operation in ("checkpoint", "restore"):
             with controlling() as first:
                 if operation == "checkpoint":
-                    first.ask("lock", target.pid)
-                first.begin(operation, target.pid)
+                    first.ask(f"lock {target.pid}")
+                first.begin(f"{operation} {target.pid}")
                 time.sleep(0.5)
             begin = time.perf_counter()
             with controlling() as second:
-                found[operation] = {"init": second.init, "state": second.ask("state", target.pid), "settled_seconds": time.perf_counter() - begin}
+                found[operation] = {"init": second.hello, "state": second.ask(f"state {target.pid}"), "settled_seconds": time.perf_counter() - begin}
                 state = found[operation]["state"].get("state")
                 if operation == "checkpoint" and state != "checkpointed":
-                    found[operation]["again"] = second.ask("checkpoint", target.pid)
+                    found[operation]["again"] = second.ask(f"checkpoint {target.pid}")
                 if operation == "restore":
-                    found[operation]["then"] = [second.ask("restore", target.pid), second.ask("state", target.pid), second.ask("unlock", target.pid)]
+                    found[operation]["then"] = [second.ask(f"restore {target.pid}"), second.ask(f"state {target.pid}"), second.ask(f"unlock {target.pid}")]
         found["same"] = target.ask("sum") == before
     return found
 
@@ -257,7 +258,7 @@ def libraries(nvml: Nvml) -> dict[str, Any]:
                     continue
                 before = target.ask("sum")
                 mappings = Path(f"/proc/{target.pid}/maps").read_text(encoding="utf-8").count("/dev/nvidia-uvm")
-                steps = [*park(controller, target.pid), controller.ask("state", target.pid)]
+                steps = [*park(controller, target.pid), controller.ask(f"state {target.pid}")]
                 steps += restore(controller, target.pid)
                 found[library] = {"uvm_mappings": mappings, "steps": steps, "same": target.ask("sum") == before}
     return found
@@ -292,9 +293,9 @@ def groups(nvml: Nvml) -> dict[str, Any]:
         (lent / "cgroup.procs").write_text(str(target.pid))
         steps = park(controller, target.pid)
         (refused / "cgroup.procs").write_text(str(target.pid))
-        steps += [controller.ask("restore", target.pid), controller.ask("state", target.pid)]
+        steps += [controller.ask(f"restore {target.pid}"), controller.ask(f"state {target.pid}")]
         (lent / "cgroup.procs").write_text(str(target.pid))
-        steps += [controller.ask("restore", target.pid), controller.ask("unlock", target.pid)]
+        steps += [controller.ask(f"restore {target.pid}"), controller.ask(f"unlock {target.pid}")]
         found["parked_and_refused"] = {"steps": steps, "same": target.ask("sum") == before}
     return found
 

@@ -6,7 +6,6 @@ Reads lines ``hold BYTES``, ``sum``, ``fraction SHARE``; answers each with a lin
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -86,41 +85,6 @@ HOLDERS: dict[str, Callable[[], dict[str, Callable[[str], Any]]]] = {
     "cupy": cupy_holder,
     "managed": lambda: cupy_holder(managed=True),
 }
-
-
-class Target:
-    """The process, from outside."""
-
-    def __init__(self, library: str = "torch", **as_whom: Any) -> None:
-        begin = time.perf_counter()
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, library], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **as_whom
-        )
-        self.pid = self.process.pid
-        self.hello = self._read()
-        self.start_seconds = time.perf_counter() - begin
-
-    def ask(self, line: str) -> dict[str, Any]:
-        self.begin(line)
-        return self._read()
-
-    def begin(self, line: str) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{line}\n")
-        self.process.stdin.flush()
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-    def _read(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        assert self.process.stderr is not None
-        line = self.process.stdout.readline()
-        if line:
-            found: dict[str, Any] = json.loads(line)
-            return found
-        return {"died": self.process.wait(), "stderr": self.process.stderr.read()[-600:]}
 
 
 def main() -> None:

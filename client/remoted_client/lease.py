@@ -197,7 +197,7 @@ class Lease:
     def _receive(self, flags: int) -> None:
         assert self._sock is not None
         try:
-            data, fds = wire.receive_some(self._sock, flags)
+            data, fds = wire.receive(self._sock, wire.SOME_BYTES, flags)
             if self._expected and not fds and not self._told and (payload := self._frames.expected(self._expected, data)) is not None:
                 self._owner.on_value(self, payload)
                 return

@@ -143,7 +143,7 @@ class LeasePool:
             while lease.read(None) and lease.carries(call):
                 pass
         finally:
-            if lease.reader is call:
+            if lease.reader is call:  # a value has given it back already
                 self.unclaim(lease, call)
         return call.is_over
 

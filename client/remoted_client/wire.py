@@ -32,8 +32,8 @@ FRAME_FDS = 4
 FRAME_CALLS = 128
 #: SCM_MAX_FD of the kernel (include/net/scm.h) is 253 descriptors a message.
 KERNEL_FDS = 253
-#: Room that malloc gives without new pages.
-_SOME_BYTES = 32 * 1024
+#: Room that malloc gives without new pages: for who reads small messages, a large one costs 20 us of page faults, and a buffer that is kept a copy.
+SOME_BYTES = 32 * 1024
 _ANCILLARY_BYTES = socket.CMSG_SPACE(KERNEL_FDS * 4)
 # As plain numbers: arithmetic with the enum's members costs more than the system call.
 _CLOEXEC, _CUT_OFF = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_CTRUNC)
@@ -309,15 +309,9 @@ def decode_message(data: bytes, fds: list[int]) -> Frame:
         raise
 
 
-def receive(sock: socket.socket, size: int) -> tuple[bytes, list[int]]:
+def receive(sock: socket.socket, size: int, flags: int = 0) -> tuple[bytes, list[int]]:
     """recvmsg with CLOEXEC descriptors. Raises WireError BAD_FDS when the kernel had to cut some off (T20)."""
-    data, ancillary, flags, _ = sock.recvmsg(size, _ANCILLARY_BYTES, _CLOEXEC)
-    return data, _descriptors(ancillary, flags)
-
-
-def receive_some(sock: socket.socket, flags: int = 0) -> tuple[bytes, list[int]]:
-    """The same where most messages are small: room for a large one costs 20 us of page faults, and a buffer that is kept a copy."""
-    data, ancillary, seen, _ = sock.recvmsg(_SOME_BYTES, _ANCILLARY_BYTES, _CLOEXEC | flags)
+    data, ancillary, seen, _ = sock.recvmsg(size, _ANCILLARY_BYTES, _CLOEXEC | flags)
     return data, _descriptors(ancillary, seen) if ancillary or seen & _CUT_OFF else []
 
 

@@ -200,16 +200,18 @@ class Fleet:
     def block(self, ticket_id: TicketId, waiting: bool) -> None:
         """A running body waits for a nested call, or goes on again."""
         worker = self.workers.get(self.placed.get(ticket_id, WorkerId("")))
-        if worker is not None and ticket_id in worker.ahead:
-            (worker.waiting_early.add if waiting else worker.waiting_early.discard)(ticket_id)
-        if worker is None or ticket_id not in worker.running:
+        if worker is None:
             return
-        ticket = worker.running[ticket_id]
+        waits = worker.waiting_early if ticket_id in worker.ahead else worker.waiting
         if waiting:
-            worker.waiting.add(ticket_id)
+            waits.add(ticket_id)
+        else:
+            waits.discard(ticket_id)
+        if (ticket := worker.running.get(ticket_id)) is None:
+            return  # it has reserved nothing yet
+        if waiting:
             self._unreserve(ticket)
         else:
-            worker.waiting.discard(ticket_id)
             self._reserve(ticket)
         self._update(worker)
 

@@ -97,7 +97,7 @@ class Lease:
                 if run is not None:
                     return run
             try:
-                data, fds = wire.receive_some(self._sock)
+                data, fds = wire.receive(self._sock, wire.SOME_BYTES)
                 if self._expected and not fds and (payload := self._reader.expected(self._expected, data)) is not None:
                     return self._accept_plain(payload)
                 self._frames.extend(self._reader.feed(data, fds))
@@ -125,7 +125,7 @@ class Lease:
         """What the caller of a stream says while it runs. At the end of the connection nobody wants more."""
         assert self.window is not None
         try:
-            data, fds = wire.receive_some(self._sock, 0 if wait else socket.MSG_DONTWAIT)
+            data, fds = wire.receive(self._sock, wire.SOME_BYTES, 0 if wait else socket.MSG_DONTWAIT)
             frames = self._reader.feed(data, fds)
         except (BlockingIOError, InterruptedError):
             return

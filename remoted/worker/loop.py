@@ -47,7 +47,7 @@ class WarmLoop:
         """Run until all of these have ended."""
         import asyncio
 
-        self.get().run_until_complete(asyncio.wait(tasks))
+        self.run(asyncio.wait(tasks))
 
     async def readable(self, fd: int) -> None:
         """Until there is something to read."""

@@ -146,7 +146,7 @@ print(json.dumps([first, second, cold, time.perf_counter() - began]))
     assert first[2] == second[2]
 
 
-def test_t47_a_worker_without_a_lease_finds_no_card(alice: User, bob: User) -> None:
+def test_t47_a_worker_without_a_lease_finds_no_card(alice: User) -> None:
     """The kernel says so, whatever the variable says; the driver then knows of no device (CUDA_ERROR_NO_DEVICE is 100)."""
     with_card, without = run(alice, "print(json.dumps([remote(gpu)(look)().result().unwrap(), remote(cpu)(look)().result().unwrap()]))")
     told("with and without", (with_card, without))
