@@ -194,6 +194,7 @@ class Daemon:
         await room.measure()
         await asyncio.to_thread(runtime.sweep, self._paths.runtime, program)
         log.info("remoted %s: %d jobs and %d workers from before, %d devices", remoted.__version__, revived, len(engine.workers), len(engine.devices.known))
+        self._handle_signals(engine)  # before anybody can see that there is a daemon: a SIGHUP for it would end it
         with self._listen(self._paths.data_socket) as data_socket, self._listen(self._paths.api_socket) as api_socket:
             endpoints = Endpoints(direct, self._limits)
             runners = Runners(jobs, direct, endpoints)
@@ -219,7 +220,6 @@ class Daemon:
             _give_back_memory()
             data.start()
             self._await_callers(runners, callers)
-            self._handle_signals(engine)
             self._supervisor.say("READY=1", f"STATUS=serving, {revived} jobs from before")
             try:
                 await self._until_stopped(engine, runners, room)
