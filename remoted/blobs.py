@@ -13,7 +13,6 @@ import hashlib
 import os
 import re
 import shutil
-import stat
 from pathlib import Path
 
 from remoted.errors import BadRequest, OverLimit, StoreError
@@ -62,12 +61,9 @@ class Blobs:
 
     def _store_descriptor(self, fd: int, target: Path, expected_digest: str | None) -> int:
         try:
-            found = os.fstat(fd)
-            if not stat.S_ISREG(found.st_mode):
-                raise BadRequest("BAD_CONTENT", f"cannot store {target.name}: its descriptor is not that of a file")
-            _require_memory(fd, target.name)
-            self.check_space(found.st_size)
-            return self._write(target, lambda out: _copy(fd, out, found.st_size, expected_digest))
+            size = memory_bytes(fd, target.name)
+            self.check_space(size)
+            return self._write(target, lambda out: _copy(fd, out, size, expected_digest))
         finally:
             os.close(fd)
 
@@ -118,12 +114,19 @@ class Blobs:
             path.unlink(missing_ok=True)
 
 
-def _require_memory(fd: int, name: str) -> None:
-    """Only memory can be sealed. A file may lie on a file system that hangs, and keep the thread that reads it."""
+def memory_bytes(fd: int, name: str) -> int:
+    """The size of what somebody passed as ``name``. Raises BadRequest, StoreError.
+
+    Only memory can be sealed, which is asked first: a file may lie on a file system that hangs whoever looks at it.
+    """
     try:
         fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     except OSError:
         raise BadRequest("BAD_CONTENT", f"cannot store {name}: its descriptor is not that of a memfd") from None
+    try:
+        return os.fstat(fd).st_size
+    except OSError as error:
+        raise StoreError(f"cannot store {name}: {error}") from error
 
 
 def _checked(name: str) -> str:

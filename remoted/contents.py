@@ -14,7 +14,7 @@ from collections import Counter, OrderedDict
 from typing import Any
 
 from remoted.attempts import Content
-from remoted.blobs import Blobs
+from remoted.blobs import Blobs, memory_bytes
 from remoted.errors import BadRequest, OverLimit, StoreError
 from remoted.limits import Limits
 from remoted.quotas import Quotas
@@ -72,7 +72,7 @@ class Contents:
             _require_digest(data, digest)
         self.hold(uid, digest)
         try:
-            size = len(data) if fd is None else os.fstat(fd).st_size
+            size = len(data) if fd is None else memory_bytes(fd, digest)
             self._require_small(digest, size)
             self.quotas.take(uid, size)
             path = self._blobs.secret_path(uid, digest)
@@ -98,10 +98,9 @@ class Contents:
         self._store.submit(lambda db: db.run("add_content", **row))
 
     async def _put_file(self, uid: int, digest: str, role: str, fd: int, now: float) -> None:
-        if (size := os.fstat(fd).st_size) > self._limits.content_bytes:
-            os.close(fd)
-            raise OverLimit("OVER_LIMIT", f"cannot store {size} bytes of content: the limit content_bytes is {self._limits.content_bytes}")
         try:
+            if (size := memory_bytes(fd, digest)) > self._limits.content_bytes:
+                raise OverLimit("OVER_LIMIT", f"cannot store {size} bytes of content: the limit content_bytes is {self._limits.content_bytes}")
             self.quotas.take(uid, size)
         except BaseException:
             os.close(fd)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from typing import Any
 
 from remoted.access import Peer
 from remoted.attempts import AttemptEnd, Content
-from remoted.blobs import Blobs
+from remoted.blobs import Blobs, memory_bytes
 from remoted.calls import Admitted, Call, CallRunner
 from remoted.clock import Clock
 from remoted.contents import Contents
@@ -228,7 +227,7 @@ class Jobs(CallRunner):
                 raise call.items.problem
             if isinstance(payload, bytes):
                 return Content("", payload, None)
-            self.contents.quotas.take(call.uid, os.fstat(payload).st_size)
+            self.contents.quotas.take(call.uid, memory_bytes(payload, call.id))
         except RemotedError:
             close_payload(payload)
             raise
