@@ -23,6 +23,7 @@ from remoted.fdstore import About, Entry
 from remoted.limits import Limits
 from remoted.model import AttemptToken, DeviceUuid, Reason
 from remoted.orders import Orders
+from remoted.pipes import Unread
 from remoted.progress import Progress
 from remoted.replies import Hello, close_payload
 from remoted.scheduler.state import Need, PoolPolicy
@@ -74,7 +75,7 @@ class _Nobody:
 
     def on_begin(self) -> None: ...
     def on_lasting(self) -> None: ...
-    def on_output(self, stream: int, data: bytes) -> None: ...
+    def on_output(self, stream: int, said: bytes | Unread) -> None: ...
     def on_mark(self, number: int) -> None: ...
 
     def on_item(self, number: int, payload: bytes | int, size: int) -> None:

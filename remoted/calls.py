@@ -26,6 +26,7 @@ from remoted.logs import STDERR, JobLog
 from remoted.model import AttemptToken, DeviceUuid, Reason, Status, Uid, WorkerId
 from remoted.needs import Needs, Wanted, instance_key
 from remoted.paths import Paths
+from remoted.pipes import Unread
 from remoted.requests import Request
 from remoted.scheduler.events import Assign, InstanceFound
 from remoted.scheduler.state import PoolPolicy, Ticket
@@ -124,8 +125,8 @@ class Listener:
     def on_lasting(self) -> None:
         self._runner.tell_state(self._call)
 
-    def on_output(self, stream: int, data: bytes) -> None:
-        self._runner.add_output(self._call, stream, data)
+    def on_output(self, stream: int, said: bytes | Unread) -> None:
+        self._runner.add_output(self._call, stream, said)
 
     def on_item(self, number: int, payload: bytes | int, size: int) -> None:
         self._runner.add_item(self._call, self._token, number, payload, size)
@@ -328,11 +329,11 @@ class CallRunner:
 
     # -- what the worker says ------------------------------------------------------------------------------
 
-    def add_output(self, call: Call, stream: int, data: bytes) -> None:
+    def add_output(self, call: Call, stream: int, said: bytes | Unread) -> None:
         offset = call.log.size
-        call.log.append(stream, data)
+        call.log.append(stream, said)
         for watcher in list(call.watchers):
-            watcher.on_output(call, stream, data, offset)
+            watcher.on_output(call, stream, said if isinstance(said, bytes) else said.data, offset)
 
     def add_item(self, call: Call, token: AttemptToken, number: int, payload: bytes | int, size: int) -> None:
         raise NotImplementedError

@@ -2,6 +2,9 @@
 
 A log is a file of records (stream u8, length u32, bytes). Watchers read it by offset, so a slow one costs a
 number and not memory. The cap is told in the log itself; what comes after it is counted, and the count is its last line.
+
+What comes through a pipe goes from there into the file in one system call, behind a header that says how much it will be:
+a daemon that is killed has it in one of the two, and the next one sets the header right (docs/decisions/0067).
 """
 
 from __future__ import annotations
@@ -11,11 +14,14 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+from remoted.pipes import Unread
+
 _RECORD = struct.Struct("!BI")
 RECORD_OVERHEAD = _RECORD.size
 STDOUT, STDERR = 1, 2
 #: No record is larger; what is appended comes in reads of a pipe.
 _RECORD_BYTES = 16 << 20
+_SCAN_BYTES = 1 << 20
 
 
 class JobLog:
@@ -28,42 +34,62 @@ class JobLog:
         self._owner = owner
         self._take = take
         self._fd: int | None = None
-        self.size = 0 if is_new else size_of(self.path)
+        self.size = 0 if is_new else _mend(self.path)
         self.dropped = 0
 
     @property
     def path(self) -> Path:
         return self._folder / self._name
 
-    def append(self, stream: int, data: bytes) -> None:
+    def append(self, stream: int, said: bytes | Unread) -> None:
         """Add one record; beyond the cap one notice is added and the rest counted."""
-        if self.dropped or self.size + len(data) > self._cap:
-            self._drop(len(data), f"output beyond {self._cap} bytes is not kept")
-        elif why := self._take(RECORD_OVERHEAD + len(data)):
-            self._drop(len(data), f"from here on output is not kept: {why}")
-        else:
-            self._write(stream, data)
+        size = len(said) if isinstance(said, bytes) else said.size
+        if self.dropped or self.size + size > self._cap:
+            self._drop(said, f"output beyond {self._cap} bytes is not kept")
+        elif why := self._take(RECORD_OVERHEAD + size):
+            self._drop(said, f"from here on output is not kept: {why}")
+        elif isinstance(said, bytes):
+            self._write(stream, said)
+        elif not self._move(stream, said):
+            self._write(stream, said.data)
 
-    def _drop(self, count: int, why: str) -> None:
+    def _drop(self, said: bytes | Unread, why: str) -> None:
         if not self.dropped:
             self._write(STDERR, f"\n[remoted: {why}]\n".encode())
-        self.dropped += count
+        self.dropped += len(said if isinstance(said, bytes) else said.data)
 
-    def _write(self, stream: int, data: bytes) -> None:
+    def _open(self) -> int:
         if self._fd is None:
-            self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             if self._owner >= 0:
                 os.fchown(self._fd, self._owner, -1)
+        return self._fd
+
+    def _move(self, stream: int, said: Unread) -> bool:
+        """False: it is still in the pipe, and nothing of it is here."""
+        promised = said.size
+        try:
+            os.pwrite(self._open(), _RECORD.pack(stream, promised), self.size)
+            said.move(self._open(), self.size + RECORD_OVERHEAD)
+            if said.size < promised:  # the disk is full; the rest comes again
+                os.pwrite(self._open(), _RECORD.pack(stream, said.size), self.size)
+        except OSError:
+            return False
+        self.size += RECORD_OVERHEAD + said.size
+        return True
+
+    def _write(self, stream: int, data: bytes) -> None:
         record = _RECORD.pack(stream, len(data)) + data
         try:
-            written = os.write(self._fd, record)
+            written = os.pwrite(self._open(), record, self.size)
         except OSError:  # a full disk must not end the job; the watcher's offset stays right
             written = 0
-        if written < len(record):
-            os.ftruncate(self._fd, self.size)
-            self.dropped += len(data)
+        if written == len(record):
+            self.size += written
             return
-        self.size += len(record)
+        self.dropped += len(data)
+        if self._fd is not None:
+            os.ftruncate(self._fd, self.size)
 
     def close(self) -> None:
         if self.dropped and self._fd is not None:
@@ -71,6 +97,28 @@ class JobLog:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+
+
+def _mend(path: Path) -> int:
+    """Where the next record belongs. Of the last one there may be less than its header says, or nothing at all."""
+    end, records = 0, True
+    while records:
+        found, end = read_records(path, end, _SCAN_BYTES)
+        records = bool(found)
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return 0
+    try:
+        left = os.fstat(file).st_size - end - RECORD_OVERHEAD
+        stream = os.pread(file, 1, end)
+        if left <= 0 or left > _RECORD_BYTES or stream[0] not in (STDOUT, STDERR):
+            os.ftruncate(file, end)
+            return end
+        os.pwrite(file, _RECORD.pack(stream[0], left), end)
+        return end + RECORD_OVERHEAD + left
+    finally:
+        os.close(file)
 
 
 def size_of(path: Path) -> int:
@@ -92,8 +140,8 @@ def read_records(path: Path, offset: int, limit_bytes: int) -> tuple[list[tuple[
         taken = 0
         while taken < limit_bytes and len(head := file.read(RECORD_OVERHEAD)) == RECORD_OVERHEAD:
             stream, length = _RECORD.unpack(head)
-            if length > _RECORD_BYTES:
-                break  # a reader's offset that is no record's beginning
+            if length > _RECORD_BYTES or stream not in (STDOUT, STDERR):
+                break  # a reader's offset that is no record's beginning, or what a power cut has left
             data = file.read(length)
             if len(data) < length:
                 break

@@ -3,16 +3,54 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
+import select
+import struct
+import termios
 from collections.abc import Callable
 
 _READ_BYTES = 64 * 1024
+_COUNT = struct.Struct("i")
+
+
+class Unread:
+    """What waits at the head of a pipe, until it is read there or moved into a file; its ``data`` can be had either way."""
+
+    __slots__ = ("_data", "_place", "pipe", "size")
+
+    def __init__(self, pipe: int, size: int) -> None:
+        """``size``: bytes; so many are there."""
+        self.pipe = pipe
+        self.size = size
+        self._data: bytes | None = None
+        self._place: tuple[int, int] | None = None
+
+    @property
+    def data(self) -> bytes:
+        """Reads it, once."""
+        if self._data is None:
+            self._data = os.pread(self._place[0], self.size, self._place[1]) if self._place else os.read(self.pipe, self.size)
+        return self._data
+
+    def leave(self) -> None:
+        """If nobody has taken it, it is gone."""
+        if self._place is None and self._data is None:
+            self._data = os.read(self.pipe, self.size)
+
+    def move(self, file: int, offset: int) -> None:
+        """Into ``file``, open for reading and writing, in one system call: at every moment it is in one of the two (splice(2)).
+
+        ``size`` is then what has moved. Raises OSError; what has not moved is still in the pipe.
+        """
+        self.size = os.splice(self.pipe, file, self.size, offset_dst=offset, flags=os.SPLICE_F_NONBLOCK)
+        self._place = (file, offset)
 
 
 class Pipes:
     """The daemon's ends. ``deliver`` is called with the stream (1, 2) and what was printed there."""
 
-    def __init__(self, deliver: Callable[[int, bytes], None]) -> None:
+    def __init__(self, deliver: Callable[[int, Unread], None]) -> None:
         self._deliver = deliver
         self._loop = asyncio.get_running_loop()
         self._fds: dict[int, int] = {}
@@ -45,7 +83,7 @@ class Pipes:
         for stream, fd in self._fds.items():
             if is_watched:
                 os.set_blocking(fd, False)
-                self._loop.add_reader(fd, self._read, stream)
+                self._loop.add_reader(fd, self._on_readable, stream)
             else:
                 self._loop.remove_reader(fd)
 
@@ -59,25 +97,40 @@ class Pipes:
         for stream in list(self._fds):
             self._close(stream)
 
-    def _read(self, stream: int) -> None:
-        fd = self._fds.get(stream)
+    def _on_readable(self, stream: int) -> None:
+        if not self._read(stream) and (fd := self._fds.get(stream)) is not None and _has_ended(fd):
+            self._close(stream)
+
+    def _read(self, stream: int) -> bool:
+        """Was there anything?"""
+        found = False
         # Bounded: a body that prints without end must not hold the loop.
         for _ in range(16):
-            if fd is None:
-                return
+            fd = self._fds.get(stream)
             try:
-                data = os.read(fd, _READ_BYTES)
-            except (BlockingIOError, InterruptedError):
-                return
+                if fd is None or not (size := _waiting_bytes(fd)):
+                    break
+                found = True
+                said = Unread(fd, min(size, _READ_BYTES))
+                self._deliver(stream, said)
+                said.leave()
             except OSError:  # what cannot be read any more must not take the call's outcome with it
-                data = b""
-            if not data:
                 self._close(stream)
-                return
-            self._deliver(stream, data)
+        return found
 
     def _close(self, stream: int) -> None:
         fd = self._fds.pop(stream, None)
         if fd is not None:
             self._loop.remove_reader(fd)
             os.close(fd)
+
+
+def _waiting_bytes(fd: int) -> int:
+    return int(_COUNT.unpack(fcntl.ioctl(fd, termios.FIONREAD, bytes(_COUNT.size)))[0])
+
+
+def _has_ended(fd: int) -> bool:
+    """Nobody can write into it any more, and nothing is left."""
+    look = select.poll()
+    look.register(fd, 0)
+    return bool(look.poll(0)) and not _waiting_bytes(fd)

@@ -28,7 +28,7 @@ from remoted.fdstore import Handles
 from remoted.limits import Limits
 from remoted.model import AttemptToken, Reason, WorkerId
 from remoted.orders import Orders
-from remoted.pipes import Pipes
+from remoted.pipes import Pipes, Unread
 from remoted.progress import Progress
 from remoted.replies import Hello, close_payload, parse_end, parse_hello, payload_of, size_of
 from remoted.spawn import launch, reaper
@@ -383,12 +383,12 @@ class Worker:
         if not self._workload.ahead_count:
             self._pipes.watch()
 
-    def _deliver(self, stream: int, data: bytes) -> None:
+    def _deliver(self, stream: int, said: Unread) -> None:
         attempt = self._workload.newest_begun
         if attempt is not None:
-            attempt.listener.on_output(stream, data)
-        elif len(self._early_output) < _EARLY_BYTES:
-            self._early_output += data
+            attempt.listener.on_output(stream, said)
+        else:
+            self._early_output += said.data[: _EARLY_BYTES - len(self._early_output)]
 
     # -- the end -------------------------------------------------------------------------------------------
 

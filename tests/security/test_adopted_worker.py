@@ -24,6 +24,7 @@ from remoted.fdstore import About, Entry, Handles
 from remoted.leases import _make_page, is_page
 from remoted.limits import Limits
 from remoted.model import AttemptToken, Uid, WorkerId
+from remoted.pipes import Unread
 from remoted.progress import Progress
 from remoted.scheduler.state import Need, PoolPolicy
 from remoted.spawn import reaper
@@ -48,8 +49,8 @@ class Heard:
     def on_item(self, number: int, payload: bytes | int, size: int) -> None: ...
     def on_mark(self, number: int) -> None: ...
 
-    def on_output(self, stream: int, data: bytes) -> None:
-        self.printed.append(data)
+    def on_output(self, stream: int, said: bytes | Unread) -> None:
+        self.printed.append(said if isinstance(said, bytes) else said.data)
 
     def on_end(self, end: AttemptEnd) -> None:
         self.ends.append(end)
