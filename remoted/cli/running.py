@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import select
 import stat
@@ -95,14 +94,17 @@ def _config(gpus: int | None, groups: tuple[str, ...], cpus: int | None) -> Any:
 def _submit(config: Any, command: list[str], stdin: bytes, name: str, timeout: float | None, detach: bool, as_json: bool) -> int:
     from remoted_client import DaemonUnreachable, NoMatchingGPU, RemotedError, remote
     from remoted_client.errors import WITHOUT_GPU
+    from remoted_client.printed import echo
 
+    if detach or as_json:
+        echo.end()  # whoever reads the id or the document reads nothing else, however soon the command prints
     try:
         function = remote(config, max_retries=0, timeout=timeout or _NO_LIMIT_SECONDS)(run_command)
         handle = function.options(detach=detach, name=name)(command, stdin)
         if detach:
             print_json({"id": handle.id}) if as_json else print(handle.id)
             return 0
-        job = _await(handle, as_json)
+        job = _await(handle)
         if as_json:
             print_json(_document(job))
         return _exit_code(job, as_json)
@@ -114,12 +116,9 @@ def _submit(config: Any, command: list[str], stdin: bytes, name: str, timeout: f
         raise CliError(str(error)) from error
 
 
-def _await(handle: Any, silently: bool) -> Any:
+def _await(handle: Any) -> Any:
     try:
-        if not silently:
-            return handle.result()
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            return handle.result()
+        return handle.result()
     except KeyboardInterrupt:
         print(f"remotectl: stopping job {short(handle.id)}; it has 10 s to end", file=sys.stderr)
         raise

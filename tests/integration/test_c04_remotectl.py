@@ -242,6 +242,13 @@ def test_f22_logs_follow_live_and_ctrl_c_ends_only_the_following(remotectl: Term
     remotectl("cancel", job)
 
 
+def test_f22_what_a_detached_job_prints_is_no_part_of_its_id(remotectl: Terminal) -> None:
+    """A warm worker prints before the id is known here: of many jobs some did."""
+    for _ in range(10):
+        code, out, err = remotectl("run", "--detach", "--", "echo", "early")
+        assert (code, len(out.split()), len(out.strip())) == (0, 1, 32), (out, err)
+
+
 def test_f25_cancel_ends_the_command_and_its_children(remotectl: Terminal) -> None:
     job = remotectl.job("sh", "-c", "sleep 61.5 & echo $!; sleep 61.5")
     following = remotectl.start("logs", "-f", job)
