@@ -309,9 +309,10 @@ class Adoption:
 
     async def _add_output(self, call: Call, worker: str) -> None:
         """Once, and page by page: what stands there is the worker's word, and others wait meanwhile."""
-        if worker in self._heard:
+        if worker in self._heard or (place := self._spool.place(worker, call.log.size)) is None:
             return
         self._heard.add(worker)
+        call.log.cut(place)
         offset, end = -1, 0
         while offset < end:
             offset = end

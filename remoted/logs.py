@@ -91,6 +91,12 @@ class JobLog:
         if self._fd is not None:
             os.ftruncate(self._fd, self.size)
 
+    def cut(self, size: int) -> None:
+        """What stands behind ``size`` bytes comes again."""
+        if size < self.size:
+            os.ftruncate(self._open(), size)
+            self.size = size
+
     def close(self) -> None:
         if self.dropped and self._fd is not None:
             self._write(STDERR, f"[remoted: {self.dropped} bytes of output were not kept]\n".encode())

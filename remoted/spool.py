@@ -67,6 +67,9 @@ class Spool:
         """How far it has come with what it was given (``progress``)."""
         return self._folder / f"{_checked(worker)}.begun"
 
+    def _place_path(self, worker: str) -> Path:
+        return self._folder / f"{_checked(worker)}.place"
+
     def taken_bytes(self, worker: str) -> int:
         """On the disk, by all of them."""
         return sum(_taken(path) for path in (self.outcomes_path(worker), self.output_path(worker), self.progress_path(worker)))
@@ -78,13 +81,13 @@ class Spool:
 
     def remove(self, worker: str) -> None:
         """Nobody will ask any more."""
-        for path in (self.outcomes_path(worker), self.output_path(worker), self.progress_path(worker)):
+        for path in (self.outcomes_path(worker), self.output_path(worker), self.progress_path(worker), self._place_path(worker)):
             path.unlink(missing_ok=True)
 
     def sweep(self, live: set[str]) -> None:
         """Drop the files of all other workers."""
         for path in self._folder.iterdir():
-            if path.suffix in (".outcomes", ".output", ".begun") and path.stem not in live:
+            if path.suffix in (".outcomes", ".output", ".begun", ".place") and path.stem not in live:
                 path.unlink(missing_ok=True)
 
     # -- for the next daemon -------------------------------------------------------------------------------
@@ -107,6 +110,16 @@ class Spool:
             return [], offset
         records, end = logs.read_records(self.output_path(worker), offset, _PAGE_BYTES)
         return [(stream, data) for stream, data in records if data and stream in (logs.STDOUT, logs.STDERR)], end
+
+    def place(self, worker: str, log_bytes: int) -> int | None:
+        """Where its output belongs in a log that is so long now: where an earlier daemon began that was killed over it. None: there is no more to give."""
+        if not self.output_path(worker).exists():
+            return None
+        path = self._place_path(worker)
+        with contextlib.suppress(OSError, ValueError):
+            return int(path.read_text(encoding="ascii"))
+        path.write_text(f"{log_bytes}", encoding="ascii")
+        return log_bytes
 
     def drop_output(self, worker: str) -> None:
         """It is given once."""

@@ -174,6 +174,31 @@ print(json.dumps([out.status, out.error, len(out.output), out.stdout == "".join(
     assert not list((daemon.state / "remoted" / "outcomes").glob("*.out*"))
 
 
+def test_c09_what_was_printed_without_a_daemon_is_given_once_by_however_many_are_killed_over_it(daemon: Host) -> None:
+    marks, gate = daemon.project / "tokens", daemon.project / "gate"
+    job = daemon.run(
+        HEAD
+        + f"""
+@remote(queue, max_retries=0)
+def f():
+    token({str(marks)!r})
+    print("before")
+    while not os.path.exists({str(gate)!r}): time.sleep(0.01)
+    for n in range(100_000): print("line", n, "x" * 100)
+print(f.options(detach=True)().id)
+"""
+    ).out.strip()
+    wait_until(lambda: len(lines_of(marks)) == 1, 20, daemon.log)
+    workers = workers_of(daemon)
+    daemon.kill()
+    gate.touch()
+    psutil.wait_procs(workers, timeout=20)
+    for _ in range(5):
+        daemon.start().kill()
+    text = daemon.start().run(HEAD + f"sys.stdout.write(Job.from_id({job!r}).result().stdout)").out
+    assert text == "before\n" + "".join(f"line {n} {'x' * 100}\n" for n in range(100_000))
+
+
 def test_c09_an_outcome_larger_than_the_database_takes_is_found(daemon: Host) -> None:
     marks, gate = daemon.project / "tokens", daemon.project / "gate"
     job = daemon.run(
