@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 import threading
+from typing import IO
 
 import pytest
 
@@ -19,10 +19,17 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(7200)]
 KILLS = int(os.environ.get("REMOTED_TEST_KILLS", "10"))
 
 
-def _listen(client: subprocess.Popen[str], said: list[str]) -> None:
-    assert client.stdout is not None
-    for line in client.stdout:
-        said.append(line.rstrip("\n"))  # noqa: PERF401 - one by one, as they come
+def _listen(stream: IO[str] | None, said: list[str]) -> threading.Thread:
+    """Both streams are read all along: it says of each daemon that it starts one, and nine hundred such lines fill a pipe."""
+
+    def listen() -> None:
+        assert stream is not None
+        for line in stream:
+            said.append(line.rstrip("\n"))  # noqa: PERF401 - one by one, as they come
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    return listener
 
 
 def test_t49_kills_at_any_moment_lose_nothing_and_repeat_nothing(daemon: Host) -> None:
@@ -31,16 +38,16 @@ def test_t49_kills_at_any_moment_lose_nothing_and_repeat_nothing(daemon: Host) -
     chance = random.Random(49)
     client = daemon.popen(script, "submit", str(25 * KILLS))
     said: list[str] = []
-    listener = threading.Thread(target=_listen, args=(client, said))
-    listener.start()
+    errors: list[str] = []
+    listeners = [_listen(client.stdout, said), _listen(client.stderr, errors)]
     for _ in range(KILLS):
         goal = len(said) + chance.randrange(1, 30)
         wait_until(lambda goal=goal: len(said) >= goal or client.poll() is not None, 60, daemon.log)
         assert client.poll() is None, "the load was over too soon"
         os.kill(int((daemon.state / "remoted/lock").read_text().split()[0]), signal.SIGKILL)
-    listener.join(300)
-    _, err = client.communicate(timeout=60)
-    assert client.returncode == 0, err
+    for listener in listeners:
+        listener.join(300)
+    assert client.wait(60) == 0, errors[-20:]
     jobs, outcomes = told(said)
     asked.write_text("\n".join(jobs), encoding="ascii")
     found = told(daemon.run(script, "check", str(asked), timeout=600).out.splitlines())[1]
