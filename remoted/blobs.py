@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import hashlib
 import os
 import re
@@ -16,6 +15,7 @@ import shutil
 from pathlib import Path
 
 from remoted.errors import BadRequest, OverLimit, StoreError
+from remoted.foreign import is_memory
 from remoted.paths import Paths
 
 _NAME = re.compile(r"[0-9a-f]{16,64}(\.[0-9]{1,9})?")
@@ -115,14 +115,9 @@ class Blobs:
 
 
 def memory_bytes(fd: int, name: str) -> int:
-    """The size of what somebody passed as ``name``. Raises BadRequest, StoreError.
-
-    Only memory can be sealed, which is asked first: a file may lie on a file system that hangs whoever looks at it.
-    """
-    try:
-        fcntl.fcntl(fd, fcntl.F_GET_SEALS)
-    except OSError:
-        raise BadRequest("BAD_CONTENT", f"cannot store {name}: its descriptor is not that of a memfd") from None
+    """The size of what somebody passed as ``name``. Raises BadRequest, StoreError."""
+    if not is_memory(fd):
+        raise BadRequest("BAD_CONTENT", f"cannot store {name}: its descriptor is not that of a memfd")
     try:
         return os.fstat(fd).st_size
     except OSError as error:

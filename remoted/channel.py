@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from remoted import turn
+from remoted import foreign, turn
 from remoted_client import wire
 
 #: A worker that does not read is of no use; what waits for it is bounded in messages (each <= 128 KiB).
@@ -126,7 +126,7 @@ class Channel:
             if not data:
                 self._fail("the worker closed its channel")
                 return False
-            frame = wire.decode_message(data, fds)
+            frame = wire.decode_message(data, foreign.sift(fds, foreign.is_memory_or_socket))
         except (BlockingIOError, InterruptedError):
             return False
         except ConnectionResetError:

@@ -62,6 +62,11 @@ class Connection:
         self._holding = Holding(runners.jobs.engine, runners.jobs.contents, peer)
         self._publishing = Publishing(self._transport, runners.endpoints, peer)
 
+    @property
+    def foreign(self) -> asyncio.Future[None] | None:
+        """Done once what it has sent and cannot be taken is closed; None if there is nothing of the kind."""
+        return self._transport.foreign
+
     def close(self) -> None:
         """Idempotent: forget everything about this client but its jobs."""
         self._transport.close()

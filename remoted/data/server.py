@@ -90,9 +90,15 @@ class DataServer:
 
     def _gone(self, connection: Connection) -> None:
         self._connections.discard(connection)
-        self._per_uid[connection.peer.uid] -= 1
-        if not self._per_uid[connection.peer.uid]:
-            del self._per_uid[connection.peer.uid]
+        if connection.foreign is None:
+            self._leave_room(connection.peer.uid)
+        else:  # whoever passes what cannot be closed has the fewer connections for it
+            connection.foreign.add_done_callback(lambda _: self._leave_room(connection.peer.uid))
+
+    def _leave_room(self, uid: int) -> None:
+        self._per_uid[uid] -= 1
+        if not self._per_uid[uid]:
+            del self._per_uid[uid]
 
     def close(self) -> None:
         self._loop.remove_reader(self._sock.fileno())

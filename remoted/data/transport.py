@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from remoted import turn
+from remoted import foreign, turn
 from remoted.limits import Limits
 from remoted_client import wire
 
@@ -51,6 +51,8 @@ class Transport:
         self._loop = asyncio.get_running_loop()
         self._turn = turn.current()
         self._reader = wire.FrameReader()
+        #: Set once descriptors that it has sent and that are no memory are closed.
+        self.foreign: asyncio.Future[None] | None = None
         self._inbox: deque[wire.Frame] = deque()
         self._inbox_bytes = 0
         self._paused = False
@@ -105,10 +107,11 @@ class Transport:
             if not data:
                 self.close()
                 return
-            frames = self._reader.feed(data, fds)
+            frames = self._reader.feed(data, foreign.sift(fds, foreign.is_memory))
         except (BlockingIOError, InterruptedError):
             return
         except wire.WireError as error:
+            self.foreign = error.closed if isinstance(error, foreign.ForeignDescriptors) else None
             self.refuse_and_close(error.code, str(error))
             return
         except OSError:

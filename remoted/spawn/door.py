@@ -17,6 +17,7 @@ import socket
 import struct
 from pathlib import Path
 
+from remoted import foreign
 from remoted.peers import peer_of, peer_pidfd
 from remoted.spawn.launch import Process
 from remoted_client import wire
@@ -102,7 +103,7 @@ class Door:
         """The first message decides."""
         try:
             data, fds = wire.receive(sock, wire.MESSAGE_BYTES)
-            frame = wire.decode_message(data, fds)
+            frame = wire.decode_message(data, foreign.sift(fds, foreign.is_memory))
         except (BlockingIOError, InterruptedError):
             return
         except (OSError, wire.WireError):

@@ -192,7 +192,7 @@ async def test_t34_an_answer_that_breaks_the_protocol_costs_the_worker_its_life(
 async def test_t34_leases_beyond_its_pools_concurrency_are_closed(tmp_path: Path) -> None:
     async with impostor(tmp_path) as them:
         nonce = await them.ask()
-        null = os.open("/dev/null", os.O_RDONLY)
+        null = os.memfd_create("nothing")
         before = len(os.listdir("/proc/self/fd"))
         for number in range(50):
             them.say({"op": "leased", "nonce": nonce, "attempt": str(number), "lease": "x", "spec": "y"}, (null, null))
