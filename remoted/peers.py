@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -17,6 +18,7 @@ from remoted.access import Peer
 # include/uapi/asm-generic/socket.h
 _SO_PEERGROUPS = 59
 _SO_PEERPIDFD = 77  # linux 6.5
+_SO_PASSRIGHTS = 83  # linux 6.16
 _GROUP_BYTES = 4
 #: What CPython lets getsockopt return.
 _PYTHON_BYTES = 1024
@@ -36,6 +38,16 @@ _LIMITS = {
 }
 #: The first column of /proc/PID/limits (fs/proc/base.c).
 _NAME_WIDTH = 26
+
+
+def take_no_descriptors(sock: socket.socket) -> None:
+    """Who passes one here fails (EPERM), and at whoever connects to a listening one too. Before Linux 6.16 the kernel drops them.
+
+    A descriptor need not even be received: where a file of the sender's own file system has unwritten pages, the drop of a message
+    that holds its last reference writes them, and waits for the sender as long as that likes, whatever signals come (decision 0076).
+    """
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
 
 
 def peer_of(sock: socket.socket) -> Peer:

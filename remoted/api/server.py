@@ -14,6 +14,7 @@ from remoted.access import Access
 from remoted.api.dispatch import Dispatcher
 from remoted.api.guard import Connection, Door
 from remoted.api.services import Services
+from remoted.peers import take_no_descriptors
 
 log = logging.getLogger(__name__)
 #: How long running requests may go on after ``close``; twice in the worst case.
@@ -44,6 +45,7 @@ class ApiServer:
         self._arriving: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
+        take_no_descriptors(self._sock)
         self._sock.setblocking(False)
         self._loop.add_reader(self._sock.fileno(), self._accept)
 

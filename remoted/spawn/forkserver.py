@@ -24,6 +24,7 @@ from remoted.cgroup import Group
 from remoted.clock import Clock
 from remoted.errors import SpawnError
 from remoted.limits import Limits
+from remoted.peers import take_no_descriptors
 from remoted.spawn import launch, reaper
 from remoted.spawn.becoming import Becoming
 from remoted.spawn.door import Door, NotBelieved
@@ -110,6 +111,7 @@ class ForkServer:
 
     async def _start(self, runtime: Path, folder: Path) -> None:
         ours, theirs = channel.pair()
+        take_no_descriptors(ours)
         self._link = channel.Channel(ours, self._on_frame, self._on_closed)
         try:
             self._door = Door(folder, self.recipe.uid)

@@ -18,6 +18,7 @@ from remoted.config import EnvironmentSettings
 from remoted.environments import Environment, EnvironmentEntry, EnvironmentFailed, EnvironmentRequest
 from remoted.errors import SpawnError
 from remoted.family import Family
+from remoted.peers import take_no_descriptors
 from remoted.spawn import launch, reaper
 from remoted.spawn.becoming import Becoming
 from remoted.steward import words
@@ -141,6 +142,7 @@ class _Steward:
 
     async def _start(self, begin: dict[str, Any]) -> None:
         ours, theirs = channel.pair()
+        take_no_descriptors(ours)
         self._channel = channel.Channel(ours, self._on_frame, self._on_closed)
         self._words, said = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
 import gzip
 import json
@@ -29,6 +30,7 @@ IMPATIENT = Limits(http_head_deadline_seconds=0.2, http_body_deadline_seconds=0.
 #: A whole machine under load may be late by this much.
 LATE_SECONDS = 5.0
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="NEEDS ROOT: two users")
+needs_passrights = pytest.mark.skipif(tuple(map(int, os.uname().release.split(".")[:2])) < (6, 16), reason="NEEDS Linux 6.16: SO_PASSRIGHTS")
 
 
 @pytest.fixture
@@ -233,6 +235,21 @@ async def test_t01_another_users_connection_is_refused_whatever_it_says(tmp_path
         assert answer.startswith(b"HTTP/1.1 403 ")
         assert b"FORBIDDEN" in answer
         await server.close()
+
+
+@needs_passrights
+async def test_t20_who_passes_a_descriptor_to_the_api_cannot(daemon: Daemon) -> None:
+    """Not even before the connection is accepted: nothing lies in a queue whose end could hang the daemon."""
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0]))]
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(os.fspath(daemon.paths.api_socket))
+        with pytest.raises(PermissionError):
+            sock.sendmsg([b"GET /v1/version HTTP/1.1\r\n"], rights)
+        reader, writer = await asyncio.open_unix_connection(sock=sock.dup())
+        assert (await exchange(reader, writer, "GET", "/v1/version"))[0] == 200
+        with pytest.raises(PermissionError):
+            sock.sendmsg([b"GET /v1/version HTTP/1.1\r\n"], rights)
+        writer.close()
 
 
 # -- huge --------------------------------------------------------------------------------------------------
