@@ -94,10 +94,10 @@ class Engine:
         if plan.environment is not None:
             self._requests[plan.environment.digest] = (plan.environment, plan.build_environ)
 
-    def submit(self, ticket: Ticket, policy: PoolPolicy, owner: TicketOwner) -> None:
-        """Queue a ticket; the owner hears when it has a worker."""
-        self._owners[ticket.id] = owner
-        event = events.Submitted(ticket, policy)
+    def submit(self, ticket: Ticket, policy: PoolPolicy, owner: TicketOwner, behind: tuple[Ticket, ...] = ()) -> None:
+        """Queue a ticket, and others of its lane; the owner hears when they have workers."""
+        self._owners |= dict.fromkeys((each.id for each in (ticket, *behind)), owner)
+        event = events.Submitted(ticket, policy, behind)
         if ticket.need.gpu is not None and self._clock.monotonic() - self.devices.seen_at >= self.poll_seconds:
             self.spawn(self._look_then(event))
         else:
@@ -108,14 +108,16 @@ class Engine:
         if self._look is None or self._look.done():
             self._look = asyncio.get_running_loop().create_task(self.look_at_devices())
         await asyncio.shield(self._look)
-        if event.ticket.id in self._owners:
-            self._enter(event)
+        wanted = tuple(ticket for ticket in (event.ticket, *event.behind) if ticket.id in self._owners)
+        if wanted:
+            self._enter(events.Submitted(wanted[0], event.policy, wanted[1:]))
 
     def _enter(self, event: events.Submitted) -> None:
         """To the scheduler, or to those who wait for the end of a drain."""
         if self.is_closed_to(event.ticket.ancestors):
             self.scheduler.policies.setdefault(event.ticket.need.pool, event.policy)
-            self._hold(event.ticket)
+            for ticket in (event.ticket, *event.behind):
+                self._hold(ticket)
         else:
             self.handle(event)
 
@@ -138,7 +140,8 @@ class Engine:
         """The attempt is over; its worker is free."""
         self._owners.pop(ticket_id, None)
         self._close_useless(ticket_id)
-        self.handle(events.Ended(ticket_id))
+        if self.is_stopping or not self.scheduler.pass_on(ticket_id):
+            self.handle(events.Ended(ticket_id))
 
     def returned(self, ticket_id: TicketId, owner: TicketOwner) -> bool:
         """What the worker was given ahead did not begin there: it waits again. False if no worker here has it."""

@@ -58,11 +58,11 @@ class Quotas:
         if self.used(uid) > self._limits.stored_bytes(uid) * _NEARLY_FULL:
             self.wanted.set()
 
-    def refusal(self, uid: int, size: int) -> OverLimit | None:
-        """Why that much more of this user is not stored."""
+    def refusal(self, uid: int, size: int, beside: int = 0) -> OverLimit | None:
+        """Why that much more of this user is not stored, ``beside`` what comes with it and is not counted yet."""
         if not self.is_enforced:
             return None
-        used, most = self.used(uid), self._limits.stored_bytes(uid)
+        used, most = self.used(uid) + beside, self._limits.stored_bytes(uid)
         if used + size > most:
             self.wanted.set()
             name = "stored_bytes_per_uid" if self._limits.share(uid).stored_bytes is None else "stored_bytes"

@@ -135,7 +135,7 @@ class Worker:
     def run(self, spec: AttemptSpec, listener: AttemptListener, inline: bool) -> None:
         """Send everything the attempt needs; the listener hears of it from now on."""
         assert self._orders is not None
-        attempt = Attempt(spec.token, listener, self._clock.boottime(), spec.position, spec.timeout_seconds)
+        attempt = Attempt(spec.token, listener, self._clock.boottime(), spec.position, spec.work.timeout_seconds)
         self._workload.add(attempt, spec.ahead)
         if spec.ahead and not self._workload.is_ahead(attempt):
             listener.on_begin()  # those before it have ended while it was being stored

@@ -6,6 +6,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
+from typing import NamedTuple
 
 from remoted.model import DeviceUuid, Reason, Uid, WorkerId
 from remoted.scheduler.matching import GpuRequest
@@ -44,8 +45,7 @@ class Need:
         return self.gpu is not None and self.gpu.count > 1
 
 
-@dataclass(frozen=True, slots=True)
-class Ticket:
+class Ticket(NamedTuple):
     """One waiting or running call, as far as the scheduler is concerned."""
 
     id: TicketId
