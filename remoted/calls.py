@@ -36,6 +36,7 @@ from remoted.workers import Worker
 
 _NO_TOKEN = AttemptToken("")
 _NO_WORKER = WorkerId("")
+_TOKEN_BYTES, _TOKENS_AT_ONCE = 16, 64
 _C = TypeVar("_C", bound="Call")
 
 
@@ -101,6 +102,11 @@ class Call:
     children: set[str] = field(default_factory=set)
     retry_timer: asyncio.TimerHandle | None = None
     caller: str = ""
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of its result and its items."""
+        return self.result_size + self.items.inline_bytes if self.items else self.result_size
 
     def used_until(self, moment: float) -> Span:
         """By its newest attempt."""
@@ -184,6 +190,7 @@ class CallRunner:
         #: By (user, instance): ids are made by clients.
         self._homes: dict[str, WorkerId] = {}
         self._constructed: set[str] = set()
+        self._tokens: list[AttemptToken] = []
 
     # -- in and out ----------------------------------------------------------------------------------------
 
@@ -272,7 +279,7 @@ class CallRunner:
         call = self.calls[ticket_id]
         call.attempts += 1
         call.tries += 1
-        call.token = AttemptToken(os.urandom(16).hex())
+        call.token = self._take_token()
         call.worker, call.worker_id, call.devices, call.is_ahead = worker, worker.id, devices, how.ahead
         call.position = worker.take_position()
         call.attempt_started = self.clock.wall()
@@ -280,6 +287,13 @@ class CallRunner:
         if call.request.instance is not None:
             self._homes[instance_key(call.uid, call.request.instance[0])] = worker.id
         self.begin(call, how.inline)
+
+    def _take_token(self) -> AttemptToken:
+        """Nobody can guess it; the kernel is asked for many at once."""
+        if not self._tokens:
+            drawn = os.urandom(_TOKEN_BYTES * _TOKENS_AT_ONCE).hex()
+            self._tokens = [AttemptToken(drawn[start : start + 2 * _TOKEN_BYTES]) for start in range(0, len(drawn), 2 * _TOKEN_BYTES)]
+        return self._tokens.pop()
 
     def begin(self, call: Call, inline: bool) -> None:
         """Make the attempt known (durably or not) and then ``run`` it."""

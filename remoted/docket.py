@@ -26,6 +26,7 @@ _Row = tuple[Any, ...]
 Then = Callable[[Any, Exception | None], None]
 _STATEMENTS = ("add_jobs", "begin_attempts", "add_items", "finish_jobs")
 _ADD, _BEGIN, _ITEM, _FINISH = range(4)
+_COMPLETED = Status.COMPLETED.value  # a look-up of an enum's value is a function call
 
 
 class AlreadyKnown(Exception):
@@ -147,10 +148,9 @@ class Docket:
     def finish(self, call: Call, status: Status, reason: Reason | None, span: Span | None, then: Then) -> None:
         """The one terminal status. ``span``: what its last attempt used."""
         result = call.result
-        size = call.result_size + sum(len(item.inline or b"") for item in call.items)
         row = (
-            call.seq, status.value, reason.value if reason else "", call.attempts, call.worker_id, " ".join(call.devices), call.started_at, call.ended_at,
-            call.run_seconds, result.inline if result else None, size, call.result_kind, len(call.items), int(call.reconstructed),
+            call.seq, _COMPLETED if status is Status.COMPLETED else status.value, reason.value if reason else "", call.attempts, call.worker_id, " ".join(call.devices), call.started_at, call.ended_at,
+            call.run_seconds, result.inline if result else None, call.kept_bytes, call.result_kind, len(call.items), int(call.reconstructed),
             call.error, call.error_type, call.traceback,
         )  # fmt: skip
         self._enter(_FINISH, row, then, call).spans.append(span)

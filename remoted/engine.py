@@ -139,8 +139,9 @@ class Engine:
     def ended(self, ticket_id: TicketId) -> None:
         """The attempt is over; its worker is free."""
         self._owners.pop(ticket_id, None)
-        self._close_useless(ticket_id)
-        if self.is_stopping or not self.scheduler.pass_on(ticket_id):
+        worker = self.workers.get(self.scheduler.placed.get(ticket_id, WorkerId("")))
+        if worker is None or not worker.is_alive or self.is_stopping or not self.scheduler.pass_on(ticket_id):
+            self._close_useless(ticket_id)
             self.handle(events.Ended(ticket_id))
 
     def returned(self, ticket_id: TicketId, owner: TicketOwner) -> bool:

@@ -186,7 +186,7 @@ class Jobs(CallRunner):
     def _run_ahead(self, worker: Worker | None) -> None:
         """Short calls follow one another in a worker without a word from here, and share a commit (docs/decisions/0030)."""
         most = self.limits.ahead_calls
-        if worker is None or not worker.is_alive or worker.ahead_count > most // 2:
+        if worker is None or worker.ahead_count > most // 2 or not worker.is_alive:
             return
         count, left = 0, self.limits.ahead_seconds
         for ticket_id in islice(self.engine.line_behind(worker), most - worker.ahead_count):

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from importlib import resources
+from itertools import chain
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -50,6 +51,8 @@ class Statements:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self._sql = load_statements()
+        #: Those of many rows, by name and number of rows.
+        self._of_many: dict[tuple[str, int], str] = {}
 
     def run(self, name: str, /, **values: Any) -> int:
         """Execute; returns how many rows changed."""
@@ -67,12 +70,15 @@ class Statements:
         changed, done = 0, 0
         while done < len(rows):
             count = min(_ROWS_MOST, 1 << ((len(rows) - done).bit_length() - 1))
-            part = rows[done : done + count]
-            row = f"({', '.join('?' * len(part[0]))})"
-            sql = self._sql[name].replace(":rows", ", ".join([row] * count))
-            changed += self._connection.execute(sql, [value for found in part for value in found]).rowcount
+            sql = self._of_many.get((name, count)) or self._write_out(name, count, len(rows[0]))
+            changed += self._connection.execute(sql, list(chain.from_iterable(rows[done : done + count]))).rowcount
             done += count
         return changed
+
+    def _write_out(self, name: str, count: int, width: int) -> str:
+        row = f"({', '.join('?' * width)})"
+        sql = self._of_many[name, count] = self._sql[name].replace(":rows", ", ".join([row] * count))
+        return sql
 
     def script(self, name: str) -> None:
         self._connection.executescript(self._sql[name])

@@ -377,7 +377,8 @@ class Worker:
         if attempt is None:
             close_payload(end.payload)
             return
-        attempt.cancel_timers()
+        if attempt.timers:
+            attempt.cancel_timers()
         attempt.listener.on_end(end)
         self._begin_next()
         if not self._workload.ahead_count:

@@ -95,18 +95,22 @@ class Queue:
 
     def take(self, ticket: Ticket) -> None:
         """Out of its lane, but still known."""
-        lane = self.lanes.pop(ticket.id)
+        lane = self.lanes[ticket.id]
         lane.tickets.remove(ticket.id)
-        self.nested -= bool(ticket.ancestors)
-        if not lane.tickets:
-            self._close(lane)
+        self._leave(lane, ticket)
 
     def pop(self, lane: Lane) -> Ticket:
         """Take the lane's head."""
-        ticket = lane.tickets.head[1]
+        ticket = lane.tickets.pop()
         lane.blocked_since, lane.explained, lane.failed_at = None, -1, -1
-        self.take(ticket)
+        self._leave(lane, ticket)
         return ticket
+
+    def _leave(self, lane: Lane, ticket: Ticket) -> None:
+        del self.lanes[ticket.id]
+        self.nested -= bool(ticket.ancestors)
+        if not lane.tickets:
+            self._close(lane)
 
     def remove(self, ticket_id: TicketId) -> None:
         """Forget a waiting ticket; unknown and placed ones are left alone."""

@@ -128,8 +128,12 @@ class Line:
         self.add(number, ticket)
         self._items.move_to_end(ticket.id, last=False)
 
-    def remove(self, ticket_id: TicketId) -> Ticket:
-        return self._items.pop(ticket_id)[1]
+    def remove(self, ticket_id: TicketId) -> None:
+        del self._items[ticket_id]
+
+    def pop(self) -> Ticket:
+        """The head."""
+        return self._items.popitem(last=False)[1][1]
 
 
 class Turns(IntEnum):
