@@ -98,6 +98,7 @@ class Docket:
         self._store = store
         self._boot_id = boot_id
         self._seq = store.last_seq
+        self._newest = _Page()
         #: Those of the newest call, as they are stored.
         self._options: tuple[Options | None, str] = (None, "")
 
@@ -107,14 +108,14 @@ class Docket:
         return self._seq
 
     def _page(self) -> _Page:
-        page = self._store.newest
-        if not isinstance(page, _Page):
-            page = _Page()
-            self._store.add(page)
-        return page
+        """One that nothing else has come behind, and that the thread has not been given."""
+        if self._store.newest is not self._newest:
+            self._newest = _Page()
+            self._store.add(self._newest)
+        return self._newest
 
     def _enter(self, kind: int, row: _Row, then: Then, about: Any) -> _Page:
-        page = self._page()
+        page = self._newest if self._store.newest is self._newest else self._page()
         page.rows[kind].append(row)
         page.thens[kind].append((then, about))
         return page

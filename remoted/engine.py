@@ -79,6 +79,8 @@ class Engine:
         self._told: dict[TicketId, Reason] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._turn = turn.current()
         self._is_step_open = False
         self._look: asyncio.Task[None] | None = None
         self._looking = asyncio.Lock()
@@ -230,7 +232,7 @@ class Engine:
             self._carry_out(decision)
         if not self._is_step_open:
             self._is_step_open = True
-            turn.current().soon(self._end_step)
+            self._turn.soon(self._end_step)
 
     def _end_step(self) -> None:
         """Once for all that happened in one turn of the loop."""
@@ -278,13 +280,18 @@ class Engine:
             owner.on_unplaceable(ticket_id, reason, message, detail)
 
     def _set_timer(self) -> None:
+        """One that comes too early sets the next; one that comes too late is set anew."""
+        wakeup = self.scheduler.next_wakeup()
+        if wakeup is None or (self._timer is not None and self._timer_at <= wakeup):
+            return
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
-        wakeup = self.scheduler.next_wakeup()
-        if wakeup is not None:
-            delay = max(0.01, wakeup - self._clock.monotonic())
-            self._timer = asyncio.get_running_loop().call_later(delay, self.handle, events.Tick())
+        self._timer_at = wakeup
+        self._timer = asyncio.get_running_loop().call_later(max(0.01, wakeup - self._clock.monotonic()), self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self.handle(events.Tick())
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """A task of the engine's: kept, and its failure logged."""

@@ -336,7 +336,8 @@ class Jobs(CallRunner):
         self.completed += 1
         self.on_ended(ending_of(call, "queue"))
         self._forget(call)
-        self._cancel_children(call)
+        if call.children:
+            self._cancel_children(call)
         for watcher in list(call.watchers):
             watcher.on_done(call)
         call.watchers.clear()
