@@ -78,8 +78,7 @@ class Engine:
         self.holders = Holders(self.handle, clock)
         self._told: dict[TicketId, Reason] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0
+        self._alarm = turn.Alarm(lambda: self.handle(events.Tick()))
         self._turn = turn.current()
         self._is_step_open = False
         self._look: asyncio.Task[None] | None = None
@@ -280,18 +279,9 @@ class Engine:
             owner.on_unplaceable(ticket_id, reason, message, detail)
 
     def _set_timer(self) -> None:
-        """One that comes too early sets the next; one that comes too late is set anew."""
         wakeup = self.scheduler.next_wakeup()
-        if wakeup is None or (self._timer is not None and self._timer_at <= wakeup):
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_at = wakeup
-        self._timer = asyncio.get_running_loop().call_later(max(0.01, wakeup - self._clock.monotonic()), self._tick)
-
-    def _tick(self) -> None:
-        self._timer = None
-        self.handle(events.Tick())
+        if wakeup is not None:
+            self._alarm.set(wakeup, self._clock.monotonic())
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """A task of the engine's: kept, and its failure logged."""
@@ -495,8 +485,7 @@ class Engine:
     def freeze(self) -> None:
         """The daemon ends: nothing is begun, started or refused from here on."""
         self.is_stopping = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self._alarm.cancel()
 
     async def close(self, leaves_idle: bool = False) -> None:
         """Leave the workers that run something to the next daemon, and idle ones that it will find; end the others."""

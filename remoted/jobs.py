@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -27,14 +26,14 @@ from remoted.contents import Contents
 from remoted.docket import AlreadyKnown, Docket, job_id
 from remoted.endings import Ending, ending_of
 from remoted.engine import Engine
-from remoted.errors import OverLimit, RemotedError, StoreBroken, StoreError
+from remoted.errors import RemotedError, StoreBroken, StoreError
 from remoted.items import Items
 from remoted.keeping import ItemKeeper
 from remoted.limits import Limits
 from remoted.model import AttemptToken, Reason, Status, Uid, WorkerId
 from remoted.paces import Paces
 from remoted.paths import Paths
-from remoted.quotas import ROW_BYTES
+from remoted.quotas import ROW_BYTES, too_many_jobs
 from remoted.records import Records
 from remoted.replies import close_payload
 from remoted.requests import Request
@@ -94,7 +93,7 @@ class Jobs(CallRunner):
             if (known := self.calls.get(call_id)) is not None:
                 self._tell_known(known, key, told)
             elif len(new) >= room:
-                told(key, self._too_many(uid))
+                told(key, too_many_jobs(self.limits, uid))
             elif problem := quotas.refusal(uid, its_size, beside=size):
                 told(key, problem)
             else:
@@ -113,10 +112,6 @@ class Jobs(CallRunner):
             told(key, call.id)
         else:
             self._accepting.setdefault(call.id, []).append(told)
-
-    def _too_many(self, uid: int) -> OverLimit:
-        name = "queued_jobs_per_uid" if self.limits.share(uid).queued_jobs is None else "queued_jobs"
-        return OverLimit("OVER_LIMIT", f"cannot queue another job: your limit {name} is {self.limits.queued_jobs(uid)}; wait for some to end")
 
     def _stored(self, told: Told, call: Call, error: Exception | None) -> None:
         """Committed, or refused; or the key was known from before and this call is a double."""
@@ -139,10 +134,7 @@ class Jobs(CallRunner):
     # -- attempts ------------------------------------------------------------------------------------------
 
     def begin(self, call: Call, inline: bool) -> None:
-        self._docket.begin(call, self._begun_inline if inline else self._begun)
-
-    def _begun_inline(self, call: Call, error: Exception | None) -> None:
-        self._begun(call, error, inline=True)
+        self._docket.begin(call, partial(self._begun, inline=True) if inline else self._begun)
 
     def _begun(self, call: Call, error: Exception | None, inline: bool = False) -> None:
         if self.calls.get(call.id) is not call:
@@ -295,13 +287,8 @@ class Jobs(CallRunner):
         if call.stop_requested is not None:
             self._finish(call, Status.CANCELLED, call.stop_requested, None, then)
             return
-        self._retry_later(call, 0.0 if end.kind == "stale" else self._back_off(call.attempts))
+        self._retry_later(call, 0.0 if end.kind == "stale" else self.limits.retry_pause(call.attempts))
         then()
-
-    def _back_off(self, attempts: int) -> float:
-        """Exponential with full jitter on the upper half: two failing jobs do not come back together."""
-        full = min(self.limits.retry_cap_seconds, self.limits.retry_base_seconds * 2 ** (attempts - 1))
-        return float(full * random.uniform(0.5, 1.0))
 
     def _retry_later(self, call: Call, delay: float) -> None:
         call.retry_timer = asyncio.get_running_loop().call_later(delay, self._queue_again, call)
@@ -405,7 +392,7 @@ class Jobs(CallRunner):
         call.attempts += reason is Reason.WORKER_START_FAILED
         if reason is Reason.WORKER_START_FAILED and call.attempts <= call.max_retries:
             call.reason = Reason.WAITING_RETRY
-            self._retry_later(call, self._back_off(call.attempts))
+            self._retry_later(call, self.limits.retry_pause(call.attempts))
             return
         text = f"{message}\n{detail}".strip()
         call.error, call.result = text, Content("", b"", None)

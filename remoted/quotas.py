@@ -96,3 +96,9 @@ class Quotas:
     def satisfied(self) -> None:
         """All has gone that could go."""
         self._refused.clear()
+
+
+def too_many_jobs(limits: Limits, uid: int) -> OverLimit:
+    """Why no other job of this user is queued."""
+    name = "queued_jobs_per_uid" if limits.share(uid).queued_jobs is None else "queued_jobs"
+    return OverLimit("OVER_LIMIT", f"cannot queue another job: your limit {name} is {limits.queued_jobs(uid)}; wait for some to end")
