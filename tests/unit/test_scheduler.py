@@ -249,7 +249,7 @@ def _short_calls(desk: Desk, count: int, workers: int = 2) -> None:
         desk.feed(events.WorkerReady(worker))
 
 
-def test_f27_calls_that_come_together_are_placed_as_if_one_came_after_the_other() -> None:
+def test_c05_calls_that_come_together_are_placed_as_if_one_came_after_the_other() -> None:
     need = Need(Uid(1), (1, "LiveServerless", "k"), "k")
     tickets = [Ticket(f"a{number}", need, 1.0) for number in range(5)]
     apart, together = Desk(gpus=0), Desk(gpus=0)
