@@ -26,15 +26,12 @@ class Content(NamedTuple):
         return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
 
 
-class AttemptSpec(NamedTuple):
-    """One try of a call, as the worker is asked to run it."""
+class Work(NamedTuple):
+    """What a worker is asked for by all calls that were admitted together."""
 
-    token: AttemptToken
-    call_id: str
     code: Content
     modules: Content | None
     context: Content
-    arguments: Content
     stream: bool
     #: Without a daemon the worker keeps its outcome for the next one.
     is_kept: bool
@@ -43,14 +40,23 @@ class AttemptSpec(NamedTuple):
     concurrent: bool = False
     instance: dict[str, str] | None = None
     constructor: Content | None = None
-    #: It begins when those that the worker has already have ended.
-    ahead: bool = False
-    #: The how manyth call that this worker is given.
-    position: int = 0
     #: Bytes go in and come out as they are (HTTP routes).
     is_raw: bool = False
     #: The arguments are built-in values alone.
     is_plain: bool = False
+
+
+class AttemptSpec(NamedTuple):
+    """One try of a call, as the worker is asked to run it."""
+
+    token: AttemptToken
+    call_id: str
+    work: Work
+    arguments: Content
+    #: It begins when those that the worker has already have ended.
+    ahead: bool
+    #: The how manyth call that this worker is given.
+    position: int
 
 
 @dataclass(frozen=True, slots=True)

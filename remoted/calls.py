@@ -11,10 +11,10 @@ import asyncio
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from remoted.access import Access, Peer
-from remoted.attempts import AttemptEnd, AttemptSpec, Content
+from remoted.attempts import AttemptEnd, AttemptSpec, Content, Work
 from remoted.clock import Clock
 from remoted.contents import Contents
 from remoted.endings import Ending
@@ -36,6 +36,7 @@ from remoted.workers import Worker
 
 _NO_TOKEN = AttemptToken("")
 _NO_WORKER = WorkerId("")
+_TOKEN_BYTES, _TOKENS_AT_ONCE = 16, 64
 _C = TypeVar("_C", bound="Call")
 
 
@@ -62,6 +63,12 @@ class Call:
     ticket: Ticket
     log: JobLog
     submitted_at: float
+    #: What it shares with those that came with it.
+    admitted: Admitted | None = None
+    #: The submission key, and its arguments where they are small: these are its own.
+    key: str = ""
+    arguments: bytes | None = None
+    is_stored: bool = False
     #: The how manyth job it is; 0 for what is not stored.
     seq: int = 0
     status: Status = Status.IN_QUEUE
@@ -95,6 +102,11 @@ class Call:
     children: set[str] = field(default_factory=set)
     retry_timer: asyncio.TimerHandle | None = None
     caller: str = ""
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of its result and its items."""
+        return self.result_size + self.items.inline_bytes if self.items else self.result_size
 
     def used_until(self, moment: float) -> Span:
         """By its newest attempt."""
@@ -139,7 +151,8 @@ class Listener:
         self._runner.attempt_ended(self._call, self._token, end)
 
 
-class Admitted(NamedTuple):
+@dataclass(eq=False, slots=True)
+class Admitted:
     """A request that may be served, and what it stands for. All calls with the same content are admitted together."""
 
     request: Request
@@ -148,6 +161,10 @@ class Admitted(NamedTuple):
     ancestors: tuple[str, ...]
     wanted: Wanted
     now: float
+    #: What their workers are asked for, once it is known.
+    work: Work | None = None
+    #: How many of them are live: they hold together what they refer to.
+    live: int = 0
 
 
 class CallRunner:
@@ -173,6 +190,7 @@ class CallRunner:
         #: By (user, instance): ids are made by clients.
         self._homes: dict[str, WorkerId] = {}
         self._constructed: set[str] = set()
+        self._tokens: list[AttemptToken] = []
 
     # -- in and out ----------------------------------------------------------------------------------------
 
@@ -187,9 +205,9 @@ class CallRunner:
             self.engine.gate.admit(self.keeps_outcomes)
         return Admitted(request, Uid(peer.uid), spec, ancestors, self.needs.of(peer.uid, request, spec), self.clock.wall())
 
-    def new_call(self, kind: type[_C], admitted: Admitted, request: Request, call_id: str, **more: Any) -> _C:
-        """A call that nobody knows yet; of others that were admitted with it its request differs in key and arguments."""
-        spec = admitted.spec
+    def new_call(self, kind: type[_C], admitted: Admitted, call_id: str, arguments: bytes | None, **more: Any) -> _C:
+        """A call that nobody knows yet; others that were admitted with it have other keys and arguments."""
+        request, spec = admitted.request, admitted.spec
         return kind(
             id=call_id,
             uid=admitted.uid,
@@ -199,6 +217,8 @@ class CallRunner:
             ticket=admitted.wanted.ticket(call_id, request, admitted.ancestors),
             log=self.new_log(call_id, admitted.uid),
             submitted_at=admitted.now,
+            admitted=admitted,
+            arguments=arguments,
             **more,
         )
 
@@ -222,22 +242,31 @@ class CallRunner:
     def enter(self, call: Call) -> None:
         """It is live: what it refers to is kept, and its parent knows it."""
         self.calls[call.id] = call
-        for digest in call.request.digests:
-            self.contents.hold(call.uid, digest)
-        parent = self.lookup(call.request.parent)
-        if parent is not None and parent.uid == call.uid:
+        if call.admitted is None:
+            self._hold(call)
+        else:
+            call.admitted.live += 1
+            if call.admitted.live == 1:
+                self._hold(call)
+        if call.request.parent and (parent := self.lookup(call.request.parent)) is not None and parent.uid == call.uid:
             parent.children.add(call.id)
 
     def leave(self, call: Call) -> None:
         """The opposite; the log stays where it is."""
         del self.calls[call.id]
-        for digest in call.request.digests:
-            self.contents.release(call.uid, digest)
+        if call.admitted is not None:
+            call.admitted.live -= 1
+        if call.admitted is None or not call.admitted.live:
+            for digest in call.request.digests:
+                self.contents.release(call.uid, digest)
         if call.retry_timer is not None:
             call.retry_timer.cancel()
-        parent = self.lookup(call.request.parent)
-        if parent is not None:
+        if call.request.parent and (parent := self.lookup(call.request.parent)) is not None:
             parent.children.discard(call.id)
+
+    def _hold(self, call: Call) -> None:
+        for digest in call.request.digests:
+            self.contents.hold(call.uid, digest)
 
     def make_ticket(self, peer: Peer, call_id: str, request: Request, spec: JobSpec, ancestors: tuple[str, ...]) -> tuple[Ticket, PoolPolicy]:
         """Raises BadRequest when this host can never serve the call; names what the host has."""
@@ -250,7 +279,7 @@ class CallRunner:
         call = self.calls[ticket_id]
         call.attempts += 1
         call.tries += 1
-        call.token = AttemptToken(os.urandom(16).hex())
+        call.token = self._take_token()
         call.worker, call.worker_id, call.devices, call.is_ahead = worker, worker.id, devices, how.ahead
         call.position = worker.take_position()
         call.attempt_started = self.clock.wall()
@@ -258,6 +287,13 @@ class CallRunner:
         if call.request.instance is not None:
             self._homes[instance_key(call.uid, call.request.instance[0])] = worker.id
         self.begin(call, how.inline)
+
+    def _take_token(self) -> AttemptToken:
+        """Nobody can guess it; the kernel is asked for many at once."""
+        if not self._tokens:
+            drawn = os.urandom(_TOKEN_BYTES * _TOKENS_AT_ONCE).hex()
+            self._tokens = [AttemptToken(drawn[start : start + 2 * _TOKEN_BYTES]) for start in range(0, len(drawn), 2 * _TOKEN_BYTES)]
+        return self._tokens.pop()
 
     def begin(self, call: Call, inline: bool) -> None:
         """Make the attempt known (durably or not) and then ``run`` it."""
@@ -286,25 +322,28 @@ class CallRunner:
         call.attempt_started = self.clock.wall()
 
     def _attempt_spec(self, call: Call) -> AttemptSpec:
+        work = call.admitted.work if call.admitted is not None else None
+        if work is None:
+            work = self._work(call)
+            if call.admitted is not None:
+                call.admitted.work = work
+        digest = call.request.arguments
+        arguments = Content(digest, call.arguments) if call.arguments is not None else self.contents.content(call.uid, digest)
+        return AttemptSpec(call.token, call.id, work, arguments, call.is_ahead, call.position)
+
+    def _work(self, call: Call) -> Work:
         request = call.request
         instance = request.instance
-        return AttemptSpec(
-            token=call.token,
-            call_id=call.id,
+        return Work(
             code=self.contents.content(call.uid, request.code),
             modules=self.contents.content(call.uid, request.modules) if request.modules else None,
             context=self.contents.content(call.uid, request.context),
-            arguments=Content(request.arguments, request.arguments_inline)
-            if request.arguments_inline is not None
-            else self.contents.content(call.uid, request.arguments),
             stream=call.spec.stream,
             is_kept=self.keeps_outcomes,
             timeout_seconds=call.timeout_seconds,
             concurrent=call.spec.pool.max_concurrency > 1,
             instance={"id": instance[0], "method": instance[1]} if instance else None,
             constructor=self.contents.content(call.uid, instance[2]) if instance else None,
-            ahead=call.is_ahead,
-            position=call.position,
             is_raw=request.is_raw,
             is_plain=request.is_plain,
         )

@@ -63,7 +63,7 @@ class Channel:
 
     def send_call(self, common: dict[str, Any], word: Any, body: bytes) -> None:
         """A message about a call, or a part of one: neighbours that have all this in common leave together, at the end of this turn."""
-        if self._calls is None or self._calls.common != common or not self._calls.add(word, body):
+        if self._calls is None or (self._calls.common is not common and self._calls.common != common) or not self._calls.add(word, body):
             if self._calls is None:
                 self._turn.soon(self.end_calls)
             self.end_calls()

@@ -72,7 +72,7 @@ class DirectCalls(CallRunner):
 
     def _start(self, peer: Peer, request: Request, kind: type[Call], call_id: str, **more: Any) -> Call:
         admitted = self.admit(peer, request)
-        call = self.new_call(kind, admitted, admitted.request, call_id, **more)
+        call = self.new_call(kind, admitted, call_id, request.arguments_inline, **more)
         self.enter(call)
         self._watch_busy(call, self.limits.pool_busy_seconds)
         self.engine.submit(call.ticket, admitted.wanted.policy, self)

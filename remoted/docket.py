@@ -13,18 +13,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from typing import Any
 
-from remoted.calls import Call
+from remoted.calls import Admitted, Call
 from remoted.model import Reason, Status
+from remoted.requests import Request
 from remoted.spec import Options
 from remoted.store import Statements, Store
 from remoted.usage import Pending, Span, charge_all
 
 log = logging.getLogger(__name__)
 _Row = tuple[Any, ...]
-#: Called once the row is committed, or will not be.
-Then = Callable[[Exception | None], None]
+#: Called once the row is committed, or will not be, with what it is about.
+Then = Callable[[Any, Exception | None], None]
 _STATEMENTS = ("add_jobs", "begin_attempts", "add_items", "finish_jobs")
 _ADD, _BEGIN, _ITEM, _FINISH = range(4)
+_COMPLETED = Status.COMPLETED.value  # a look-up of an enum's value is a function call
 
 
 class AlreadyKnown(Exception):
@@ -41,7 +43,7 @@ class _Page:
 
     def __init__(self) -> None:
         self.rows: tuple[list[_Row], ...] = ([], [], [], [])
-        self.thens: tuple[list[Then], ...] = ([], [], [], [])
+        self.thens: tuple[list[tuple[Then, Any]], ...] = ([], [], [], [])
         self.spans: list[Span | None] = []
 
     def run(self, db: Statements) -> set[int]:
@@ -77,9 +79,9 @@ class _Page:
         else:
             known = result
         for kind, thens in enumerate(self.thens):
-            for place, then in enumerate(thens):
+            for place, (then, about) in enumerate(thens):
                 try:
-                    then(AlreadyKnown() if kind == _ADD and place in known else error)
+                    then(about, AlreadyKnown() if known and kind == _ADD and place in known else error)
                 except Exception:  # one's failure is nobody else's
                     log.exception("cannot go on with what was stored")
 
@@ -96,6 +98,7 @@ class Docket:
         self._store = store
         self._boot_id = boot_id
         self._seq = store.last_seq
+        self._newest = _Page()
         #: Those of the newest call, as they are stored.
         self._options: tuple[Options | None, str] = (None, "")
 
@@ -105,50 +108,53 @@ class Docket:
         return self._seq
 
     def _page(self) -> _Page:
-        page = self._store.newest
-        if not isinstance(page, _Page):
-            page = _Page()
-            self._store.add(page)
-        return page
+        """One that nothing else has come behind, and that the thread has not been given."""
+        if self._store.newest is not self._newest:
+            self._newest = _Page()
+            self._store.add(self._newest)
+        return self._newest
 
-    def _enter(self, kind: int, row: _Row, then: Then) -> _Page:
-        page = self._page()
+    def _enter(self, kind: int, row: _Row, then: Then, about: Any) -> _Page:
+        page = self._newest if self._store.newest is self._newest else self._page()
         page.rows[kind].append(row)
-        page.thens[kind].append(then)
+        page.thens[kind].append((then, about))
         return page
 
-    def add(self, call: Call, then: Then) -> None:
-        """A new job."""
-        request, spec = call.request, call.spec
+    def add(self, admitted: Admitted, calls: list[Call], then: Then) -> None:
+        """New jobs that were admitted together."""
+        request, spec, page = admitted.request, admitted.spec, self._page()
+        about = (calls[0].name, f"{spec.function.module}:{spec.function.qualname}", spec.pool.name, Status.IN_QUEUE.value)
+        content = (request.spec, request.code, request.modules, request.context, request.arguments)
+        options = self._options_of(request)
+        for call in calls:
+            page.rows[_ADD].append((call.seq, call.id, call.uid, *about, *content, call.arguments, options, request.parent, call.caller, call.submitted_at))
+            page.thens[_ADD].append((then, call))
+
+    def _options_of(self, request: Request) -> str:
         if request.options is not self._options[0]:
             self._options = (request.options, request.options.model_dump_json(exclude_defaults=True))
-        options = _options(self._options[1], request.instance, request.identity)
-        function = f"{spec.function.module}:{spec.function.qualname}"
-        content = (request.spec, request.code, request.modules, request.context, request.arguments, request.arguments_inline)
-        row = (call.seq, call.id, call.uid, call.name, function, spec.pool.name, Status.IN_QUEUE.value, *content, options, request.parent, call.caller, call.submitted_at)
-        self._enter(_ADD, row, then)
+        return _options(self._options[1], request.instance, request.identity)
 
     def begin(self, call: Call, then: Then) -> None:
         """The newest attempt of a call that has a worker."""
         worker = call.worker
         assert worker is not None
         process = (call.worker_id, worker.pid, worker.born, self._boot_id)
-        self._enter(_BEGIN, (call.seq, call.tries, call.token, *process, " ".join(call.devices), call.position, call.attempt_started), then)
+        self._enter(_BEGIN, (call.seq, call.tries, call.token, *process, " ".join(call.devices), call.position, call.attempt_started), then, call)
 
     def add_item(self, call: Call, number: int, size: int, inline: bytes | None, then: Then) -> None:
         """One item of a stream."""
-        self._enter(_ITEM, (call.id, number, size, inline), then)
+        self._enter(_ITEM, (call.id, number, size, inline), then, call)
 
     def finish(self, call: Call, status: Status, reason: Reason | None, span: Span | None, then: Then) -> None:
         """The one terminal status. ``span``: what its last attempt used."""
         result = call.result
-        size = call.result_size + sum(len(item.inline or b"") for item in call.items)
         row = (
-            call.seq, status.value, reason.value if reason else "", call.attempts, call.worker_id, " ".join(call.devices), call.started_at, call.ended_at,
-            call.run_seconds, result.inline if result else None, size, call.result_kind, len(call.items), int(call.reconstructed),
+            call.seq, _COMPLETED if status is Status.COMPLETED else status.value, reason.value if reason else "", call.attempts, call.worker_id, " ".join(call.devices), call.started_at, call.ended_at,
+            call.run_seconds, result.inline if result else None, call.kept_bytes, call.result_kind, len(call.items), int(call.reconstructed),
             call.error, call.error_type, call.traceback,
         )  # fmt: skip
-        self._enter(_FINISH, row, then).spans.append(span)
+        self._enter(_FINISH, row, then, call).spans.append(span)
 
 
 def _options(options: str, instance: tuple[str, str, str] | None, identity: Any) -> str:

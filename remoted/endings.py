@@ -45,5 +45,5 @@ def ending_of(call: Call, kind: str) -> Ending:
         run_seconds=call.run_seconds,
         gpus=call.devices,
         worker=call.worker_id,
-        result_bytes=call.result_size + sum(len(item.inline or b"") for item in call.items),
+        result_bytes=call.kept_bytes,
     )

@@ -78,7 +78,8 @@ class Engine:
         self.holders = Holders(self.handle, clock)
         self._told: dict[TicketId, Reason] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._timer: asyncio.TimerHandle | None = None
+        self._alarm = turn.Alarm(lambda: self.handle(events.Tick()))
+        self._turn = turn.current()
         self._is_step_open = False
         self._look: asyncio.Task[None] | None = None
         self._looking = asyncio.Lock()
@@ -94,10 +95,10 @@ class Engine:
         if plan.environment is not None:
             self._requests[plan.environment.digest] = (plan.environment, plan.build_environ)
 
-    def submit(self, ticket: Ticket, policy: PoolPolicy, owner: TicketOwner) -> None:
-        """Queue a ticket; the owner hears when it has a worker."""
-        self._owners[ticket.id] = owner
-        event = events.Submitted(ticket, policy)
+    def submit(self, ticket: Ticket, policy: PoolPolicy, owner: TicketOwner, behind: tuple[Ticket, ...] = ()) -> None:
+        """Queue a ticket, and others of its lane; the owner hears when they have workers."""
+        self._owners |= dict.fromkeys((each.id for each in (ticket, *behind)), owner)
+        event = events.Submitted(ticket, policy, behind)
         if ticket.need.gpu is not None and self._clock.monotonic() - self.devices.seen_at >= self.poll_seconds:
             self.spawn(self._look_then(event))
         else:
@@ -108,14 +109,16 @@ class Engine:
         if self._look is None or self._look.done():
             self._look = asyncio.get_running_loop().create_task(self.look_at_devices())
         await asyncio.shield(self._look)
-        if event.ticket.id in self._owners:
-            self._enter(event)
+        wanted = tuple(ticket for ticket in (event.ticket, *event.behind) if ticket.id in self._owners)
+        if wanted:
+            self._enter(events.Submitted(wanted[0], event.policy, wanted[1:]))
 
     def _enter(self, event: events.Submitted) -> None:
         """To the scheduler, or to those who wait for the end of a drain."""
         if self.is_closed_to(event.ticket.ancestors):
             self.scheduler.policies.setdefault(event.ticket.need.pool, event.policy)
-            self._hold(event.ticket)
+            for ticket in (event.ticket, *event.behind):
+                self._hold(ticket)
         else:
             self.handle(event)
 
@@ -137,8 +140,10 @@ class Engine:
     def ended(self, ticket_id: TicketId) -> None:
         """The attempt is over; its worker is free."""
         self._owners.pop(ticket_id, None)
-        self._close_useless(ticket_id)
-        self.handle(events.Ended(ticket_id))
+        worker = self.workers.get(self.scheduler.placed.get(ticket_id, WorkerId("")))
+        if worker is None or not worker.is_alive or self.is_stopping or not self.scheduler.pass_on(ticket_id):
+            self._close_useless(ticket_id)
+            self.handle(events.Ended(ticket_id))
 
     def returned(self, ticket_id: TicketId, owner: TicketOwner) -> bool:
         """What the worker was given ahead did not begin there: it waits again. False if no worker here has it."""
@@ -226,7 +231,7 @@ class Engine:
             self._carry_out(decision)
         if not self._is_step_open:
             self._is_step_open = True
-            turn.current().soon(self._end_step)
+            self._turn.soon(self._end_step)
 
     def _end_step(self) -> None:
         """Once for all that happened in one turn of the loop."""
@@ -274,13 +279,9 @@ class Engine:
             owner.on_unplaceable(ticket_id, reason, message, detail)
 
     def _set_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         wakeup = self.scheduler.next_wakeup()
         if wakeup is not None:
-            delay = max(0.01, wakeup - self._clock.monotonic())
-            self._timer = asyncio.get_running_loop().call_later(delay, self.handle, events.Tick())
+            self._alarm.set(wakeup, self._clock.monotonic())
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """A task of the engine's: kept, and its failure logged."""
@@ -484,8 +485,7 @@ class Engine:
     def freeze(self) -> None:
         """The daemon ends: nothing is begun, started or refused from here on."""
         self.is_stopping = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self._alarm.cancel()
 
     async def close(self, leaves_idle: bool = False) -> None:
         """Leave the workers that run something to the next daemon, and idle ones that it will find; end the others."""

@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from remoted.attempts import Content
 from remoted.errors import RemotedError
 
 
-class Items:
+class Items(list[Content]):
     """In order; begins with those that an earlier daemon has stored."""
 
+    #: Why one found no room: no other is taken.
+    problem: RemotedError | None = None
+
     def __init__(self, stored: Iterable[Content] = ()) -> None:
-        self._contents = list(stored)
+        super().__init__(stored)
         self._unstored: set[int] = set()
-        self._told = len(self._contents)
-        #: Why one found no room: no other is taken.
-        self.problem: RemotedError | None = None
+        self._told = len(self)
 
-    def __len__(self) -> int:
-        return len(self._contents)
-
-    def __iter__(self) -> Iterator[Content]:
-        return iter(self._contents)
+    @property
+    def inline_bytes(self) -> int:
+        """Of those that are rows; the others are files."""
+        return sum(len(item.inline or b"") for item in self)
 
     def add(self, content: Content) -> None:
         """It is on its way to the disk."""
-        self._unstored.add(len(self._contents))
-        self._contents.append(content)
+        self._unstored.add(len(self))
+        self.append(content)
 
     def stored(self, number: int) -> list[tuple[int, Content]]:
         """Which may be told now that this one is stored."""
         self._unstored.discard(number)
         first = self._told
-        self._told = min(self._unstored, default=len(self._contents))
+        self._told = min(self._unstored, default=len(self))
         return self._numbered(first)
 
     def told_from(self, number: int) -> list[tuple[int, Content]]:
@@ -41,4 +41,4 @@ class Items:
         return self._numbered(number)
 
     def _numbered(self, first: int) -> list[tuple[int, Content]]:
-        return [(number, self._contents[number]) for number in range(max(0, first), self._told)]
+        return [(number, self[number]) for number in range(max(0, first), self._told)]

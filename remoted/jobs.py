@@ -11,9 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -27,14 +26,14 @@ from remoted.contents import Contents
 from remoted.docket import AlreadyKnown, Docket, job_id
 from remoted.endings import Ending, ending_of
 from remoted.engine import Engine
-from remoted.errors import OverLimit, RemotedError, StoreBroken, StoreError
+from remoted.errors import RemotedError, StoreBroken, StoreError
 from remoted.items import Items
 from remoted.keeping import ItemKeeper
 from remoted.limits import Limits
 from remoted.model import AttemptToken, Reason, Status, Uid, WorkerId
 from remoted.paces import Paces
 from remoted.paths import Paths
-from remoted.quotas import ROW_BYTES
+from remoted.quotas import ROW_BYTES, too_many_jobs
 from remoted.records import Records
 from remoted.replies import close_payload
 from remoted.requests import Request
@@ -48,6 +47,8 @@ log = logging.getLogger(__name__)
 #: Between two tries to store an outcome.
 _AGAIN_SECONDS = 0.5
 _CLOSE_SECONDS = 5.0
+#: With a submission's key the id, once the job is committed, or why it is not.
+Told = Callable[[str, str | Exception], None]
 
 
 class Jobs(CallRunner):
@@ -61,8 +62,8 @@ class Jobs(CallRunner):
         self._store = store
         self._blobs = blobs
         self._docket = Docket(store, clock.boot_id())
-        #: Who waits to hear that a job is stored.
-        self._accepting: dict[str, list[Callable[[str | Exception], None]]] = {}
+        #: Who waits to hear that a job is stored that another one has submitted.
+        self._accepting: dict[str, list[Told]] = {}
         self._per_uid: Counter[int] = Counter()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._keeper = ItemKeeper(self._docket, blobs, contents.quotas, self._spawn, self._item_kept, self._try_again)
@@ -76,47 +77,50 @@ class Jobs(CallRunner):
     async def submit(self, peer: Peer, request: Request, caller: str) -> str:
         """The id, once the job is committed. Raises Refused."""
         accepted: asyncio.Future[str | Exception] = asyncio.get_running_loop().create_future()
-        admitted = self.admit(peer, request)
-        self.accept(admitted, admitted.request, caller, accepted.set_result)
+        self.accept(self.admit(peer, request), [(request.key, request.arguments_inline)], caller, lambda key, found: accepted.set_result(found))
         found = await accepted
         if isinstance(found, Exception):
             raise found
         return found
 
-    def accept(self, admitted: Admitted, request: Request, caller: str, told: Callable[[str | Exception], None]) -> None:
-        """``told`` the id, once the job is committed, or why it is not. The same key again gives the same id (T61)."""
-        call_id = job_id(admitted.uid, request.key)
-        if call_id in self._accepting:
-            self._accepting[call_id].append(told)
-        elif call_id in self.calls:
-            told(call_id)
-        elif self._per_uid[admitted.uid] >= self.limits.queued_jobs(admitted.uid):
-            told(self._too_many(admitted.uid))
-        elif problem := self.contents.quotas.refusal(admitted.uid, size := ROW_BYTES + len(request.arguments_inline or b"")):
-            told(problem)
+    def accept(self, admitted: Admitted, calls: Sequence[tuple[str, bytes | None]], caller: str, told: Told) -> None:
+        """Each by its key and arguments. The same key again gives the same id (T61)."""
+        uid, quotas, size = admitted.uid, self.contents.quotas, 0
+        new: list[Call] = []
+        room = self.limits.queued_jobs(uid) - self._per_uid[uid]
+        for key, arguments in calls:
+            call_id, its_size = job_id(uid, key), ROW_BYTES + len(arguments or b"")
+            if (known := self.calls.get(call_id)) is not None:
+                self._tell_known(known, key, told)
+            elif len(new) >= room:
+                told(key, too_many_jobs(self.limits, uid))
+            elif problem := quotas.refusal(uid, its_size, beside=size):
+                told(key, problem)
+            else:
+                size += its_size
+                call = self.new_call(Call, admitted, call_id, arguments, key=key, caller=caller, seq=self._docket.next_seq())
+                self.enter(call)
+                new.append(call)
+        if new:
+            quotas.add(uid, size)
+            self._per_uid[uid] += len(new)
+            self._docket.add(admitted, new, partial(self._stored, told))
+            self.engine.submit(new[0].ticket, admitted.wanted.policy, self, behind=tuple(call.ticket for call in new[1:]))
+
+    def _tell_known(self, call: Call, key: str, told: Told) -> None:
+        if call.is_stored:
+            told(key, call.id)
         else:
-            self.contents.quotas.add(admitted.uid, size)
-            self._accepting[call_id] = [told]
-            call = self.new_call(Call, admitted, request, call_id, caller=caller, seq=self._docket.next_seq())
-            self._docket.add(call, partial(self._stored, call))
-            self._adopt_call(call)
-            self.engine.submit(call.ticket, admitted.wanted.policy, self)
+            self._accepting.setdefault(call.id, []).append(told)
 
-    def _too_many(self, uid: int) -> OverLimit:
-        name = "queued_jobs_per_uid" if self.limits.share(uid).queued_jobs is None else "queued_jobs"
-        return OverLimit("OVER_LIMIT", f"cannot queue another job: your limit {name} is {self.limits.queued_jobs(uid)}; wait for some to end")
-
-    def _stored(self, call: Call, error: Exception | None) -> None:
+    def _stored(self, told: Told, call: Call, error: Exception | None) -> None:
         """Committed, or refused; or the key was known from before and this call is a double."""
+        call.is_stored = True
         if error is not None:
             self._forget(call)
-        known = error is None or isinstance(error, AlreadyKnown)
-        for told in self._accepting.pop(call.id):
-            told(call.id if known else error or call.id)
-
-    def _adopt_call(self, call: Call) -> None:
-        self.enter(call)
-        self._per_uid[call.uid] += 1
+        found = call.id if error is None or isinstance(error, AlreadyKnown) else error
+        for each in (told, *self._accepting.pop(call.id, ())):
+            each(call.key, found)
 
     def _forget(self, call: Call) -> None:
         """The call is over, or never was: give back everything that it holds in memory."""
@@ -130,9 +134,9 @@ class Jobs(CallRunner):
     # -- attempts ------------------------------------------------------------------------------------------
 
     def begin(self, call: Call, inline: bool) -> None:
-        self._docket.begin(call, partial(self._begun, call, inline))
+        self._docket.begin(call, partial(self._begun, inline=True) if inline else self._begun)
 
-    def _begun(self, call: Call, inline: bool, error: Exception | None) -> None:
+    def _begun(self, call: Call, error: Exception | None, inline: bool = False) -> None:
         if self.calls.get(call.id) is not call:
             return
         if error is None:
@@ -174,7 +178,7 @@ class Jobs(CallRunner):
     def _run_ahead(self, worker: Worker | None) -> None:
         """Short calls follow one another in a worker without a word from here, and share a commit (docs/decisions/0030)."""
         most = self.limits.ahead_calls
-        if worker is None or not worker.is_alive or worker.ahead_count > most // 2:
+        if worker is None or worker.ahead_count > most // 2 or not worker.is_alive:
             return
         count, left = 0, self.limits.ahead_seconds
         for ticket_id in islice(self.engine.line_behind(worker), most - worker.ahead_count):
@@ -187,7 +191,7 @@ class Jobs(CallRunner):
 
     def _expected_seconds(self, call: Call | None) -> float:
         """Of such a call; infinite where nothing is known, or more than its body is to be reckoned with."""
-        if call is None or call.spec.stream or call.request.instance is not None or call.request.arguments_inline is None:
+        if call is None or call.spec.stream or call.request.instance is not None or call.arguments is None:
             return float("inf")
         return self._paces.expected(call.request.code)
 
@@ -283,13 +287,8 @@ class Jobs(CallRunner):
         if call.stop_requested is not None:
             self._finish(call, Status.CANCELLED, call.stop_requested, None, then)
             return
-        self._retry_later(call, 0.0 if end.kind == "stale" else self._back_off(call.attempts))
+        self._retry_later(call, 0.0 if end.kind == "stale" else self.limits.retry_pause(call.attempts))
         then()
-
-    def _back_off(self, attempts: int) -> float:
-        """Exponential with full jitter on the upper half: two failing jobs do not come back together."""
-        full = min(self.limits.retry_cap_seconds, self.limits.retry_base_seconds * 2 ** (attempts - 1))
-        return float(full * random.uniform(0.5, 1.0))
 
     def _retry_later(self, call: Call, delay: float) -> None:
         call.retry_timer = asyncio.get_running_loop().call_later(delay, self._queue_again, call)
@@ -310,9 +309,9 @@ class Jobs(CallRunner):
         """The one terminal status, stored first. ``then``: once it is and everybody has been told."""
         call.ended_at = self.clock.wall()
         self._finishing += 1
-        self._docket.finish(call, status, reason, span, partial(self._finished, call, status, reason, span, then))
+        self._docket.finish(call, status, reason, span, partial(self._finished, status, reason, span, then))
 
-    def _finished(self, call: Call, status: Status, reason: Reason | None, span: Span | None, then: Callable[[], None], error: Exception | None) -> None:
+    def _finished(self, status: Status, reason: Reason | None, span: Span | None, then: Callable[[], None], call: Call, error: Exception | None) -> None:
         self._finishing -= 1
         if error is not None:
             self._try_again(error, self._finish, call, status, reason, span, then)
@@ -324,7 +323,8 @@ class Jobs(CallRunner):
         self.completed += 1
         self.on_ended(ending_of(call, "queue"))
         self._forget(call)
-        self._cancel_children(call)
+        if call.children:
+            self._cancel_children(call)
         for watcher in list(call.watchers):
             watcher.on_done(call)
         call.watchers.clear()
@@ -392,7 +392,7 @@ class Jobs(CallRunner):
         call.attempts += reason is Reason.WORKER_START_FAILED
         if reason is Reason.WORKER_START_FAILED and call.attempts <= call.max_retries:
             call.reason = Reason.WAITING_RETRY
-            self._retry_later(call, self._back_off(call.attempts))
+            self._retry_later(call, self.limits.retry_pause(call.attempts))
             return
         text = f"{message}\n{detail}".strip()
         call.error, call.result = text, Content("", b"", None)
@@ -440,6 +440,8 @@ class Jobs(CallRunner):
             ticket=ticket,
             log=self.new_log(row["id"], row["uid"], is_new=False),
             submitted_at=row["submitted_at"],
+            arguments=request.arguments_inline,
+            is_stored=True,
             seq=row["seq"],
             attempts=row["all_attempts"],
             tries=row["tries"],
@@ -449,7 +451,8 @@ class Jobs(CallRunner):
             items=Items(items),
             caller=row["caller"],
         )
-        self._adopt_call(call)
+        self.enter(call)
+        self._per_uid[call.uid] += 1
         return call
 
     async def bury(self, row: Row, message: str) -> None:

@@ -71,9 +71,9 @@ class ItemKeeper:
             call.worker.stop(call.token, Reason.RESULT_LOST)
 
     def _keep(self, call: Call, number: int, payload: bytes | int, size: int) -> None:
-        self._docket.add_item(call, number, size, payload if isinstance(payload, bytes) else None, partial(self._stored, call, number, payload, size))
+        self._docket.add_item(call, number, size, payload if isinstance(payload, bytes) else None, partial(self._stored, number, payload, size))
 
-    def _stored(self, call: Call, number: int, payload: bytes | int, size: int, error: Exception | None) -> None:
+    def _stored(self, number: int, payload: bytes | int, size: int, call: Call, error: Exception | None) -> None:
         if error is not None:
             self._again(error, self._keep, call, number, payload, size)
         else:

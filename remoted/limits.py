@@ -6,6 +6,7 @@ One object serves the daemon's whole life. Only a reload changes it (``follow``)
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 
@@ -109,6 +110,11 @@ class Limits:
     def running_jobs(self, uid: int) -> int:
         """0 is no limit."""
         return _own(self.share(uid).running_jobs, self.running_jobs_per_uid)
+
+    def retry_pause(self, attempts: int) -> float:
+        """Exponential with full jitter on the upper half: two failing jobs do not come back together."""
+        full = min(self.retry_cap_seconds, self.retry_base_seconds * 2 ** (attempts - 1))
+        return float(full * random.uniform(0.5, 1.0))
 
     def stored_bytes(self, uid: int) -> int:
         return _own(self.share(uid).stored_bytes, self.stored_bytes_per_uid)

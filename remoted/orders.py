@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from remoted import turn
-from remoted.attempts import AttemptSpec, Content, LeaseSpec
+from remoted.attempts import AttemptSpec, Content, LeaseSpec, Work
 from remoted.channel import Channel
 from remoted.limits import Limits
 from remoted.model import AttemptToken, WorkerId
@@ -23,6 +23,8 @@ class Orders:
         self._worker = worker
         self._limits = limits
         self._known: set[str] = set()
+        #: What the newest order shares with its neighbours, in our words and in the worker's.
+        self._newest: tuple[Work | None, bool, dict[str, object]] = (None, False, {})
         self._acknowledged: list[AttemptToken] = []
         self._turn = turn.current()
         self._is_turn_known = False
@@ -44,11 +46,10 @@ class Orders:
             self._channel.send({"op": "ack", "attempts": tokens[start : start + _ACKNOWLEDGED_MOST]})
 
     def run(self, spec: AttemptSpec, inline: bool) -> None:
-        for content in (spec.code, spec.modules, spec.context, spec.constructor):
-            if content is not None:
-                self._teach(content)
         word, inline_arguments = [spec.token, spec.call_id, spec.position], spec.arguments.inline
-        common = self._common(spec, inline)
+        if self._newest[0] is not spec.work or self._newest[1] is not inline:
+            self._newest = (spec.work, inline, self._common(spec.work, inline))
+        common = self._newest[2]
         if inline_arguments is not None and len(inline_arguments) <= wire.INLINE_BYTES:
             self._channel.send_call(common, word, inline_arguments)
             if not spec.ahead:
@@ -59,23 +60,26 @@ class Orders:
             self._is_turn_known = True
             self._turn.soon(self.send_acknowledged)
 
-    def _common(self, spec: AttemptSpec, inline: bool) -> dict[str, object]:
-        """What an order shares with its neighbours."""
+    def _common(self, work: Work, inline: bool) -> dict[str, object]:
+        """What an order shares with its neighbours; the worker has the content then."""
+        for content in (work.code, work.modules, work.context, work.constructor):
+            if content is not None:
+                self._teach(content)
         common: dict[str, object] = {
             "op": "run",
-            "code": spec.code.digest,
-            "modules": spec.modules.digest if spec.modules else "",
-            "context": spec.context.digest,
-            "stream": spec.stream,
+            "code": work.code.digest,
+            "modules": work.modules.digest if work.modules else "",
+            "context": work.context.digest,
+            "stream": work.stream,
             **self._window,
             "inline": inline,
-            "concurrent": spec.concurrent,
-            "kept": spec.is_kept,
-            "raw": spec.is_raw,
-            "plain": spec.is_plain,
+            "concurrent": work.concurrent,
+            "kept": work.is_kept,
+            "raw": work.is_raw,
+            "plain": work.is_plain,
         }
-        if spec.instance is not None:
-            common["instance"] = {**spec.instance, "constructor": spec.constructor.digest if spec.constructor else ""}
+        if work.instance is not None:
+            common["instance"] = {**work.instance, "constructor": work.constructor.digest if work.constructor else ""}
         return common
 
     def lend(self, spec: LeaseSpec) -> None:

@@ -58,11 +58,11 @@ class Quotas:
         if self.used(uid) > self._limits.stored_bytes(uid) * _NEARLY_FULL:
             self.wanted.set()
 
-    def refusal(self, uid: int, size: int) -> OverLimit | None:
-        """Why that much more of this user is not stored."""
+    def refusal(self, uid: int, size: int, beside: int = 0) -> OverLimit | None:
+        """Why that much more of this user is not stored, ``beside`` what comes with it and is not counted yet."""
         if not self.is_enforced:
             return None
-        used, most = self.used(uid), self._limits.stored_bytes(uid)
+        used, most = self.used(uid) + beside, self._limits.stored_bytes(uid)
         if used + size > most:
             self.wanted.set()
             name = "stored_bytes_per_uid" if self._limits.share(uid).stored_bytes is None else "stored_bytes"
@@ -96,3 +96,9 @@ class Quotas:
     def satisfied(self) -> None:
         """All has gone that could go."""
         self._refused.clear()
+
+
+def too_many_jobs(limits: Limits, uid: int) -> OverLimit:
+    """Why no other job of this user is queued."""
+    name = "queued_jobs_per_uid" if limits.share(uid).queued_jobs is None else "queued_jobs"
+    return OverLimit("OVER_LIMIT", f"cannot queue another job: your limit {name} is {limits.queued_jobs(uid)}; wait for some to end")

@@ -51,7 +51,9 @@ def parse_end(frame: wire.Frame, stopped_by: Reason | None) -> AttemptEnd:
 
 
 def end_of(header: Mapping[str, Any], payload: bytes | int, size: int, stopped_by: Reason | None) -> AttemptEnd:
-    """The same of a header that a worker has left in a file. Raises KeyError."""
+    """The same of a header that a worker has left in a file. What returned and is as usual has no more words. Raises KeyError."""
+    if "kind" not in header:
+        return AttemptEnd("returned", payload=payload, size=size, stopped_by=stopped_by)
     code = header["exit_code"]
     return AttemptEnd(
         kind=clean(header["kind"]),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import queue
 import re
 import sqlite3
@@ -17,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from importlib import resources
+from itertools import chain
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -31,7 +33,7 @@ SCHEMA_VERSION = 4
 #: SQLITE_IOERR_FSYNC and SQLITE_IOERR_DIR_FSYNC.
 _FSYNC_FAILED = frozenset({1034, 1290})
 #: Rows of one statement, in powers of two: few texts to prepare, and SQLite takes the interpreter's lock once for all of them.
-_ROWS_MOST = 64
+_ROWS_MOST = 256
 _STATEMENTS_KEPT = 256
 #: One that it works on, and one that it finds when that is done.
 _IN_HAND_MOST = 2
@@ -50,6 +52,8 @@ class Statements:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self._sql = load_statements()
+        #: Those of many rows, by name and number of rows.
+        self._of_many: dict[tuple[str, int], str] = {}
 
     def run(self, name: str, /, **values: Any) -> int:
         """Execute; returns how many rows changed."""
@@ -67,12 +71,15 @@ class Statements:
         changed, done = 0, 0
         while done < len(rows):
             count = min(_ROWS_MOST, 1 << ((len(rows) - done).bit_length() - 1))
-            part = rows[done : done + count]
-            row = f"({', '.join('?' * len(part[0]))})"
-            sql = self._sql[name].replace(":rows", ", ".join([row] * count))
-            changed += self._connection.execute(sql, [value for found in part for value in found]).rowcount
+            sql = self._of_many.get((name, count)) or self._write_out(name, count, len(rows[0]))
+            changed += self._connection.execute(sql, list(chain.from_iterable(rows[done : done + count]))).rowcount
             done += count
         return changed
+
+    def _write_out(self, name: str, count: int, width: int) -> str:
+        row = f"({', '.join('?' * width)})"
+        sql = self._of_many[name, count] = self._sql[name].replace(":rows", ", ".join([row] * count))
+        return sql
 
     def script(self, name: str) -> None:
         self._connection.executescript(self._sql[name])
@@ -118,9 +125,14 @@ class Store:
         self._loop = asyncio.get_running_loop()
         self._turn = turn.current()
         self._pending: list[Operation] = []
+        #: What was asked for last, as long as it has not gone to the thread: there may be added to it.
+        self.newest: Operation | None = None
         #: Lots that the thread has and has not answered.
         self._in_hand = 0
         self._queue: queue.SimpleQueue[list[Operation] | None] = queue.SimpleQueue()
+        #: What the thread has done, and how the loop hears of it: its own way to be woken costs twice as much.
+        self._done: queue.SimpleQueue[list[tuple[Operation, Any]]] = queue.SimpleQueue()
+        self._bell = -1
         self._thread = threading.Thread(target=self._serve, name="store", daemon=True)
         self._opened: asyncio.Future[None] = self._loop.create_future()
         #: The number of the newest job, as it was when the store was opened.
@@ -130,8 +142,14 @@ class Store:
 
     async def open(self) -> None:
         """Raises StartupError when another daemon holds the database, or it is corrupt or newer than this code."""
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK | os.EFD_SEMAPHORE)
+        self._loop.add_reader(self._bell, self._turn.run, self._hear)
         self._thread.start()
-        await self._opened
+        try:
+            await self._opened
+        except StartupError:
+            self._unhang()
+            raise
 
     def submit(self, operation: Callable[[Statements], T]) -> asyncio.Future[T]:
         """Run in the next transaction. The future holds the result once it is committed, or a StoreError."""
@@ -144,11 +162,7 @@ class Store:
         if not self._pending:
             self._turn.soon(self._post)  # behind all that this turn of the loop brings
         self._pending.append(operation)
-
-    @property
-    def newest(self) -> Operation | None:
-        """What was asked for last, as long as it has not gone to the thread: there may be added to it."""
-        return self._pending[-1] if self._pending else None
+        self.newest = operation
 
     def _post(self) -> None:
         """While the thread has enough to do, what comes is put together: fewer commits, and fewer statements."""
@@ -157,13 +171,16 @@ class Store:
 
     def _hand_over(self) -> None:
         pending, self._pending = self._pending, []
+        self.newest = None
         self._in_hand += 1
         self._queue.put(pending)
 
-    def _settle(self, settled: list[tuple[Operation, Any]]) -> None:
+    def _hear(self) -> None:
+        """The thread rings once for each lot."""
+        os.eventfd_read(self._bell)
         self._in_hand -= 1
         self._post()
-        for operation, result in settled:
+        for operation, result in self._done.get():
             operation.settle(result)
 
     async def close(self) -> None:
@@ -172,6 +189,13 @@ class Store:
             self._hand_over()
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join)
+        while not self._done.empty():
+            self._turn.run(self._hear)
+        self._unhang()
+
+    def _unhang(self) -> None:
+        self._loop.remove_reader(self._bell)
+        os.close(self._bell)
 
     # -- the thread ----------------------------------------------------------------------------------------
 
@@ -186,8 +210,8 @@ class Store:
         self.last_seq = int(statements.all("last_seq")[0]["seq"])
         self._loop.call_soon_threadsafe(self._opened.set_result, None)
         while (batch := self._queue.get()) is not None:
-            settled = self._commit(connection, statements, batch)
-            self._loop.call_soon_threadsafe(self._turn.run, self._settle, settled)
+            self._done.put(self._commit(connection, statements, batch))
+            os.eventfd_write(self._bell, 1)
         connection.close()
 
     def _connect(self) -> sqlite3.Connection:

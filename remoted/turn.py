@@ -53,6 +53,32 @@ class Turn:
             self._complain({"message": f"cannot end a turn: {callback!r} failed", "exception": error})
 
 
+class Alarm:
+    """A timer that is set anew only where it would ring too late. It may ring too early: who hears it sets it again."""
+
+    def __init__(self, ring: Callable[[], None]) -> None:
+        self._ring = ring
+        self._timer: asyncio.TimerHandle | None = None
+        self._moment = 0.0
+
+    def set(self, moment: float, now: float) -> None:
+        """Monotonic seconds."""
+        if self._timer is not None and self._moment <= moment:
+            return
+        self.cancel()
+        self._moment = moment
+        self._timer = asyncio.get_running_loop().call_later(max(0.01, moment - now), self._end)
+
+    def _end(self) -> None:
+        self._timer = None
+        self._ring()
+
+    def cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
 def current() -> Turn:
     """The running loop's."""
     loop = asyncio.get_running_loop()

@@ -44,6 +44,9 @@ class Totals(NamedTuple):
     cpu_seconds: float = 0.0
 
 
+_NOTHING = Totals()
+
+
 def totals(db: Statements, now: float, seconds: float) -> dict[int, Totals]:
     """By user, of so many seconds until now: of whole hours, the one in which that began included."""
     rows = db.all("get_usage", since=int((now - seconds) // HOUR_SECONDS))
@@ -62,8 +65,8 @@ class Pending:
 
     def add(self, span: Span) -> None:
         for hour, seconds in span.hours():
-            before = self._found.get((span.uid, hour), Totals())
-            self._found[span.uid, hour] = Totals(before.gpu_seconds + seconds * span.gpus, before.cpu_seconds + seconds * span.cpus)
+            gpu_seconds, cpu_seconds = self._found.get((span.uid, hour), _NOTHING)
+            self._found[span.uid, hour] = Totals(gpu_seconds + seconds * span.gpus, cpu_seconds + seconds * span.cpus)
 
     def take(self) -> dict[tuple[int, int], Totals]:
         """By uid and hour; nothing is left here."""

@@ -135,7 +135,7 @@ class Worker:
     def run(self, spec: AttemptSpec, listener: AttemptListener, inline: bool) -> None:
         """Send everything the attempt needs; the listener hears of it from now on."""
         assert self._orders is not None
-        attempt = Attempt(spec.token, listener, self._clock.boottime(), spec.position, spec.timeout_seconds)
+        attempt = Attempt(spec.token, listener, self._clock.boottime(), spec.position, spec.work.timeout_seconds)
         self._workload.add(attempt, spec.ahead)
         if spec.ahead and not self._workload.is_ahead(attempt):
             listener.on_begin()  # those before it have ended while it was being stored
@@ -377,7 +377,8 @@ class Worker:
         if attempt is None:
             close_payload(end.payload)
             return
-        attempt.cancel_timers()
+        if attempt.timers:
+            attempt.cancel_timers()
         attempt.listener.on_end(end)
         self._begin_next()
         if not self._workload.ahead_count:

@@ -49,7 +49,7 @@ class Workload:
 
     def add(self, attempt: Attempt, ahead: bool) -> None:
         """``ahead``: it waits for those that are here; without any it begins like all others."""
-        (self._ahead if ahead and self else self._begun)[attempt.token] = attempt
+        (self._ahead if ahead and (self._begun or self._ahead) else self._begun)[attempt.token] = attempt
 
     def find(self, token: object) -> Attempt | None:
         name = str(token)

@@ -152,10 +152,9 @@ class Connection:
         admitted = jobs.admit(self.peer, submission.common)
         output = bool(frame.header.get("output", True))
         self._submitting += len(submission.calls)
-        for request in submission.requests(admitted.request):
-            jobs.accept(admitted, request, "" if detach else self._caller, partial(self._accepted, request.key, detach, output))
+        jobs.accept(admitted, submission.calls, "" if detach else self._caller, partial(self._accepted, detach, output))
 
-    def _accepted(self, key: str, detach: bool, output: bool, found: str | Exception) -> None:
+    def _accepted(self, detach: bool, output: bool, key: str, found: str | Exception) -> None:
         self._submitting -= 1
         if isinstance(found, Exception):
             self._refuse_call("submit", key, found)

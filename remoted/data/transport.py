@@ -26,7 +26,7 @@ _DESCRIPTOR_COST = 64 * 1024
 #: Handled in one turn of the loop; then all others have theirs.
 _TURN_FRAMES = 32
 #: What is no hurry waits so long for something that is: to wake a client costs it, and us, more than the news is worth.
-_LEISURE_SECONDS = 0.001
+_LEISURE_SECONDS = 0.003
 
 
 class Transport:

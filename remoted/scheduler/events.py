@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from remoted.limits import Limits
 from remoted.model import Device, DeviceUuid, Reason, Uid, WorkerId
@@ -11,10 +12,11 @@ from remoted.scheduler.state import Need, PoolKey, PoolPolicy, Ticket, TicketId
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """A call arrived; the policy is its pool's newest."""
+    """A call arrived, and ``behind`` it others of its lane; the policy is its pool's newest."""
 
     ticket: Ticket
     policy: PoolPolicy
+    behind: tuple[Ticket, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,8 +193,9 @@ Event = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Assign:
+class Assign(NamedTuple):
+    """A call gets a worker. A tuple: of a map there are thousands."""
+
     ticket: TicketId
     worker: WorkerId
     #: Runs inside a body that waits for it (MECHANISMS 15).

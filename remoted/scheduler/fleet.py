@@ -148,7 +148,7 @@ class Fleet:
         worker.ahead[ticket.id] = ticket
 
     def pass_on(self, ticket_id: TicketId) -> bool:
-        """The ticket has ended, and the next that its worker was given ahead takes its place. Nobody else has anything to gain by that.
+        """The ticket has ended, and the next that its worker was given ahead takes its place, and what it had reserved.
 
         False where there is no such, and nothing was done.
         """
@@ -156,7 +156,11 @@ class Fleet:
         worker = self.workers.get(worker_id) if worker_id is not None else None
         if worker is None or not worker.ahead or ticket_id not in worker.running or ticket_id in worker.waiting or worker.waiting_early:
             return False
-        self._begin_next(worker, ticket_id)
+        del self.placed[ticket_id], worker.running[ticket_id]
+        next_id = next(iter(worker.ahead))
+        worker.running[next_id] = worker.ahead.pop(next_id)
+        if ticket_id in self.reserved:  # they are of one lane
+            self.reserved[next_id] = self.reserved.pop(ticket_id)
         return True
 
     def release(self, ticket_id: TicketId, now: float) -> WorkerView | None:
@@ -175,14 +179,6 @@ class Fleet:
             worker.state, worker.since = WorkerState.IDLE, now
         self._update(worker)
         return worker
-
-    def _begin_next(self, worker: WorkerView, ended: TicketId) -> None:
-        """The next one takes over what the ended one had reserved: they are of one lane."""
-        del self.placed[ended], worker.running[ended]
-        ticket_id = next(iter(worker.ahead))
-        worker.running[ticket_id] = worker.ahead.pop(ticket_id)
-        if ended in self.reserved:
-            self.reserved[ticket_id] = self.reserved.pop(ended)
 
     def _run_next(self, worker: WorkerView) -> None:
         ticket_id = next(iter(worker.ahead))

@@ -63,7 +63,7 @@ from remoted.scheduler.pools import Pools
 from remoted.scheduler.queue import Queue
 from remoted.scheduler.rings import find_host, stuck_tickets
 from remoted.scheduler.shares import Shares
-from remoted.scheduler.state import Lane, PoolPolicy, Ticket, TicketId, Turns, WorkerState
+from remoted.scheduler.state import Lane, Ticket, TicketId, Turns, WorkerState
 from remoted.scheduler.validation import validate_fleet, validate_index, validate_queue
 
 _PATIENCE_SECONDS = 10.0
@@ -111,10 +111,8 @@ class Scheduler:
         """Apply one event at ``now`` (monotonic seconds) and place what can be placed."""
         step = Step(now)
         if isinstance(event, Submitted):
-            self._submit(event.ticket, event.policy, step)
-        elif isinstance(event, Ended) and self._fleet.pass_on(event.ticket):
-            self._queue.forget(event.ticket)
-        else:
+            self._submit(event, step)
+        elif not isinstance(event, Ended) or not self.pass_on(event.ticket):
             self._apply(event, step)
             self._placement.place_all(step)
         while self._queue.nested and self._resolve_ring(step):
@@ -124,17 +122,24 @@ class Scheduler:
             self._lifecycle.keep_minimum(bool(self.turns[Turns.DEVICES]), step)
         return step.decisions
 
+    def pass_on(self, ticket_id: TicketId) -> bool:
+        """As ``Ended``, if its worker has the next one already: nobody else has anything to gain by that. Else nothing is done."""
+        if not self._fleet.pass_on(ticket_id):
+            return False
+        self._queue.forget(ticket_id)
+        return True
+
     def next_wakeup(self) -> float | None:
         """When a ``Tick`` is next needed (monotonic seconds); None while only events matter."""
         return self._lifecycle.next_wakeup()
 
-    def _submit(self, ticket: Ticket, policy: PoolPolicy, step: Step) -> None:
+    def _submit(self, event: Submitted, step: Step) -> None:
         """Unless it brings a new policy it changes nothing for the other lanes: they were blocked before and still are."""
-        lane = self._queue.add(ticket)
-        if self._pools.set_policy(ticket.need.pool, policy):
+        lane = self._queue.add(event.ticket, *event.behind)
+        if self._pools.set_policy(event.ticket.need.pool, event.policy):
             self._changes.in_pool(lane.kind.pool)
             self._placement.place_all(step)
-        if ticket.id in self._queue.lanes:
+        if lane.tickets:
             self._placement.place_lane(lane, step)
 
     def _apply(self, event: Event, step: Step) -> None:

@@ -41,32 +41,39 @@ class Queue:
 
     # -- coming --------------------------------------------------------------------------------------------
 
-    def add(self, ticket: Ticket) -> Lane:
-        if ticket.id in self.tickets:
-            raise ValueError(f"cannot queue {ticket.id}: it is already known")
-        self.know(ticket)
-        lane = self._enter(ticket)
-        self._sequence += 1
-        lane.tickets.add(self._sequence, ticket)
+    def add(self, *tickets: Ticket) -> Lane:
+        """All of one lane, the first one first."""
+        lane = self._lane(tickets[0])
+        for ticket in tickets:
+            if ticket.id in self.tickets:
+                raise ValueError(f"cannot queue {ticket.id}: it is already known")
+            self.know(ticket)
+            self._enter(lane, ticket)
+            self._sequence += 1
+            lane.tickets.add(self._sequence, ticket)
         return lane
 
     def put_back(self, ticket: Ticket) -> Lane:
         """It was taken out and is still known: before all others of its lane."""
-        lane = self._enter(ticket)
+        lane = self._lane(ticket)
+        self._enter(lane, ticket)
         lane.tickets.add_first(lane.tickets.head[0] - 1 if lane.tickets else self._sequence, ticket)
         self._changes.in_pool(lane.kind.pool)  # somebody may have become free since it was taken out
         return lane
 
-    def _enter(self, ticket: Ticket) -> Lane:
+    def _lane(self, ticket: Ticket) -> Lane:
+        """Where it will wait."""
         lanes = self.users.setdefault(ticket.need.uid, {})
         lane = lanes.get(ticket.lane)
         if lane is None:
             lane = lanes[ticket.lane] = self._open(ticket.lane)
-        self.lanes[ticket.id] = lane
-        self.nested += bool(ticket.ancestors)
         if lane.kind.starting:
             self._changes.in_pool(lane.kind.pool)  # those that start may not be enough any more
         return lane
+
+    def _enter(self, lane: Lane, ticket: Ticket) -> None:
+        self.lanes[ticket.id] = lane
+        self.nested += bool(ticket.ancestors)
 
     def know(self, ticket: Ticket) -> None:
         self.tickets[ticket.id] = ticket
@@ -88,18 +95,22 @@ class Queue:
 
     def take(self, ticket: Ticket) -> None:
         """Out of its lane, but still known."""
-        lane = self.lanes.pop(ticket.id)
+        lane = self.lanes[ticket.id]
         lane.tickets.remove(ticket.id)
-        self.nested -= bool(ticket.ancestors)
-        if not lane.tickets:
-            self._close(lane)
+        self._leave(lane, ticket)
 
     def pop(self, lane: Lane) -> Ticket:
         """Take the lane's head."""
-        ticket = lane.tickets.head[1]
+        ticket = lane.tickets.pop()
         lane.blocked_since, lane.explained, lane.failed_at = None, -1, -1
-        self.take(ticket)
+        self._leave(lane, ticket)
         return ticket
+
+    def _leave(self, lane: Lane, ticket: Ticket) -> None:
+        del self.lanes[ticket.id]
+        self.nested -= bool(ticket.ancestors)
+        if not lane.tickets:
+            self._close(lane)
 
     def remove(self, ticket_id: TicketId) -> None:
         """Forget a waiting ticket; unknown and placed ones are left alone."""

@@ -6,6 +6,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
+from typing import NamedTuple
 
 from remoted.model import DeviceUuid, Reason, Uid, WorkerId
 from remoted.scheduler.matching import GpuRequest
@@ -44,8 +45,7 @@ class Need:
         return self.gpu is not None and self.gpu.count > 1
 
 
-@dataclass(frozen=True, slots=True)
-class Ticket:
+class Ticket(NamedTuple):
     """One waiting or running call, as far as the scheduler is concerned."""
 
     id: TicketId
@@ -128,8 +128,12 @@ class Line:
         self.add(number, ticket)
         self._items.move_to_end(ticket.id, last=False)
 
-    def remove(self, ticket_id: TicketId) -> Ticket:
-        return self._items.pop(ticket_id)[1]
+    def remove(self, ticket_id: TicketId) -> None:
+        del self._items[ticket_id]
+
+    def pop(self) -> Ticket:
+        """The head."""
+        return self._items.popitem(last=False)[1][1]
 
 
 class Turns(IntEnum):

@@ -55,8 +55,7 @@ class Run:
         self.code, self.modules, self.context = code, modules, context
         #: What its body's nested calls are told.
         self.running = RunningCall(job, attempt)
-        for name, value in more.items():
-            setattr(self, name, value)
+        self.__dict__.update(more)
 
 
 class Outcome:

@@ -177,7 +177,9 @@ class Reporter:
 
     def _tell_daemon(self, run: Run, outcome: Outcome, payload: Payload, waits: bool) -> None:
         constructed = bool(run.instance and run.instance.get("constructed"))
-        header = {"op": "done", "attempt": run.attempt, "exit_code": outcome.exit_code, "constructed": constructed, **_described(outcome)}
+        header: dict[str, Any] = {"op": "done", "attempt": run.attempt}
+        if constructed or outcome.kind != "returned":  # else the daemon knows the rest
+            header |= {"exit_code": outcome.exit_code, "constructed": constructed, **_described(outcome)}
         if waits:
             header["waits"] = True
         # Kept until the daemon has committed it: what lies unread in a dead daemon's socket is lost.

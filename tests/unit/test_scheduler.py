@@ -249,6 +249,22 @@ def _short_calls(desk: Desk, count: int, workers: int = 2) -> None:
         desk.feed(events.WorkerReady(worker))
 
 
+def test_c05_calls_that_come_together_are_placed_as_if_one_came_after_the_other() -> None:
+    need = Need(Uid(1), (1, "LiveServerless", "k"), "k")
+    tickets = [Ticket(f"a{number}", need, 1.0) for number in range(5)]
+    apart, together = Desk(gpus=0), Desk(gpus=0)
+
+    one_by_one = [decision for ticket in tickets for decision in apart.feed(events.Submitted(ticket, PoolPolicy(workers_max=2)))]
+    at_once = together.feed(events.Submitted(tickets[0], PoolPolicy(workers_max=2), tuple(tickets[1:])))
+
+    assert at_once == one_by_one
+    assert together.scheduler.in_order_of_arrival() == tickets == apart.scheduler.in_order_of_arrival()
+    for desk in (apart, together):
+        for worker in list(desk.scheduler.workers):
+            desk.feed(events.WorkerReady(worker))
+    assert together.scheduler.placed == apart.scheduler.placed
+
+
 def test_c05_a_worker_is_given_the_next_calls_of_its_lane_and_begins_them_in_order() -> None:
     desk = Desk(gpus=0)
     _short_calls(desk, 6, workers=1)
