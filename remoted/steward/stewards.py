@@ -177,7 +177,8 @@ class _Steward:
 
     def _on_frame(self, frame: wire.Frame) -> None:
         frame.close()
-        answer, listener = self._asked.get(int(frame.header.get("number", 0)), (None, _ignore))
+        number = frame.header.get("number")
+        answer, listener = self._asked.get(number if isinstance(number, int) else 0, (None, _ignore))
         if answer is None or answer.done():
             return
         try:

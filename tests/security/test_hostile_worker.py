@@ -123,7 +123,7 @@ BROKEN = {
     "lengths-disagree": 'say_bytes(struct.pack("!2sBBII", b"RM", 1, 0, 2, 0) + b"{}and more")',
     "missing-descriptors": 'say_bytes(struct.pack("!2sBBII", b"RM", 1, 2, 2, 0) + b"{}")',
     "no-json": 'say_bytes(struct.pack("!2sBBII", b"RM", 1, 0, 4, 0) + b"nope")',
-    "done-without-fields": 'say({"op": "done", "attempt": context.running_call().attempt})',
+    "done-without-fields": 'say({"op": "done", "attempt": context.running_call().attempt, "kind": "raised"})',
     "item-without-number": 'say({"op": "item", "attempt": context.running_call().attempt, "number": "x"}, b"x")',
 }
 
