@@ -174,6 +174,9 @@ class Connection:
         """The connection is gone. True if somebody still waits for a call; else this thread ends until the next one."""
         with self._lock:
             self._disconnect()
+        for pool in list(self.pools.values()):
+            pool.line_is_down()  # a pool's lock comes before the line's: who submits a call has it and asks the line for a lease
+        with self._lock:
             self._unsent = []
             for state in list(dict.fromkeys(self._states.values())):
                 if state.is_durable or not (state.accepted or state.was_sent):
@@ -181,7 +184,7 @@ class Connection:
                 else:
                     state.fail(WorkerLost("the daemon went away while it ran a load-balanced call; such calls are never sent twice", reason="LOST"))
                     self._forget(state)
-            if not self._unsent and not any(pool.calls() for pool in self.pools.values()):
+            if not self._unsent and not any(pool.is_busy for pool in list(self.pools.values())):
                 self._thread = None
                 return False
             return True
@@ -194,8 +197,6 @@ class Connection:
             self._sock = None
         self._outbox.close()
         self._leases.clear()
-        for pool in list(self.pools.values()):
-            pool.line_is_down()
         self._reader.close()
         self._reader = wire.FrameReader()
 
@@ -410,8 +411,9 @@ class Connection:
         echo.end()
 
     def _hand_over(self) -> None:
+        leased = [call for pool in list(self.pools.values()) for call in pool.calls()]
         with self._lock:
-            states = [*dict.fromkeys(self._states.values()), *(call for pool in self.pools.values() for call in pool.calls())]
+            states = [*dict.fromkeys(self._states.values()), *leased]
         deadline = time.monotonic() + _EXIT_SECONDS
         for state in states:
             if state.is_detached:

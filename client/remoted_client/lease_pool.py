@@ -443,6 +443,11 @@ class LeasePool:
             return [*self._queue, *(lease.call for lease in self._leases if lease.call is not None)]
 
     @property
+    def is_busy(self) -> bool:
+        """A call is not over. Asked under the line's lock, so not under this one; who queues a call asks for the line's thread behind that."""
+        return bool(self._queue) or any(lease.call is not None for lease in list(self._leases))
+
+    @property
     def is_unused(self) -> bool:
         """Neither a call nor a lease is left."""
         return not self._queue and not self._leases

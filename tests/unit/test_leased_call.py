@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
+from remoted_client.connection import Connection, Upload
 from remoted_client.lease import Lease
+from remoted_client.lease_pool import LeasePool
 from remoted_client.leased_call import LeasedCall
 from remoted_client.payload import Payload
 
@@ -55,3 +58,20 @@ def test_f25_a_call_that_was_taken_back_is_not_stopped_anywhere() -> None:
 
     assert not sent
     assert call.is_cancelled
+
+
+def test_f06_a_line_that_breaks_while_a_call_is_submitted_waits_for_the_pool_without_what_the_pool_waits_for() -> None:
+    """Else both wait for ever: who submits has the pool's lock and asks the line for a lease."""
+    line = Connection()
+    pool = LeasePool(line, Upload("1" * 64, "spec", b""), Upload("2" * 64, "context", b""), "f", 1)
+    line.pools[("", "")] = pool
+    with pool._lock:
+        for breaks in (line._rest, line._hand_over):
+            breaking = threading.Thread(target=breaks, daemon=True)
+            breaking.start()
+            breaking.join(0.2)
+            assert breaking.is_alive()
+            asking = threading.Thread(target=line.send, args=({},), daemon=True)
+            asking.start()
+            asking.join(20)
+            assert not asking.is_alive()
