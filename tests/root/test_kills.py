@@ -24,8 +24,9 @@ def _listen(stream: IO[str] | None, said: list[str]) -> threading.Thread:
 
     def listen() -> None:
         assert stream is not None
-        for line in stream:
-            said.append(line.rstrip("\n"))  # noqa: PERF401 - one by one, as they come
+        with stream:
+            for line in stream:
+                said.append(line.rstrip("\n"))  # noqa: PERF401 - one by one, as they come
 
     listener = threading.Thread(target=listen)
     listener.start()
