@@ -178,6 +178,9 @@ class Store:
     def _hear(self) -> None:
         """The thread rings once for each lot."""
         os.eventfd_read(self._bell)
+        self._take()
+
+    def _take(self) -> None:
         self._in_hand -= 1
         self._post()
         for operation, result in self._done.get():
@@ -211,8 +214,14 @@ class Store:
         self._loop.call_soon_threadsafe(self._opened.set_result, None)
         while (batch := self._queue.get()) is not None:
             self._done.put(self._commit(connection, statements, batch))
-            os.eventfd_write(self._bell, 1)
+            self._ring()
         connection.close()
+
+    def _ring(self) -> None:
+        try:
+            os.eventfd_write(self._bell, 1)
+        except OSError:  # nobody may wait for a lot that lies there
+            self._loop.call_soon_threadsafe(self._turn.run, self._take)
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, isolation_level=None, timeout=1.0, cached_statements=_STATEMENTS_KEPT)
