@@ -69,10 +69,11 @@ class JobLog:
         """False: it is still in the pipe, and nothing of it is here."""
         promised = said.size
         try:
-            os.pwrite(self._open(), _RECORD.pack(stream, promised), self.size)
-            said.move(self._open(), self.size + RECORD_OVERHEAD)
+            file = self._open()
+            os.pwrite(file, _RECORD.pack(stream, promised), self.size)
+            said.move(file, self.size + RECORD_OVERHEAD)
             if said.size < promised:  # the disk is full; the rest comes again
-                os.pwrite(self._open(), _RECORD.pack(stream, said.size), self.size)
+                os.pwrite(file, _RECORD.pack(stream, said.size), self.size)
         except OSError:
             return False
         self.size += RECORD_OVERHEAD + said.size

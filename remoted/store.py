@@ -9,6 +9,7 @@ second daemon on the same state cannot start, and the WAL-reset bug of SQLite be
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import queue
@@ -142,7 +143,7 @@ class Store:
 
     async def open(self) -> None:
         """Raises StartupError when another daemon holds the database, or it is corrupt or newer than this code."""
-        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK | os.EFD_SEMAPHORE)
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._loop.add_reader(self._bell, self._turn.run, self._hear)
         self._thread.start()
         try:
@@ -176,15 +177,18 @@ class Store:
         self._queue.put(pending)
 
     def _hear(self) -> None:
-        """The thread rings once for each lot."""
-        os.eventfd_read(self._bell)
+        """The thread has rung, perhaps for several lots."""
+        with contextlib.suppress(OSError):  # it rings on
+            os.eventfd_read(self._bell)
         self._take()
 
     def _take(self) -> None:
-        self._in_hand -= 1
-        self._post()
-        for operation, result in self._done.get():
-            operation.settle(result)
+        """All that the thread has done, which is nothing where somebody has taken it before."""
+        while not self._done.empty():  # nobody takes but the loop
+            self._in_hand -= 1
+            self._post()
+            for operation, result in self._done.get():
+                operation.settle(result)
 
     async def close(self) -> None:
         """Everything asked for so far is committed first."""
@@ -192,8 +196,7 @@ class Store:
             self._hand_over()
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join)
-        while not self._done.empty():
-            self._turn.run(self._hear)
+        self._turn.run(self._take)
         self._unhang()
 
     def _unhang(self) -> None:

@@ -140,34 +140,38 @@ print(json.dumps([[o.status, o.output, o.attempts, o.stdout] for o in (h.result(
     assert len(lines_of(marks)) == 5
 
 
-def test_c09_a_body_that_prints_without_a_daemon_is_not_disturbed_and_its_output_is_found(daemon: Host) -> None:
-    """More than a pipe holds: neither a full nor a broken pipe may reach the body."""
+def _orphan(daemon: Host, body: str) -> str:
+    """The id of a job whose body goes on, and ends, when its daemon has been killed."""
     marks, gate = daemon.project / "tokens", daemon.project / "gate"
-    script = (
+    job = daemon.run(
         HEAD
         + f"""
 @remote(queue, max_retries=0)
 def f():
+    print("before", flush=True)
     token({str(marks)!r})
     while not os.path.exists({str(gate)!r}): time.sleep(0.01)
-    for n in range(20_000): print("line", n)
-    print("to stderr", file=sys.stderr)
-    return os.urandom(300_000)
+    {body}
 print(f.options(detach=True)().id)
 """
-    )
-    job = daemon.run(script).out.strip()
+    ).out.strip()
     wait_until(lambda: len(lines_of(marks)) == 1, 20, daemon.log)
     workers = workers_of(daemon)
     daemon.kill()
     gate.touch()
-    _, alive = psutil.wait_procs(workers, timeout=20)
+    _, alive = psutil.wait_procs(workers, timeout=30)
     assert not alive, "a worker without a daemon ends after its body"
+    return job
+
+
+def test_c09_a_body_that_prints_without_a_daemon_is_not_disturbed_and_its_output_is_found(daemon: Host) -> None:
+    """More than a pipe holds: neither a full nor a broken pipe may reach the body."""
+    job = _orphan(daemon, 'for n in range(20_000): print("line", n)\n    print("to stderr", file=sys.stderr)\n    return os.urandom(300_000)')
     result = daemon.start().run(
         HEAD
         + f"""
 out = Job.from_id({job!r}).result()
-print(json.dumps([out.status, out.error, len(out.output), out.stdout == "".join(f"line {{n}}\\n" for n in range(20_000)), out.stderr]))
+print(json.dumps([out.status, out.error, len(out.output), out.stdout == "before\\n" + "".join(f"line {{n}}\\n" for n in range(20_000)), out.stderr]))
 """
     )
     assert result.json == ["COMPLETED", None, 300_000, True, "to stderr\n"]
@@ -175,24 +179,7 @@ print(json.dumps([out.status, out.error, len(out.output), out.stdout == "".join(
 
 
 def test_c09_what_was_printed_without_a_daemon_is_given_once_by_however_many_are_killed_over_it(daemon: Host) -> None:
-    marks, gate = daemon.project / "tokens", daemon.project / "gate"
-    job = daemon.run(
-        HEAD
-        + f"""
-@remote(queue, max_retries=0)
-def f():
-    token({str(marks)!r})
-    print("before")
-    while not os.path.exists({str(gate)!r}): time.sleep(0.01)
-    for n in range(100_000): print("line", n, "x" * 100)
-print(f.options(detach=True)().id)
-"""
-    ).out.strip()
-    wait_until(lambda: len(lines_of(marks)) == 1, 20, daemon.log)
-    workers = workers_of(daemon)
-    daemon.kill()
-    gate.touch()
-    psutil.wait_procs(workers, timeout=20)
+    job = _orphan(daemon, 'for n in range(100_000): print("line", n, "x" * 100)')
     for _ in range(5):
         daemon.start().kill()
     text = daemon.start().run(HEAD + f"sys.stdout.write(Job.from_id({job!r}).result().stdout)").out
@@ -200,23 +187,7 @@ print(f.options(detach=True)().id)
 
 
 def test_c09_an_outcome_larger_than_the_database_takes_is_found(daemon: Host) -> None:
-    marks, gate = daemon.project / "tokens", daemon.project / "gate"
-    job = daemon.run(
-        HEAD
-        + f"""
-@remote(queue, max_retries=0)
-def f():
-    token({str(marks)!r})
-    while not os.path.exists({str(gate)!r}): time.sleep(0.01)
-    return bytes(1_200_000_000)
-print(f.options(detach=True)().id)
-"""
-    ).out.strip()
-    wait_until(lambda: len(lines_of(marks)) == 1, 20, daemon.log)
-    workers = workers_of(daemon)
-    daemon.kill()
-    gate.touch()
-    psutil.wait_procs(workers, timeout=30)
+    job = _orphan(daemon, "return bytes(1_200_000_000)")
     result = daemon.start().run(HEAD + f"print(len(Job.from_id({job!r}).result().unwrap()))", timeout=60)
     assert result.out.strip() == "1200000000"
 
