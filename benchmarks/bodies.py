@@ -14,6 +14,12 @@ def same(item: Any) -> Any:
     return item
 
 
+class Same:
+    """An instance whose method is the smallest call."""
+
+    def noop(self) -> None: ...
+
+
 def numpy_version() -> str:
     """A body whose own import is what a preloaded worker saves."""
     import numpy

@@ -80,6 +80,7 @@ def _latency(setting: Setting) -> list[Contender]:
     for kind in ("direct", "queue"):
         function = setting.functions.on(kind, bodies.noop)
         actions[kind] = functools.partial(_call, function)
+    actions["method"] = functools.partial(_call, setting.functions.on("direct", bodies.Same)().noop)
     floor = PingPong()
     setting.stack.callback(floor.close)
     actions["floor"] = floor.call
@@ -260,6 +261,7 @@ BENCHES: tuple[Bench, ...] = (
         (
             Line("no-op, load-balanced, p50", "direct", "p50", Budget(1.6, "floor")),
             Line("no-op, load-balanced, p99", "direct", "p99", Budget(2.0, "own p50")),
+            Line("no-op method, load-balanced, p50", "method", "p50"),
             Line("no-op, durable queue, p50", "queue", "p50", Budget(1e-3)),
             Line("no-op, durable queue, p99", "queue", "p99"),
         ),

@@ -195,6 +195,8 @@ class AdoptedWorker(Worker):
         for token in strangers:
             self._stop_nobodys(AttemptToken(token), token in frame.header.get("waiting", ()))
         self.instances = [str(name)[:_NAME_LETTERS] for name in frame.header.get("instances", ())]
+        drops = frame.header.get("drops")
+        self.drops = drops if isinstance(drops, int) else 0
         for attempt in self._workload:
             self.credit(attempt.token, _ALL_ITEMS)  # what was on its way to the dead daemon is no more
         if self._workload.ahead_count and self._patience is None:

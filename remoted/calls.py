@@ -423,6 +423,15 @@ class CallRunner:
             home.drop_instance(instance)
             self.engine.drop_instance(key)
 
+    def settle_instance(self, worker: Worker, uid: int, instance: str) -> Worker | None:
+        """Where it lives: in this worker from now on, if nowhere yet. None: neither there, as it ends."""
+        key = instance_key(uid, instance)
+        self.engine.handle(InstanceFound(key, worker.id))
+        home = self.engine.workers.get(self.engine.scheduler.homes.get(key, WorkerId("")))
+        if home is not None:
+            self._homes[key] = home.id
+        return home
+
     def remember_instance(self, worker: Worker, uid: int, instance: str) -> None:
         """It lives in a worker of an earlier daemon's: its calls go there."""
         key = instance_key(uid, instance)

@@ -1,7 +1,7 @@
 """Direct calls of load-balanced classes: no record, no retry, the fast answer or an honest refusal.
 
 Most of them travel on a lease (``leases``): the client's own connection, handed to a worker. Those that need the daemon
-on their way (streams, instances of classes, calls made inside a body) pass through here one by one.
+on their way (calls made inside a body, HTTP requests) pass through here one by one.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from remoted.scheduler.state import Need, Ticket
 from remoted.spawn.reaper import ticks_of
 from remoted.spec import JobSpec, parse_options
 from remoted.usage import Pending
+from remoted.workers import Worker
 from remoted.workload import Attempt
 
 _ID = re.compile(r"[0-9a-f]{32}")
@@ -69,6 +70,13 @@ class DirectCalls(CallRunner):
         if self.lookup(lease_id) is not None:
             raise BadRequest("BAD_REQUEST", "cannot open the lease: its id is in use")
         return self._start(peer, request, Lease, lease_id, caller=caller, door=door)
+
+    def settle(self, peer: Peer, lease_id: str, instance: str) -> Worker | None:
+        """The worker in which an instance lives: if nowhere yet, that of this lease. None: the lease is none any more."""
+        lease = self.calls.get(lease_id)
+        if not isinstance(lease, Lease) or lease.uid != peer.uid or lease.worker is None:
+            return None
+        return self.settle_instance(lease.worker, lease.uid, instance)
 
     def _start(self, peer: Peer, request: Request, kind: type[Call], call_id: str, **more: Any) -> Call:
         admitted = self.admit(peer, request)

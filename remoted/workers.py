@@ -57,6 +57,8 @@ class Worker:
         #: How it began; None until it has.
         self.born_as: Born | None = None
         self.calls_done = 0
+        #: Of instances, that it was told of.
+        self.drops = 0
         self._clock = clock
         self._limits = limits
         self._on_dead = on_dead
@@ -255,6 +257,7 @@ class Worker:
             self._orders.acknowledge(token)
 
     def drop_instance(self, instance: str) -> None:
+        self.drops += 1
         self._tell({"op": "drop", "instance": instance})
 
     def _tell(self, order: dict[str, object]) -> None:

@@ -47,7 +47,7 @@ class RemoteFunction(Generic[P, H_co]):
         self._options = dict(options or {})
         self._stream = streams(function)
         self._signature: inspect.Signature | None = None
-        self._positional = _positional(function)
+        self._positional = positional(function)
         functools.update_wrapper(self, function)
 
     @property
@@ -152,7 +152,7 @@ class RemoteFunction(Generic[P, H_co]):
             raise TypeError(f"{name_of(self._function)}() {error}") from None
 
 
-def _positional(function: Callable[..., Any]) -> range | None:
+def positional(function: Callable[..., Any]) -> range | None:
     """How many positional arguments alone are right; None where only ``inspect`` can tell."""
     code = getattr(function, "__code__", None)
     if code is None or code.co_kwonlyargcount or getattr(function, "__wrapped__", None) is not None:

@@ -120,6 +120,11 @@ class Handle(Coroutine[Any, Any, T_co], Generic[T_co]):
         """Why it waits, e.g. ``WAITING_GPU``; "" while it runs."""
         return self._state.reason
 
+    def reconstructed(self) -> bool:
+        """Was the instance whose method this called constructed again for it? Then its state was lost with its worker."""
+        done = self._state.done_frame
+        return done is not None and bool(done.header.get("reconstructed"))
+
     def cancel(self) -> bool:
         """Ask for the end of it (interrupt, then TERM, then KILL within 10 s). False if it is over already."""
         if self._state.is_over:

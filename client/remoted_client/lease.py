@@ -20,12 +20,15 @@ from remoted_client.segments import Releases
 
 if TYPE_CHECKING:
     from remoted_client.connection import Upload
+    from remoted_client.home import Home
     from remoted_client.leased_call import LeasedCall
 
 _PLAIN_CALL = b'{"n":%d,"use":%d,"plain":true}'
 #: What most calls are answered with.
 _PLAIN_ANSWER = b'{"n":%d,"plain":true}'
 LINE = "line"
+#: Of each instance the methods have numbers of their own: then they are given anew.
+_USES_MOST = 1000
 
 
 class Owner(Protocol):
@@ -45,10 +48,11 @@ class Owner(Protocol):
 class Lease:
     """The socket, what the worker at its other end knows already, and the call in hand."""
 
-    def __init__(self, owner: Owner, client: str, opened_at: float) -> None:
-        """``client``: what this process calls itself."""
+    def __init__(self, owner: Owner, client: str, opened_at: float, home: Home | None = None) -> None:
+        """``client``: what this process calls itself. ``home``: of the instance that it is opened for."""
         self.id = secrets.token_hex(16)
         self.opened_at = opened_at
+        self.home = home
         self.worker = ""
         self.is_granted = False
         #: The last call that the worker accepted, once it has said that it takes no more.
@@ -76,7 +80,7 @@ class Lease:
         self._number = 0
         #: The header of the answer that will probably come.
         self._expected = b""
-        self._uses: dict[tuple[str, str, str, int], int] = {}
+        self._uses: dict[tuple[Any, ...], int] = {}
         self._known: set[str] = set()
         #: Content that went out on this connection and of which it is not certain that the worker has read it.
         self._told: set[str] = set()
@@ -106,6 +110,9 @@ class Lease:
     def granted(self, worker: str, known: set[str], releases: Releases) -> None:
         """``known``: what that worker has; this and ``releases`` are shared by all leases of it."""
         self.worker, self._known, self.releases, self.is_granted = worker, known, releases, True
+        home, self.home = self.home, None
+        if home is not None and home.worker != worker:
+            home.worker = ""  # what was known of it is not true any more
 
     # -- calls ---------------------------------------------------------------------------------------------
 
@@ -115,9 +122,10 @@ class Lease:
         self.call = self.last_call = call
         call.number = self._number
         try:
-            use = self._uses.get(call.use)
+            name = call.use if call.home is None else (*call.use, call.home.drops)
+            use = self._uses.get(name)
             if use is None:
-                use = self._introduce(call)
+                use = self._introduce(call, name)
             if call.is_plain and not call.is_stream and not call.copies and not self.releases:
                 self._send(wire.frame(_PLAIN_CALL % (self._number, use), call.payload.inline))
             else:
@@ -145,17 +153,21 @@ class Lease:
             fds = (call.segment.fd, *fds)
         return wire.encode_header(header), fds
 
-    def _introduce(self, call: LeasedCall) -> int:
+    def _introduce(self, call: LeasedCall, name: tuple[Any, ...]) -> int:
         """What this worker has not seen yet, and a number for what this connection has not named yet."""
         for upload in call.uploads:
             if upload.digest not in self._known and upload.digest not in self._told:
                 self._send_content(upload)
                 self._told.add(upload.digest)
-        self._uses[call.use] = len(self._uses)
-        code, modules, context, timeout_ms = call.use
-        use = {"op": "use", "use": self._uses[call.use], "code": code, "modules": modules, "context": context, "timeout_ms": timeout_ms}
-        self._send(wire.encode({**use, "client": self._client}))
-        return self._uses[call.use]
+        if len(self._uses) >= _USES_MOST:
+            self._uses.clear()
+        number = self._uses[name] = len(self._uses)
+        code, modules, context, timeout_ms, *instance = name
+        use = {"op": "use", "use": number, "code": code, "modules": modules, "context": context, "timeout_ms": timeout_ms, "client": self._client}
+        if instance:
+            use["instance"] = dict(zip(("id", "method", "constructor", "drops"), instance, strict=True))
+        self._send(wire.encode(use))
+        return number
 
     def tell(self, header: dict[str, Any]) -> None:
         """Something about the call in hand."""

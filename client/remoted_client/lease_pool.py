@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from remoted_client import wire
+from remoted_client.call_queue import CallQueue
 from remoted_client.errors import RemotedError, WorkerLost, for_code
 from remoted_client.lease import LINE, Lease
 from remoted_client.leased_call import LeasedCall, header_of, translated
 from remoted_client.printed import tell_preload
+from remoted_client.provision import Provision
 from remoted_client.wire import Frame, Status
 
 if TYPE_CHECKING:
     from remoted_client.connection import Connection, Upload
+    from remoted_client.home import Home
     from remoted_client.segments import Segment
 
 #: Output may come later than the answer that it belongs to; an answer waits for it while it comes, and so long after.
@@ -33,18 +34,18 @@ _LOOK_SECONDS = 1.0
 class LeasePool:
     """For calls whose spec, but for the function, and whose surroundings are the same."""
 
-    def __init__(self, line: Connection, spec: Upload, context: Upload, name: str, most: int) -> None:
+    def __init__(self, line: Connection, spec: Upload, context: Upload, name: str, workers_most: int, concurrency: int) -> None:
+        """``concurrency``: how many leases one worker has at once."""
         self._line = line
-        self._uploads = (spec, context)
         self._name = name
-        self._most = most
+        request = {"op": "lease", "client": line.name, "spec": spec.digest, "context": context.digest, "name": name}
+        self._provision = Provision(line, (spec, context), request, workers_most, concurrency)
         self._lock = threading.RLock()
         self._idle: list[Lease] = []
-        self._leases: set[Lease] = set()
-        self._queue: deque[LeasedCall] = deque()
+        self._leases = self._provision.leases
+        self._queue = CallQueue()
         #: Sent, and nobody has begun to wait for it.
         self._unclaimed: LeasedCall | None = None
-        self._asked_again: set[Lease] = set()
         self._watching = False
         #: No calls come here any more.
         self.is_forgotten = False
@@ -57,21 +58,29 @@ class LeasePool:
             if self._unclaimed is not None:
                 self._attend_unclaimed()
             if not self._idle or not self._send_now(call):
-                call.queued_at = time.monotonic()
-                self._queue.append(call)
+                self._queue.add(call)
                 self._attend_all()
-                self._open_more()
+                self._provide()
         self._line.ensure_thread()  # the lease may have outlived the daemon, and nobody have looked for the next one yet
         if self._queue:
             self._watch_queue()
 
     def _send_now(self, call: LeasedCall) -> bool:
-        """By a lease that is free, unless others wait for one."""
-        while self._idle and not self._queue:
-            if self._send(self._idle.pop(), call):
+        """By a lease that is free: nobody who waits can use it."""
+        while (lease := self._take_idle(call.home)) is not None:
+            if self._send(lease, call):
                 self._unclaimed = call
                 return True
         return False
+
+    def _take_idle(self, home: Home | None) -> Lease | None:
+        """The one that was used last, of those that lead to the home."""
+        if home is None or (self._idle and self._idle[-1].worker == home.worker):
+            return self._idle.pop() if self._idle else None
+        found = next((lease for lease in reversed(self._idle) if lease.worker == home.worker), None)
+        if found is not None:
+            self._idle.remove(found)
+        return found
 
     def _attend_unclaimed(self) -> None:
         """Another call comes before anybody waits for the last one: its answer must not wait for that."""
@@ -100,16 +109,24 @@ class LeasePool:
         if lease.is_closed or lease.last_accepted is not None:
             self._retire(lease)
             return
-        if self._queue:
-            call = self._queue.popleft()
-            if not self._send(lease, call):
-                self._queue.appendleft(call)
-                self._open_more()
+        if self._queue and self._serve(lease):
             return
         if lease.reader == LINE:
             lease.reader = None
             self._line.attendant.leave(lease)
         self._idle.append(lease)
+        if self._queue:
+            self._provide()
+
+    def _serve(self, lease: Lease) -> bool:
+        """False: nobody who waits can use it."""
+        call = self._queue.take(lease.worker)
+        if call is None:
+            return False
+        if not self._send(lease, call):
+            self._queue.put_back(call)
+            self._provide()
+        return True
 
     # -- who reads -----------------------------------------------------------------------------------------
 
@@ -171,26 +188,21 @@ class LeasePool:
 
     def withdraw(self, call: LeasedCall) -> bool:
         with self._lock:
-            if call not in self._queue:
+            if not self._queue.take_out(call):
                 return call.is_over
-            self._queue.remove(call)
         call.on_answer(header_of(Status.CANCELLED, "CANCELLED", "stopped: it was cancelled"), Frame({}, b""))
         return True
 
     # -- leases --------------------------------------------------------------------------------------------
 
-    def _open_more(self) -> None:
-        """As many as calls wait, within the pool's size."""
-        opening = sum(not lease.is_granted for lease in self._leases)
-        while len(self._leases) < self._most and opening < len(self._queue):
-            lease = Lease(self, self._line.name, time.monotonic())
-            self._leases.add(lease)
-            opening += 1
-            self._line.open_lease(self, lease, self._uploads, self._request(lease))
-
-    def _request(self, lease: Lease) -> bytes:
-        spec, context = self._uploads
-        return wire.encode({"op": "lease", "lease": lease.id, "client": self._line.name, "spec": spec.digest, "context": context.digest, "name": self._name})
+    def _provide(self) -> None:
+        """What waits gets the leases that are free, and others are opened for the rest."""
+        for lease in list(self._idle):
+            if self._queue and lease in self._idle:
+                self._idle.remove(lease)
+                if not self._serve(lease):
+                    self._idle.append(lease)
+        self._provision.provide(self, self._queue, self._idle)
 
     def _retire(self, lease: Lease, is_lost: bool = False) -> None:
         """It carries no more calls, and nobody reads it but whoever is here. ``is_lost``: with its worker."""
@@ -199,10 +211,9 @@ class LeasePool:
             self._idle.remove(lease)
         if lease in self._leases and lease.is_granted:
             self._line.segments.leave(lease.worker, is_lost)
-        self._leases.discard(lease)
-        self._asked_again.discard(lease)
+        self._provision.forget(lease)
         if self._queue:
-            self._open_more()
+            self._provide()
 
     def _keep_segment(self, lease: Lease, call: LeasedCall) -> None:
         """The worker has not accepted this call, so its arguments are still ours."""
@@ -216,21 +227,28 @@ class LeasePool:
         with self._lock:
             lease.granted(header["worker"], self._line.known_by(header["worker"]), self._line.segments.enter(header["worker"]))
             self._next(lease)
+            if self._queue:
+                self._provide()  # instances that live nowhere may be settled now
+
+    def _on_settled(self, lease: Lease, header: dict[str, Any]) -> None:
+        with self._lock:
+            self._provision.on_settled(header["instance"])
+            self._queue.settle(header["instance"], header["worker"], header["drops"])
+            if not header["worker"] and lease in self._idle:
+                self._retire(lease)  # the daemon knows it no more
+            elif self._queue:
+                self._provide()
 
     def on_refused(self, lease: Lease, header: dict[str, Any]) -> None:
         with self._lock:
-            if header["code"] == "MISSING_CONTENT" and lease not in self._asked_again:
-                self._asked_again.add(lease)
-                lease.ask_again(self._uploads, self._request(lease))
+            if header["code"] == "MISSING_CONTENT" and self._provision.send_again(lease):
                 return
         self._refuse(lease, for_code(header["code"], header["message"]))
 
     def _refuse(self, lease: Lease, error: RemotedError) -> None:
         """No lease, and so no answer for the calls that it was opened for."""
         with self._lock:
-            waiting = [call for call in self._queue if call.queued_at <= lease.opened_at] or list(self._queue)[:1]
-            for call in waiting:
-                self._queue.remove(call)
+            waiting = self._queue.take_before(lease.home, lease.opened_at)
             self._retire(lease)
             self._line.forget_lease(lease)
         for call in waiting:
@@ -327,8 +345,7 @@ class LeasePool:
         """Nothing of it ran there."""
         self._keep_segment(lease, call)
         call.on_waiting("WAITING_WORKER")
-        call.queued_at = call.queued_at or time.monotonic()
-        self._queue.appendleft(call)
+        self._queue.put_back(call)
 
     def _withdraw_cancelled(self, call: LeasedCall) -> None:
         """It was cancelled where it did not run."""
@@ -340,6 +357,8 @@ class LeasePool:
             if lease.call is not call:
                 return
             lease.call, lease.held = None, None
+            if call.home is not None:
+                call.home.note_construction()  # whatever was there is gone
             self._retire(lease, is_lost=True)
         header = lease.ended
         if header is None or header["status"] == Status.COMPLETED:
@@ -358,15 +377,19 @@ class LeasePool:
             lease.printed = header["number"]
             self._release_held(lease, header["number"])
         elif frame.op == "state":
-            self._on_state(header)
+            self._on_state(lease, header)
         elif frame.op == "done":
             self._on_done(lease, header)
+        elif frame.op == "settled":
+            self._on_settled(lease, header)
         frame.close()
 
     def _on_output(self, lease: Lease, frame: Frame) -> None:
         lease.output_bytes += len(frame.body)
         lease.log_offset = frame.header.get("offset", lease.log_offset)
-        call = lease.call or (self._queue[0] if self._queue and not lease.is_granted else lease.last_call)
+        call = lease.call or lease.last_call
+        if call is None and not lease.is_granted:
+            call = next(iter(self._queue.get(lease.home, ())), None)
         if call is not None:
             call.on_event(frame)
 
@@ -375,11 +398,11 @@ class LeasePool:
         if held is not None and lease.call is not None and lease.call.number <= number:
             held()
 
-    def _on_state(self, header: dict[str, Any]) -> None:
+    def _on_state(self, lease: Lease, header: dict[str, Any]) -> None:
         tell_preload(self._name, header)
         if header["status"] == Status.IN_QUEUE:
             with self._lock:
-                for call in self._queue:
+                for call in self._queue.get(lease.home, ()):
                     call.reason = header["reason"]
 
     def _on_done(self, lease: Lease, header: dict[str, Any]) -> None:
@@ -406,9 +429,7 @@ class LeasePool:
 
     def _fail_waiting(self, lease: Lease, header: dict[str, Any]) -> None:
         with self._lock:
-            waiting = [call for call in self._queue if call.queued_at <= lease.opened_at] or list(self._queue)[:1]
-            for call in waiting:
-                self._queue.remove(call)
+            waiting = self._queue.take_before(lease.home, lease.opened_at)
             self._retire(lease)
         for call in waiting:
             call.on_answer(header, Frame({}, b""))
@@ -428,11 +449,9 @@ class LeasePool:
         with self._lock:
             self._watching = False
             all_granted = bool(self._leases) and all(lease.is_granted for lease in self._leases)
-            late = [call for call in self._queue if all_granted and now - call.queued_at > patience]
-            for call in late:
-                self._queue.remove(call)
+            late = self._queue.take_all([call for call in self._queue.calls() if all_granted and now - call.queued_at > patience])
         for call in late:
-            call.fail(for_code("POOL_BUSY", f"cannot run {call.name}: no worker became free within {patience:g} s (this process's own calls keep all {self._most} busy)"))
+            call.fail(for_code("POOL_BUSY", f"cannot run {call.name}: no worker became free within {patience:g} s (this process's own calls keep all {self._provision.most} busy)"))
         self._watch_queue()
 
     # -- the end -------------------------------------------------------------------------------------------
@@ -440,7 +459,7 @@ class LeasePool:
     def calls(self) -> list[LeasedCall]:
         """All that are not over."""
         with self._lock:
-            return [*self._queue, *(lease.call for lease in self._leases if lease.call is not None)]
+            return [*self._queue.calls(), *(lease.call for lease in self._leases if lease.call is not None)]
 
     @property
     def is_busy(self) -> bool:
@@ -455,7 +474,7 @@ class LeasePool:
     def fail_all(self, error: RemotedError) -> None:
         """There is no daemon: nothing that waits will be sent."""
         with self._lock:
-            waiting, self._queue = list(self._queue), deque()
+            waiting = self._queue.take_all(self._queue.calls())
             for lease in [lease for lease in self._leases if not lease.is_granted]:
                 self._retire(lease)
         for call in waiting:
@@ -467,13 +486,11 @@ class LeasePool:
         Leases may have outlived that one; of those that have not the worker says so itself.
         """
         with self._lock:
-            for lease in [lease for lease in self._leases if not lease.is_granted]:
-                lease.close()
-                self._leases.discard(lease)
+            self._provision.restart()
             for lease in self._leases:
                 self._line.follow_lease(self, lease)
             self._attend_all()
-            self._open_more()
+            self._provide()
 
     def abandon(self) -> None:
         """In a forked child: the sockets are the parent's."""

@@ -14,6 +14,7 @@ from remoted_client.wire import Frame, Status
 
 if TYPE_CHECKING:
     from remoted_client.connection import Upload
+    from remoted_client.home import Home
     from remoted_client.payload import Payload
     from remoted_client.segments import Segment
 
@@ -56,7 +57,10 @@ _IN_PROGRESS, _COMPLETED = Status.IN_PROGRESS, Status.COMPLETED
 
 
 class LeasedCall(CallState):
-    """One call. ``use`` names what is called: digests of code, modules and context, and the timeout in milliseconds."""
+    """One call. ``use`` names what is called: digests of code, modules and context, and the timeout in milliseconds.
+
+    Of a method also the instance, its own name and the digest of what the constructor is given.
+    """
 
     known = is_mine = True
     is_durable = False
@@ -68,13 +72,15 @@ class LeasedCall(CallState):
     buffers = 0
     lease: Lease | None = None
     number = 0
+    #: Of the instance whose method it calls. Forgotten before anybody hears that it is over: what they do then comes behind the drop.
+    home: Home | None = None
     #: A worker that had not accepted it does not get another one to run it.
     is_cancelled = False
     #: Items that were read and of which the worker has not heard; and whether any more are wanted.
     _unsaid = 0
     _is_left = False
 
-    def __init__(self, name: str, pool: Pool, use: tuple[str, str, str, int], uploads: tuple[Upload, ...], payload: Payload, is_plain: bool, stream: bool) -> None:
+    def __init__(self, name: str, pool: Pool, use: tuple[Any, ...], uploads: tuple[Upload, ...], payload: Payload, is_plain: bool, stream: bool) -> None:
         self._begin(name, stream)
         self.pool, self.use, self.uploads = pool, use, uploads
         self.payload, self.is_plain = payload, is_plain
@@ -102,15 +108,21 @@ class LeasedCall(CallState):
 
     def on_answer(self, header: dict[str, Any], frame: Frame) -> None:
         """The end of it: the worker's answer in the words of a ``done`` frame."""
+        self.home = None
         self.on_done(Frame({"id": self.id, "worker": self.worker, **header}, frame.body, frame.fds))
 
     def on_value(self, payload: bytes) -> None:
         """It has returned something plain."""
+        self.home = None
         with self._lock:
             self.returned, self.is_over, self.status = payload, True, _COMPLETED
             is_awaited = self._callbacks or self._waiters or self._condition is not None
         if is_awaited:
             self._end()
+
+    def fail(self, error: BaseException) -> None:
+        self.home = None
+        super().fail(error)
 
     def _end(self) -> None:
         if self.segment is not None and self.lease is None:
@@ -222,6 +234,8 @@ async def _answered(lease: Lease, call: LeasedCall, condition: Callable[[], bool
 def translated(lease: Lease, call: LeasedCall, header: dict[str, Any]) -> dict[str, Any]:
     """A worker's answer as the daemon would have told it, with what its payload needs to be read."""
     apart = {"segment": header["segment"], "buffers": header["buffers"], "releases": lease.releases} if "segment" in header else {}
+    if call.home is not None and "constructed" in header:
+        apart["reconstructed"] = call.home.note_construction()
     if "kind" not in header:
         return {**_DONE, **apart, "plain": header.get("plain", False)}
     kind, why = header["kind"], header["why"]

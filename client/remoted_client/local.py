@@ -157,6 +157,9 @@ class LocalHandle(Coroutine[Any, Any, T_co], Generic[T_co]):
     def state_reason(self) -> str:
         return {Status.TIMED_OUT: "TIMEOUT", Status.FAILED: "EXCEPTION"}.get(self.status(), "")
 
+    def reconstructed(self) -> bool:
+        return False
+
     def cancel(self) -> bool:
         return False
 

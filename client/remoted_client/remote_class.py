@@ -7,20 +7,24 @@ import hashlib
 import inspect
 import secrets
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from remoted_client import connection
 from remoted_client.call_options import checked, refuse_unknown
 from remoted_client.codec import function_identity
 from remoted_client.errors import SerializationError
-from remoted_client.function import MAP_KEYWORDS
+from remoted_client.function import MAP_KEYWORDS, positional
 from remoted_client.handle import Handle, StreamHandle
+from remoted_client.home import Home
 from remoted_client.local import LocalHandle, LocalStream, limits_of
 from remoted_client.mapping import MapResult, shortest
 from remoted_client.settings import Settings, streams
-from remoted_client.submission import encode_arguments, submit
+from remoted_client.submission import constructor_upload, encode_arguments, submit
 from remoted_client.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from remoted_client.connection import Upload
 
 C = TypeVar("C")
 
@@ -86,32 +90,56 @@ class RemoteClass(Generic[C]):
             raise TypeError(f"{self._class.__qualname__}() {error}") from None
 
 
+class _Method:
+    """What stands behind a method, and what may be given to it."""
+
+    def __init__(self, cls: type, name: str, static: Any) -> None:
+        self.found = getattr(cls, name)
+        self.function = getattr(static, "__func__", static)
+        self.streams = streams(self.function)
+        self._name = f"{cls.__qualname__}.{name}"
+        self._signature = inspect.signature(self.found)
+        #: What ``inspect`` needs beside the arguments, and the code.
+        self._before = () if isinstance(static, (staticmethod, classmethod)) else (None,)
+        self._bound = () if isinstance(static, staticmethod) else (None,)
+        self._positional = positional(self.function)
+
+    def check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raises TypeError for arguments that do not fit."""
+        if not kwargs and self._positional is not None and len(args) + len(self._bound) in self._positional:
+            return
+        try:
+            self._signature.bind(*self._before, *args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{self._name}() {error}") from None
+
+
 class _Methods:
     """Public methods of the class as calls; anything else says what there is."""
 
     _class: type
     _options: dict[str, Any]
+    _known: dict[str, _Method]
 
     def __getattr__(self, name: str) -> Any:
-        found = inspect.getattr_static(self._class, name, None)
-        if name.startswith("_") or not (inspect.isfunction(found) or isinstance(found, (staticmethod, classmethod))):
+        self._look_up(name)
+        return RemoteMethod(self, name, {word: value for word, value in self._options.items() if word != "name"} if self._options else {})
+
+    def _look_up(self, name: str) -> _Method:
+        """Looked at once, as long as the class has the same function. Raises AttributeError, naming what there is."""
+        known = self._known.get(name)
+        if known is not None and known.found is getattr(self._class, name, None):
+            return known
+        static = inspect.getattr_static(self._class, name, None)
+        if name.startswith("_") or not (inspect.isfunction(static) or isinstance(static, (staticmethod, classmethod))):
             public = [word for word, value in vars(self._class).items() if inspect.isfunction(value) and not word.startswith("_")]
-            hint = "it is a property: give it a method" if isinstance(found, property) else f"it has {', '.join(public) or 'no methods'}"
+            hint = "it is a property: give it a method" if isinstance(static, property) else f"it has {', '.join(public) or 'no methods'}"
             raise AttributeError(f"cannot call {self._class.__qualname__}.{name} remotely: {hint}{did_you_mean(name, public)}")
-        return RemoteMethod(self, name, {word: value for word, value in self._options.items() if word != "name"})
+        found = self._known[name] = _Method(self._class, name, static)
+        return found
 
     def _call(self, method: str, options: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         raise NotImplementedError
-
-    def _check(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The function behind the method, its arguments checked."""
-        found = inspect.getattr_static(self._class, method)
-        bound = inspect.signature(getattr(self._class, method))
-        try:
-            bound.bind(*(args if isinstance(found, (staticmethod, classmethod)) else (None, *args)), **kwargs)
-        except TypeError as error:
-            raise TypeError(f"{self._class.__qualname__}.{method}() {error}") from None
-        return getattr(found, "__func__", found)
 
 
 class RemoteMethod:
@@ -154,30 +182,37 @@ class RemoteInstance(_Methods):
     """
 
     def __init__(self, cls: type, settings: Settings, options: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._class = cls
+        self._class, self._known = cls, {}
         self._settings = settings
         self._options = options
         line = connection.current()
         name = options.get("name")
-        self._id = secrets.token_hex(16) if name is None else _id_of(line, cls, settings, name, args, kwargs)
+        self._is_named = name is not None
+        instance = secrets.token_hex(16) if name is None else _id_of(line, cls, settings, name, args, kwargs)
         # Complete in itself: it may be replayed in another worker, beside newer code.
-        self._constructor = encode_arguments(line, args, kwargs, None)
-        self._finalizer: Callable[[], object] = weakref.finalize(self, _drop, self._id) if name is None else functools.partial(_drop, self._id)
+        self._home = self._make_home(instance, constructor_upload(encode_arguments(line, args, kwargs, None)))
+
+    def _make_home(self, instance: str, constructor: Upload) -> Home:
+        """Without a name it goes behind this object and the last of its calls."""
+        home = Home(instance, constructor)
+        if not self._is_named:
+            weakref.finalize(home, _drop, instance)
+        return home
 
     if not TYPE_CHECKING:
 
         def __setattr__(self, name, value):
-            if name.startswith("_") and "_finalizer" not in self.__dict__:
+            if name.startswith("_") and "_home" not in self.__dict__:
                 self.__dict__[name] = value
                 return
             raise AttributeError(f"cannot set {name}: the instance of {self._class.__qualname__} lives in a worker; give the class a method that sets it")
 
     def __repr__(self) -> str:
-        return f"<remote instance {self._id[:8]} of {self._class.__qualname__}>"
+        return f"<remote instance {self._home.id[:8]} of {self._class.__qualname__}>"
 
     def _call(self, method: str, options: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        function = self._check(method, args, kwargs)
-        stream = streams(function)
+        called = self._look_up(method)
+        called.check(args, kwargs)
         state = submit(
             connection.current(),
             self._class,
@@ -185,15 +220,18 @@ class RemoteInstance(_Methods):
             options,
             args,
             kwargs,
-            stream=stream,
-            instance=(self._id, method, self._constructor),
+            stream=called.streams,
+            method=(self._home, method),
             name=f"{self._class.__qualname__}.{method}",
         )
-        return StreamHandle(state) if stream else Handle(state)
+        return StreamHandle(state) if called.streams else Handle(state)
 
     def close(self) -> None:
-        """Drop the instance in its worker (its own ``close`` is called there)."""
-        self._finalizer()
+        """Drop the instance in its worker (its own ``close`` is called there), behind the calls that were made before."""
+        old = self._home
+        if self._is_named:
+            weakref.finalize(old, _drop, old.id)
+        self.__dict__["_home"] = self._make_home(old.id if self._is_named else secrets.token_hex(16), old.constructor)
 
 
 def _id_of(line: connection.Connection, cls: type, settings: Settings, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
@@ -214,15 +252,16 @@ class _LocalInstance(_Methods):
     """The same, here."""
 
     def __init__(self, instance: Any, settings: Settings, options: dict[str, Any]) -> None:
-        self._class = type(instance)
+        self._class, self._known = type(instance), {}
         self._instance = instance
         self._options = options
         self._settings = settings
 
     def _call(self, method: str, options: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        function = self._check(method, args, kwargs)
+        called = self._look_up(method)
+        called.check(args, kwargs)
         bound = getattr(self._instance, method)
-        kind = LocalStream if streams(function) else LocalHandle
+        kind = LocalStream if called.streams else LocalHandle
         return kind(f"{self._class.__qualname__}.{method}", lambda: bound(*args, **kwargs), limits_of(self._settings, options))
 
     def close(self) -> None:

@@ -22,6 +22,7 @@ from remoted_client.codec import UnpicklableError, expected_imports, function_id
 from remoted_client.connection import Connection, Outgoing, Upload, current
 from remoted_client.errors import SerializationError
 from remoted_client.handle import Handle, StreamHandle
+from remoted_client.home import Home
 from remoted_client.lease_pool import LeasePool
 from remoted_client.leased_call import LeasedCall
 from remoted_client.payload import FilePayload, Payload, PayloadWriter
@@ -49,13 +50,16 @@ def submit(
     kwargs: dict[str, Any],
     *,
     stream: bool,
-    instance: tuple[str, str, Payload] | None = None,
+    method: tuple[Home, str] | None = None,
     name: str = "",
 ) -> CallState:
-    """Pickle, describe and start one call. Raises SerializationError naming what cannot be sent."""
+    """Pickle, describe and start one call; of a ``method`` with the instance's home and its own name.
+
+    Raises SerializationError naming what cannot be sent.
+    """
     described = _describe(line, target, settings, stream)
-    if described.is_load_balanced and instance is None and context.running_call() is None and (not options or options.keys() <= _LEASED_OPTIONS):
-        return _submit_leased(line, described, target, settings, options, args, kwargs, stream)
+    if described.is_load_balanced and context.running_call() is None and (not options or options.keys() <= _LEASED_OPTIONS):
+        return _submit_leased(line, described, target, settings, options, args, kwargs, stream, method, name)
     code, (code_upload, spec_upload) = described.code, described.uploads
     plain_data = plain.dumps_arguments(args, kwargs)
     if plain_data is None:
@@ -81,10 +85,10 @@ def submit(
         "parent": parent.id if parent else "",
         "plain": plain_data is not None,
     }
-    if instance is not None:
-        constructor = _constructor_upload(instance[2])
-        uploads.append(constructor)
-        common["instance"] = [instance[0], instance[1], constructor.digest]
+    if method is not None:
+        home, method_name = method
+        uploads.append(home.constructor)
+        common["instance"] = [home.id, method_name, home.constructor.digest]
     state = CallState(
         options.get("name") or name or name_of(target),
         Outgoing(secrets.token_hex(16), common, payload.inline, tuple(uploads)),
@@ -103,8 +107,9 @@ _LEASED_OPTIONS = frozenset({"name", "timeout_seconds", "max_retries", "copy"})
 
 
 def _submit_leased(
-    line: Connection, described: _Described, target: Callable[..., Any], settings: Settings, options: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any], stream: bool
-) -> LeasedCall:
+    line: Connection, described: _Described, target: Callable[..., Any], settings: Settings, options: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any], stream: bool,
+    method: tuple[Home, str] | None, name: str,
+) -> LeasedCall:  # fmt: skip
     """Straight to a worker, on a connection that the daemon has handed over."""
     plain_data = plain.dumps_arguments(args, kwargs)
     copies = bool(options and options.get("copy"))
@@ -114,11 +119,16 @@ def _submit_leased(
     route = described.route
     if route is None or route.context != digest or route.modules is not described.code.modules or route.line is not line or route.pool.is_forgotten:
         route = described.route = _route(line, described, target, settings, Upload(digest, "context", data))
-    use, name = route.use, route.name
+    use, uploads, name = route.use, route.uploads, name or route.name
     if options:
         timeout, name = options.get("timeout_seconds") or described.timeout_seconds, options.get("name") or name
         use = (*use[:3], _milliseconds(timeout, described.execution_timeout_seconds))
-    call = LeasedCall(name, route.pool, use, route.uploads, payload, plain_data is not None, stream)
+    home, method_name = method or (None, "")
+    if home is not None:
+        use, uploads = (*use, home.id, method_name, home.constructor.digest), (*uploads, home.constructor)
+    call = LeasedCall(name, route.pool, use, uploads, payload, plain_data is not None, stream)
+    if home is not None:
+        call.home = home
     call.workers_max = described.workers_max
     if copies:
         call.copies = True
@@ -137,7 +147,7 @@ class _Route:
     modules: Any
     name: str
     pool: LeasePool
-    use: tuple[str, str, str, int]
+    use: tuple[Any, ...]
     uploads: tuple[Upload, ...]
 
 
@@ -150,8 +160,7 @@ def _route(line: Connection, described: _Described, target: Callable[..., Any], 
         if len(line.pools) >= _POOLS_MOST:  # a script that changes its environment at every call
             for old in [old for old, pool in line.pools.items() if pool.is_unused]:
                 line.pools.pop(old).is_forgotten = True
-        most = settings.config.workersMax * settings.config.max_concurrency
-        line.pools.setdefault(key, LeasePool(line, spec_upload, context_upload, name, most))
+        line.pools.setdefault(key, LeasePool(line, spec_upload, context_upload, name, settings.config.workersMax, settings.config.max_concurrency))
     timeout_ms = _milliseconds(described.timeout_seconds, described.execution_timeout_seconds)
     use = (code_upload.digest, modules.digest if modules else "", context_upload.digest, timeout_ms)
     uploads = (code_upload, context_upload, *((modules,) if modules else ()))
@@ -238,7 +247,8 @@ def encode_arguments(line: Connection, args: tuple[Any, ...], kwargs: dict[str, 
     return writer.finish()
 
 
-def _constructor_upload(payload: Payload) -> Upload:
+def constructor_upload(payload: Payload) -> Upload:
+    """What an instance is constructed with."""
     if payload.digest:
         return Upload(payload.digest, "constructor", payload)
     return Upload(hashlib.sha256(payload.inline).hexdigest(), "constructor", payload.inline)

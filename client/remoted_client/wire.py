@@ -22,7 +22,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 #: Raised when a message changes its meaning; both sides refuse another number in one sentence.
-PROTOCOL = 2
+PROTOCOL = 3
 #: A body up to this size travels in its frame and is stored in the database; a larger one is a file.
 INLINE_BYTES = 64 * 1024
 HEADER_BYTES = 64 * 1024

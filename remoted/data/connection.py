@@ -21,7 +21,7 @@ from remoted.calls import Call
 from remoted.data.callers import Client, Clients, Runners, watch_caller
 from remoted.data.following import Following
 from remoted.data.holding import Holding
-from remoted.data.messages import parse_lease, parse_submission
+from remoted.data.messages import instance_of, parse_lease, parse_submission
 from remoted.data.publishing import Publishing
 from remoted.data.transport import Transport
 from remoted.errors import BadRequest, NotFound, Refused, RemotedError, StoreError
@@ -264,6 +264,13 @@ class Connection:
         """Answered behind everything that was told before."""
         self._transport.send({"op": "pong"})
 
+    def _on_settle(self, frame: wire.Frame) -> None:
+        """Calls of an instance go over leases of the worker in which it lives: which is it?"""
+        lease, instance = str(frame.header["lease"]), instance_of(frame.header)
+        home = self._runners.direct.settle(self.peer, lease, instance)
+        found = {"worker": home.id, "drops": home.drops} if home is not None else {"worker": "", "drops": 0}
+        self._transport.send({"op": "settled", "id": lease[:_ID_DIGITS], "instance": instance, **found})
+
     def _on_drop_instance(self, frame: wire.Frame) -> None:
         for runner in (self._runners.jobs, self._runners.direct):
             runner.drop_instance(self.peer, str(frame.header["instance"]))
@@ -308,5 +315,6 @@ _HANDLERS: dict[str, _Handler] = {
     "credit": Connection._on_credit,
     "close_stream": Connection._on_close_stream,
     "ping": Connection._on_ping,
+    "settle": Connection._on_settle,
     "drop_instance": Connection._on_drop_instance,
 }

@@ -81,7 +81,10 @@ def parse_route(frame: wire.Frame) -> Request:
 
 
 def parse_lease(frame: wire.Frame) -> Request:
-    """What a lease is for: calls of one pool in one set of surroundings, whose code and arguments the worker gets later."""
+    """What a lease is for: calls of one pool in one set of surroundings, whose code and arguments the worker gets later.
+
+    One for an instance is for the worker in which that lives.
+    """
     header = frame.header
     return Request(
         key="",
@@ -92,7 +95,16 @@ def parse_lease(frame: wire.Frame) -> Request:
         arguments="",
         arguments_inline=b"",
         options=parse_options({"name": header.get("name")}),
+        instance=(instance_of(header), "", "") if "instance" in header else None,
     )
+
+
+def instance_of(header: dict[str, Any]) -> str:
+    """Its id. Raises KeyError, BadRequest."""
+    instance = header["instance"]
+    if not isinstance(instance, str) or not 8 <= len(instance) <= 64:
+        raise BadRequest("BAD_REQUEST", "cannot read the instance: its id must have 8 to 64 characters")
+    return instance
 
 
 def end_of(text: str) -> str:

@@ -104,6 +104,7 @@ class Scheduler:
         self.children = self._queue.children
         self.workers = self._fleet.workers
         self.placed = self._fleet.placed
+        self.homes = self._fleet.homes
 
     # -- one step ------------------------------------------------------------------------------------------
 

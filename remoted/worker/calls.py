@@ -8,7 +8,6 @@ import json
 import resource
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from remoted_client import failure
@@ -94,8 +93,6 @@ def raised(error: BaseException, pickles: Callable[[Any], bool], cancelled: bool
 
 
 _NOTE = "remoted: "
-#: Names of instances have up to 35 bytes in a header.
-_NAMES_MOST = 500
 
 
 def add_note(error: BaseException, text: str) -> None:
@@ -141,32 +138,3 @@ def as_iterator(value: Any) -> Iterator[Any] | AsyncIterator[Any]:
     if isinstance(value, Iterator):
         return value
     raise TypeError(f"cannot stream the result: the generator function returned a {type(value).__qualname__}")
-
-
-class Instances:
-    """Objects of remote classes that live in this worker (MECHANISMS 14)."""
-
-    def __init__(self) -> None:
-        self._objects: dict[str, Any] = {}
-
-    def method(self, wanted: dict[str, Any], construct: Callable[[], Any]) -> tuple[Any, bool]:
-        """(the bound method, whether the instance was constructed for it)."""
-        fresh = wanted["id"] not in self._objects
-        if fresh:
-            try:
-                self._objects[wanted["id"]] = construct()
-            except BaseException as error:
-                add_note(error, f"raised by the constructor of the instance, before {wanted['method']}() was called")
-                raise
-        return getattr(self._objects[wanted["id"]], wanted["method"]), fresh
-
-    def names(self) -> list[str]:
-        """As many as one message holds."""
-        return list(islice(self._objects, _NAMES_MOST))
-
-    def drop(self, instance: str) -> None:
-        """Forget it, after its own ``close()`` if it has one."""
-        found = self._objects.pop(instance, None)
-        close = getattr(found, "close", None)
-        if callable(close) and not inspect.iscoroutinefunction(close):
-            close()

@@ -115,7 +115,9 @@ class Lease:
         if op == "put":
             self._learn(header["digest"], frame.fds[0] if frame.fds else frame.body)
         elif op == "use":
-            self._uses[header["use"]] = header
+            if "instance" in header:
+                header["instance"] = _checked(header["instance"])
+            self._uses[header["use"]], self._expected = header, b""  # the number may have meant another one
             self._meet(header["client"])
         else:
             self._credit(header)
@@ -160,6 +162,8 @@ class Lease:
         self._note()
         run = Run(f"{self.token}/{number}", self._id, use["code"], use["modules"], use["context"], payload)
         run.is_plain, run.lease, run.number = True, self, number
+        if "instance" in use:
+            run.instance = dict(use["instance"])
         return run
 
     def _accept(self, header: dict[str, Any], frame: wire.Frame) -> Run | None:
@@ -182,6 +186,7 @@ class Lease:
             context=use["context"],
             arguments=self._arguments(header, frame),
             stream="stream" in header,
+            instance=dict(use["instance"]) if "instance" in use else None,
             buffers=buffers,
             problem=problem,
             is_plain="plain" in header,
@@ -279,3 +284,8 @@ class Lease:
         self._reader.close()
         for frame in self._frames:
             frame.close()
+
+
+def _checked(instance: dict[str, Any]) -> dict[str, Any]:
+    """Which object, and which method of it; how many drops must have been told before. Raises LookupError, TypeError, ValueError."""
+    return {**{word: str(instance[word]) for word in ("id", "method", "constructor")}, "drops": int(instance["drops"])}

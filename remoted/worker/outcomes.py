@@ -20,6 +20,7 @@ from .streams import StandardStreams
 
 Payload = bytes | int
 _PLAIN = {"plain": True}
+_CONSTRUCTED = {"constructed": True}
 
 
 class Reporter:
@@ -117,8 +118,9 @@ class Reporter:
     # -- to the client of a lease --------------------------------------------------------------------------
 
     def _answer(self, run: Run, lease: Lease, outcome: Outcome, why: str) -> None:
+        said = None if run.instance is None or not run.instance.get("constructed") else _CONSTRUCTED
         if outcome.kind == "returned" and (data := plain.dumps(outcome.value)) is not None:
-            self._send_answer(run, lease, None, data)
+            self._send_answer(run, lease, said and {**said, **_PLAIN}, data)
             return
         try:
             header, payload, segment = self._encode_apart(outcome.value, run.copies, is_result=outcome.kind == "returned")
@@ -131,7 +133,7 @@ class Reporter:
         if outcome.kind == "stale":
             lease.is_stale = True
             lease.revoke()
-        self._send_answer(run, lease, header, payload, segment)
+        self._send_answer(run, lease, {**header, **(said or {})}, payload, segment)
 
     def _encode_apart(self, value: Any, copies: bool, is_result: bool = True) -> tuple[dict[str, Any], Payload, Segment | None]:
         """The pickle, the large buffers that stay out of it, and what a header says of both. Raises QuotaExceeded, and what pickling raises."""

@@ -11,8 +11,9 @@ from remoted_client import codec, parcel, plain
 from remoted_client.codec.installed import finder
 from remoted_client.settings import is_async
 
-from .calls import Instances, Run
+from .calls import Run
 from .context import CallContext
+from .instances import Instances
 
 _MODULES_SECONDS = 0.1
 #: What the worker itself puts into the environment of every call.
@@ -44,8 +45,9 @@ class Preparer:
         self._contents: dict[str, bytes | int] = {}
         self._contexts: dict[str, CallContext] = {}
         self._modules: tuple[str, codec.ModuleSet] | None = None
-        #: The code that was bound last, and whether it is asynchronous.
-        self._asked, self._is_async = "", False
+        #: The code that was bound last (of a method its function), and whether it is asynchronous.
+        self._asked: object = ""
+        self._is_async = False
         self._base_path = list(sys.path)
         self._own = {name: os.environ[name] for name in _OWN_VARIABLES if name in os.environ}
 
@@ -88,10 +90,12 @@ class Preparer:
 
     def _bind(self, run: Run) -> Bound:
         target: Any = self._decoder.load_target(self._content(run.code), run.code)
+        asked: object = run.code
         if run.instance is not None:
             target, run.instance["constructed"] = self.instances.method(run.instance, lambda: self._construct(target, run))
-        if run.instance is not None or self._asked != run.code:
-            self._asked, self._is_async = run.code, is_async(target)
+            asked = getattr(target, "__func__", target)
+        if self._asked is not asked and self._asked != asked:
+            self._asked, self._is_async = asked, is_async(target)
         args, kwargs = self._load_arguments(run)
         return Bound(target, self._is_async, args, kwargs)
 

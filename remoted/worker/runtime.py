@@ -38,7 +38,7 @@ from .window import Window
 if TYPE_CHECKING:
     import asyncio
 
-_END = object()
+_END, _DROP = object(), object()
 _PR_SET_CHILD_SUBREAPER = 36  # include/uapi/linux/prctl.h
 
 
@@ -53,6 +53,7 @@ class Runtime:
         self._segments = SegmentPool()
         decoder = codec.Decoder()
         self._preparer = Preparer(decoder)
+        self._instances = self._preparer.instances
         self._reporter = Reporter(self._link, self._streams, decoder, self._segments)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._given = Given()
@@ -82,7 +83,7 @@ class Runtime:
             "close_stream": self._on_close_stream,
             "limits": self._on_limits,
             "ack": self._on_ack,
-            "drop": lambda frame: self._inbox.put(("drop", frame.header["instance"])),
+            "drop": lambda frame: self._instances.tell_drop(frame.header["instance"], lambda: self._inbox.put(_DROP)),
             "adopt": self._on_adopt,
             "forget_item": lambda frame: self._reporter.forget_item(frame.header["attempt"], frame.header["number"]),
             "end": lambda frame: self._end(),
@@ -211,7 +212,7 @@ class Runtime:
             lease.show(self._link.send, nonce)
             if lease.token not in self._leases:  # it has ended meanwhile: said once more, behind this
                 self._link.send(lease.ending)
-        self._greet(nonce=nonce, running=running, waiting=waiting, instances=self._preparer.instances.names())
+        self._greet(nonce=nonce, running=running, waiting=waiting, instances=self._instances.names(), drops=self._instances.drops)
 
     def on_closed(self) -> None:
         """The daemon is gone: what runs is finished and left in its outcome file, then the worker ends."""
@@ -243,7 +244,7 @@ class Runtime:
             elif isinstance(item, Lease):
                 self._serve_lease(item)
             else:
-                self._drop_instance(item[1])
+                self._instances.drop_next()
         self._finish_tasks()
         self._streams.finish_output()
         self._reporter.leave_behind()
@@ -298,16 +299,13 @@ class Runtime:
         if self._tasks:
             self._loop.finish(list(self._tasks.values()))
 
-    def _drop_instance(self, instance: str) -> None:
-        with contextlib.suppress(Exception):  # a user's close() may fail; the instance is gone all the same
-            self._preparer.instances.drop(instance)
-
     # -- leases --------------------------------------------------------------------------------------------
 
     def _serve_lease(self, lease: Lease) -> None:
         """The main thread reads the client's connection itself: an answer is one receive and one send away."""
         lease.grant()
         while (run := self._next_call(lease)) is not None:
+            self._instances.catch_up(run)
             self._dispatch(run)
             self._finish_tasks()
         self._close_lease(lease)
@@ -323,6 +321,7 @@ class Runtime:
         lease.grant()
         while (run := lease.next_call()) is not None:
             run.answered = threading.Event()
+            self._instances.await_drops(run)
             self._inbox.put(run)
             run.answered.wait()
         self._close_lease(lease)

@@ -110,6 +110,7 @@ print(json.dumps([out.status, out.output, out.attempts]))
 
 @BOTH
 def test_f20_a_method_of_a_direct_class_that_is_under_way_is_lost_by_name_and_the_object_lives_on(manager: ServiceManager, how: signal.Signals) -> None:
+    """With an option that concerns the daemon it passes by there; on a lease it would go on."""
     host = manager.host
     program = """
 @remote(direct)
@@ -122,7 +123,7 @@ class Counter:
         return [os.getpid(), self.count]
 counter = Counter()
 before = counter.add().result()
-try: counter.add(waits=True).result()
+try: counter.add.options(priority=1)(waits=True).result()
 except WorkerLost as error: lost = [error.reason, str(error)]
 after = counter.add().result()
 print(json.dumps([before, lost, after]))

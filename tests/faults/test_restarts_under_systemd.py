@@ -416,6 +416,46 @@ print(json.dumps([before, [o.unwrap() for o in after]]))
     assert after == [[pid, count + 1] for pid, count in before]
 
 
+@BOTH
+def test_f20_calls_of_an_instance_go_on_over_their_lease(manager: ServiceManager, how: signal.Signals) -> None:
+    """One is in hand meanwhile; the next daemon knows the object, what it had been told to drop, and settles others beside it."""
+    host = manager.host
+    begun, gate = host.project / "begun", host.project / "gate"
+    client = host.popen(
+        HEAD
+        + f"""
+@remote(direct)
+class Counter:
+    def __init__(self): self.count = 0
+    def add(self, wait=False):
+        while wait and not os.path.exists({str(gate)!r}):
+            mark({str(begun)!r}, 1)
+            time.sleep(0.01)
+        self.count += 1
+        return [os.getpid(), self.count]
+    def close(self): mark({str(host.project / "closed")!r}, self.count)
+kept, dropped = Counter(), Counter()
+found = [kept.add().result(), dropped.add().result()]
+del dropped
+found += [kept.add(wait=True).result(), kept.add().result()]
+other = Counter()
+found.append(other.add().result())
+other.close()
+found += [Counter().add().result(), kept.add().result()]
+print(json.dumps(found))
+"""
+    )
+    wait_until(begun.exists, 30)
+    manager.restart(how)
+    gate.touch()
+    out, err = client.communicate(timeout=60)
+    assert client.returncode == 0, err[-3000:] + host.log()
+    found = json.loads(out)
+    assert len({pid for pid, _ in found}) == 1
+    assert [count for _, count in found] == [1, 1, 2, 3, 1, 1, 4]
+    assert lines_of(host.project / "closed")[:2] == [["1"], ["1"]]
+
+
 def test_t63_a_worker_whose_rows_name_another_process_is_not_taken_over(manager: ServiceManager) -> None:
     """It sees the end of its channel and finishes alone; what the rows name is looked for in vain."""
     host = manager.host

@@ -493,7 +493,7 @@ lease._sock.sendall(wire.encode({garbage}))
 while lease._sock is not None: time.sleep(0.01)
 """
     first = shared_daemon.run(head).out
-    for garbage in ({"op": "use"}, {"op": "put"}, {"n": 1, "use": 7}, {"n": [], "use": {}}, {"op": "use", "use": 0, "code": 5}):
+    for garbage in ({"op": "use"}, {"op": "put"}, {"n": 1, "use": 7}, {"n": [], "use": {}}, {"op": "use", "use": 0, "code": 5}, {"op": "use", "use": 0, "client": "c", "instance": {"id": 5}}):
         shared_daemon.run(head + hostile.replace("{garbage}", repr(garbage)))
     assert shared_daemon.run(head).out == first, "the same worker"
 
