@@ -170,8 +170,7 @@ class Adoption:
         answered = await worker.answer()
         if (view := self._engine.view(worker.id)) is not None:
             for instance in worker.instances:
-                self._jobs.remember_instance(worker, view.need.uid, instance)
-                self._direct.remember_instance(worker, view.need.uid, instance)
+                self._jobs.instances.remember(worker, view.need.uid, instance)
             await self._resume_leases(worker, view)
         if not answered:
             self._engine.retire(worker, "it did not answer the new daemon")

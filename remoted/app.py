@@ -43,6 +43,7 @@ from remoted.gpu.enforce import DeviceRules, find_rules
 from remoted.gpu.locks import DeviceLocks
 from remoted.gpu.nvml import Nvml
 from remoted.house import House
+from remoted.instances import Instances
 from remoted.jobs import Jobs
 from remoted.journal import SOCKET, Journal
 from remoted.lag import Lag
@@ -258,8 +259,9 @@ class Daemon:
         births.groups, engine.cradle.rules = self._cgroups, self._rules
         engine.cradle.become, engine.cradle.cgroups, engine.cradle.is_shared = self._house.become, self._cgroups, self._house.is_shared
         kind_key = self._fdstore.kind_key
-        jobs = Jobs(engine, contents, self._clock, self._limits, kind_key, store, blobs, self._paths)
-        direct = DirectCalls(engine, contents, self._clock, self._limits, kind_key, self._paths)
+        instances = Instances(engine, self._limits)
+        jobs = Jobs(engine, contents, instances, self._clock, self._limits, kind_key, store, blobs, self._paths)
+        direct = DirectCalls(engine, contents, instances, self._clock, self._limits, kind_key, self._paths)
         for runner in (jobs, direct):
             runner.others = (jobs, direct)
             runner.access = self._house.access

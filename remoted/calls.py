@@ -20,15 +20,16 @@ from remoted.contents import Contents
 from remoted.endings import Ending
 from remoted.engine import Engine
 from remoted.errors import BadRequest, Conflict, Forbidden, NotFound
+from remoted.instances import Instances
 from remoted.items import Items
 from remoted.limits import Limits
 from remoted.logs import STDERR, JobLog
 from remoted.model import AttemptToken, DeviceUuid, Reason, Status, Uid, WorkerId
-from remoted.needs import Needs, Wanted, instance_key
+from remoted.needs import Needs, Wanted
 from remoted.paths import Paths
 from remoted.pipes import Unread
 from remoted.requests import Request
-from remoted.scheduler.events import Assign, InstanceFound
+from remoted.scheduler.events import Assign
 from remoted.scheduler.state import PoolPolicy, Ticket
 from remoted.spec import JobSpec
 from remoted.usage import Span
@@ -173,9 +174,10 @@ class CallRunner:
     #: Will anybody ask for an outcome after a restart?
     keeps_outcomes = False
 
-    def __init__(self, engine: Engine, contents: Contents, clock: Clock, limits: Limits, kind_key: bytes, paths: Paths) -> None:
+    def __init__(self, engine: Engine, contents: Contents, instances: Instances, clock: Clock, limits: Limits, kind_key: bytes, paths: Paths) -> None:
         self.engine = engine
         self.contents = contents
+        self.instances = instances
         self.clock = clock
         self.limits = limits
         self._logs = paths.logs
@@ -187,9 +189,6 @@ class CallRunner:
         #: Whom the daemon serves. Set by the composition root where that is not its own user.
         self.access = Access(os.geteuid())
         self.needs = Needs(engine, contents, kind_key)
-        #: By (user, instance): ids are made by clients.
-        self._homes: dict[str, WorkerId] = {}
-        self._constructed: set[str] = set()
         self._tokens: list[AttemptToken] = []
 
     # -- in and out ----------------------------------------------------------------------------------------
@@ -200,6 +199,8 @@ class CallRunner:
             raise Conflict("DRAINING", "cannot take new work: the daemon is being stopped; try again when it is back")
         request = self.identified(peer, request)
         spec = self.contents.spec(peer.uid, request.spec)
+        if request.instance is not None:
+            self.instances.admit(peer.uid, request.instance[0])
         ancestors = self.ancestors_of(peer, request.parent) if request.parent else ()
         if self.engine.is_closed_to(ancestors):
             self.engine.gate.admit(self.keeps_outcomes)
@@ -284,8 +285,6 @@ class CallRunner:
         call.position = worker.take_position()
         call.attempt_started = self.clock.wall()
         call.started_at = call.started_at or call.attempt_started
-        if call.request.instance is not None:
-            self._homes[instance_key(call.uid, call.request.instance[0])] = worker.id
         self.begin(call, how.inline)
 
     def _take_token(self) -> AttemptToken:
@@ -407,37 +406,9 @@ class CallRunner:
         """Constructed for this call although it had been before: its state was lost, and the caller is told."""
         if call.request.instance is None or not (end.constructed or end.kind == "died"):
             return
-        instance = instance_key(call.uid, call.request.instance[0])
-        if end.kind == "died":  # it does not say any more whether it constructed; whatever was there is gone
-            self._constructed.add(instance)
-            return
-        call.reconstructed = call.reconstructed or instance in self._constructed
-        self._constructed.add(instance)
-
-    def drop_instance(self, peer: Peer, instance: str) -> None:
-        """Its handle is gone: the worker that holds it forgets it."""
-        key = instance_key(peer.uid, instance)
-        self._constructed.discard(key)
-        home = self.engine.workers.get(self._homes.pop(key, WorkerId("")))
-        if home is not None and self.engine.view(home.id) is not None:
-            home.drop_instance(instance)
-            self.engine.drop_instance(key)
-
-    def settle_instance(self, worker: Worker, uid: int, instance: str) -> Worker | None:
-        """Where it lives: in this worker from now on, if nowhere yet. None: neither there, as it ends."""
-        key = instance_key(uid, instance)
-        self.engine.handle(InstanceFound(key, worker.id))
-        home = self.engine.workers.get(self.engine.scheduler.homes.get(key, WorkerId("")))
-        if home is not None:
-            self._homes[key] = home.id
-        return home
-
-    def remember_instance(self, worker: Worker, uid: int, instance: str) -> None:
-        """It lives in a worker of an earlier daemon's: its calls go there."""
-        key = instance_key(uid, instance)
-        if self._homes.setdefault(key, worker.id) == worker.id:
-            self._constructed.add(key)
-            self.engine.handle(InstanceFound(key, worker.id))
+        was_constructed = self.instances.note_construction(call.uid, call.request.instance[0])
+        if end.kind != "died":  # that does not say any more whether it constructed; whatever was there is gone
+            call.reconstructed = call.reconstructed or was_constructed
 
     def ancestors_of(self, peer: Peer, parent: str) -> tuple[str, ...]:
         """The chain above a nested call, outermost first. Raises BadRequest when it is too deep."""

@@ -24,6 +24,7 @@ from remoted.contents import Contents
 from remoted.endings import ending_of
 from remoted.engine import Engine
 from remoted.errors import BadRequest
+from remoted.instances import Instances
 from remoted.leases import Door, Lease, Leases, is_page
 from remoted.limits import Limits
 from remoted.model import AttemptToken, DeviceUuid, Reason, Status, Uid
@@ -45,8 +46,8 @@ _NOT_BUSY = frozenset({Reason.STARTING, Reason.WAITING_ENV})
 class DirectCalls(CallRunner):
     """The use case of load-balanced classes."""
 
-    def __init__(self, engine: Engine, contents: Contents, clock: Clock, limits: Limits, kind_key: bytes, paths: Paths) -> None:
-        super().__init__(engine, contents, clock, limits, kind_key, paths)
+    def __init__(self, engine: Engine, contents: Contents, instances: Instances, clock: Clock, limits: Limits, kind_key: bytes, paths: Paths) -> None:
+        super().__init__(engine, contents, instances, clock, limits, kind_key, paths)
         #: What was held and is not charged yet: nothing of these calls is in the store.
         self.used = Pending()
         self._leases = Leases(clock, limits, lambda: engine.is_contended)
@@ -72,11 +73,11 @@ class DirectCalls(CallRunner):
         return self._start(peer, request, Lease, lease_id, caller=caller, door=door)
 
     def settle(self, peer: Peer, lease_id: str, instance: str) -> Worker | None:
-        """The worker in which an instance lives: if nowhere yet, that of this lease. None: the lease is none any more."""
+        """The worker in which an instance lives: if nowhere yet, that of this lease. None: the lease is none any more. Raises OverLimit."""
         lease = self.calls.get(lease_id)
         if not isinstance(lease, Lease) or lease.uid != peer.uid or lease.worker is None:
             return None
-        return self.settle_instance(lease.worker, lease.uid, instance)
+        return self.instances.settle(lease.worker, lease.uid, instance)
 
     def _start(self, peer: Peer, request: Request, kind: type[Call], call_id: str, **more: Any) -> Call:
         admitted = self.admit(peer, request)

@@ -27,6 +27,7 @@ from remoted.docket import AlreadyKnown, Docket, job_id
 from remoted.endings import Ending, ending_of
 from remoted.engine import Engine
 from remoted.errors import RemotedError, StoreBroken, StoreError
+from remoted.instances import Instances
 from remoted.items import Items
 from remoted.keeping import ItemKeeper
 from remoted.limits import Limits
@@ -56,8 +57,8 @@ class Jobs(CallRunner):
 
     keeps_outcomes = True
 
-    def __init__(self, engine: Engine, contents: Contents, clock: Clock, limits: Limits, kind_key: bytes, store: Store, blobs: Blobs, paths: Paths) -> None:
-        super().__init__(engine, contents, clock, limits, kind_key, paths)
+    def __init__(self, engine: Engine, contents: Contents, instances: Instances, clock: Clock, limits: Limits, kind_key: bytes, store: Store, blobs: Blobs, paths: Paths) -> None:
+        super().__init__(engine, contents, instances, clock, limits, kind_key, paths)
         self.records = Records(store, blobs, paths, clock, limits)
         self._store = store
         self._blobs = blobs

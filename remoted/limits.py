@@ -53,6 +53,8 @@ class Limits:
     spec_bytes: int = 1 << 20
     # What a job prints: the first so many bytes are kept, the rest is counted, and the count is in the log.
     log_bytes_per_job: int = 64 << 20
+    # Objects of remote classes that live in one user's workers: what is remembered of each stays here.
+    instances_per_uid: int = 10_000
     # HTTP routes of one user's functions; each with a description of at most 64 KiB.
     routes_per_uid: int = 256
     # Unread items of a generator (SURFACE F21).

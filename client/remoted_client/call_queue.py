@@ -62,6 +62,9 @@ class CallQueue(dict["Home | None", "deque[LeasedCall]"]):
         line = self.get(home, ())
         return self.take_all([call for call in line if call.queued_at <= moment] or list(line)[:1])
 
+    def take_of(self, instance: str) -> list[LeasedCall]:
+        return self.take_all([call for home, line in self.items() if home is not None and home.id == instance for call in line])
+
     def settle(self, instance: str, worker: str, drops: int) -> None:
         """The daemon has said where it lives."""
         for home in self:

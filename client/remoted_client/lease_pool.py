@@ -233,11 +233,14 @@ class LeasePool:
     def _on_settled(self, lease: Lease, header: dict[str, Any]) -> None:
         with self._lock:
             self._provision.on_settled(header["instance"])
+            refused = self._queue.take_of(header["instance"]) if "code" in header else []
             self._queue.settle(header["instance"], header["worker"], header["drops"])
-            if not header["worker"] and lease in self._idle:
+            if not (header["worker"] or refused) and lease in self._idle:
                 self._retire(lease)  # the daemon knows it no more
             elif self._queue:
                 self._provide()
+        for call in refused:
+            call.fail(for_code(header["code"], header["message"]))
 
     def on_refused(self, lease: Lease, header: dict[str, Any]) -> None:
         with self._lock:
@@ -468,7 +471,6 @@ class LeasePool:
 
     @property
     def is_unused(self) -> bool:
-        """Neither a call nor a lease is left."""
         return not self._queue and not self._leases
 
     def fail_all(self, error: RemotedError) -> None:

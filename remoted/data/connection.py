@@ -24,7 +24,7 @@ from remoted.data.holding import Holding
 from remoted.data.messages import instance_of, parse_lease, parse_submission
 from remoted.data.publishing import Publishing
 from remoted.data.transport import Transport
-from remoted.errors import BadRequest, NotFound, Refused, RemotedError, StoreError
+from remoted.errors import BadRequest, NotFound, OverLimit, Refused, RemotedError, StoreError
 from remoted.limits import Limits
 from remoted.model import Reason
 from remoted.peers import peer_pidfd
@@ -267,13 +267,16 @@ class Connection:
     def _on_settle(self, frame: wire.Frame) -> None:
         """Calls of an instance go over leases of the worker in which it lives: which is it?"""
         lease, instance = str(frame.header["lease"]), instance_of(frame.header)
-        home = self._runners.direct.settle(self.peer, lease, instance)
-        found = {"worker": home.id, "drops": home.drops} if home is not None else {"worker": "", "drops": 0}
+        found: dict[str, str | int] = {"worker": "", "drops": 0}
+        try:
+            if (home := self._runners.direct.settle(self.peer, lease, instance)) is not None:
+                found = {"worker": home.id, "drops": home.drops}
+        except OverLimit as error:
+            found |= {"code": error.code, "message": str(error)}
         self._transport.send({"op": "settled", "id": lease[:_ID_DIGITS], "instance": instance, **found})
 
     def _on_drop_instance(self, frame: wire.Frame) -> None:
-        for runner in (self._runners.jobs, self._runners.direct):
-            runner.drop_instance(self.peer, str(frame.header["instance"]))
+        self._runners.jobs.instances.drop(self.peer.uid, str(frame.header["instance"]))
 
     def _find(self, call_id: str) -> Call:
         return self._runners.of(call_id).find(self.peer, call_id)

@@ -122,10 +122,11 @@ class Fleet:
     def _set_state(self, worker: WorkerView, state: WorkerState) -> None:
         worker.state = state
         worker.expected_cpus = 0.0
-        if state is WorkerState.ENDING and self.homes:
+        if state is WorkerState.ENDING:
             # Its instances are constructed again by their next calls, elsewhere.
-            for instance in [instance for instance, home in self.homes.items() if home == worker.id]:
+            for instance in worker.instances:
                 del self.homes[instance]
+            worker.instances.clear()
 
     # -- running -------------------------------------------------------------------------------------------
 
@@ -138,7 +139,7 @@ class Fleet:
         worker.is_fresh = False
         instance = ticket.need.instance
         if instance is not None and instance not in self.homes:
-            self.homes[instance] = worker.id
+            self._settle(instance, worker)
             self._changes.in_pool(worker.kind.pool)
         self._reindex(worker)
 
@@ -214,13 +215,18 @@ class Fleet:
     def settle_instance(self, instance: str, worker_id: WorkerId) -> None:
         """It lives there already."""
         worker = self.workers.get(worker_id)
-        if worker is not None and worker.state is not WorkerState.ENDING:
-            self.homes.setdefault(instance, worker_id)
+        if worker is not None and worker.state is not WorkerState.ENDING and instance not in self.homes:
+            self._settle(instance, worker)
+
+    def _settle(self, instance: str, worker: WorkerView) -> None:
+        self.homes[instance] = worker.id
+        worker.instances.add(instance)
 
     def drop_instance(self, instance: str) -> None:
         """Nobody can call it any more."""
         worker = self.workers.get(self.homes.pop(instance, WorkerId("")))
         if worker is not None:
+            worker.instances.discard(instance)
             self._changes.in_pool(worker.kind.pool)
 
     def _take_out(self, worker: WorkerView, ticket_id: TicketId) -> None:
@@ -306,6 +312,9 @@ class Fleet:
         mine = [worker for worker in self.workers.values() if worker.need.uid == uid]
         running = sum(len(worker.running) - len(worker.waiting) for worker in mine)
         return running + with_starting * sum(worker.state is WorkerState.STARTING for worker in mine) >= most
+
+    def instances_of(self, uid: Uid) -> int:
+        return sum(len(worker.instances) for worker in self.workers.values() if worker.need.uid == uid)
 
     @property
     def is_full(self) -> bool:

@@ -105,6 +105,7 @@ class Scheduler:
         self.workers = self._fleet.workers
         self.placed = self._fleet.placed
         self.homes = self._fleet.homes
+        self.instances_of = self._fleet.instances_of
 
     # -- one step ------------------------------------------------------------------------------------------
 

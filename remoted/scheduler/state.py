@@ -87,6 +87,8 @@ class WorkerView:
     waiting: set[TicketId] = field(default_factory=set)
     #: The same, of tickets ahead: their calls' word came on another connection than the end of those before.
     waiting_early: set[TicketId] = field(default_factory=set)
+    #: Objects of remote classes that live there.
+    instances: set[str] = field(default_factory=set)
     #: Started for a ticket of its user's turn, and nothing has run in it yet; the CPUs that this ticket reserves.
     is_fresh: bool = False
     expected_cpus: float = 0.0

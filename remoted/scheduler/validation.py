@@ -34,7 +34,7 @@ def validate_queue(queue: Queue, fleet: Fleet) -> None:
 
 def validate_fleet(fleet: Fleet, ledger: Ledger) -> None:
     workers = fleet.workers.values()
-    assert set(fleet.homes.values()) <= set(fleet.workers), "an instance lives nowhere"
+    assert fleet.homes == {instance: worker.id for worker in workers for instance in worker.instances}, "an instance lives elsewhere"
     for worker in workers:
         _validate_worker(worker, fleet)
     held = [uuid for worker in workers for uuid in worker.devices]

@@ -38,6 +38,7 @@ from remoted.fdstore import FdStore
 from remoted.gate import Gate
 from remoted.gpu.locks import DeviceLocks
 from remoted.gpu.nvml import Nvml
+from remoted.instances import Instances
 from remoted.jobs import Jobs
 from remoted.lag import Lag
 from remoted.limits import Limits
@@ -90,8 +91,9 @@ class Daemon:
             Births(self.paths.runtime / "worker.pyz", self.paths.sockets, self.clock, self.limits, "f"), self.paths.sockets, Spool(self.paths.outcomes), Gate(self.paths.drain), FdStore(Supervisor({}), self.clock.boot_id()),
         )  # fmt: skip
         key = secrets.token_bytes(32)
-        self.jobs = Jobs(self.engine, self.contents, self.clock, self.limits, key, self.store, blobs, self.paths)
-        self.direct = DirectCalls(self.engine, self.contents, self.clock, self.limits, key, self.paths)
+        instances = Instances(self.engine, self.limits)
+        self.jobs = Jobs(self.engine, self.contents, instances, self.clock, self.limits, key, self.store, blobs, self.paths)
+        self.direct = DirectCalls(self.engine, self.contents, instances, self.clock, self.limits, key, self.paths)
         self.jobs.others = self.direct.others = (self.jobs, self.direct)
         self.jobs.on_ended = self.direct.on_ended = self.tally.note_end
         self.services = api.Services(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from tests.faults.rawclient import raw
-from tests.harness import Host, wait_until
+from tests.harness import Host, host, wait_until
 from tests.integration.test_leases import HEAD as LEASES
 
 HEAD = (
@@ -378,3 +378,28 @@ def test_t10_an_instance_is_settled_on_nobody_elses_lease(shared_daemon: Host) -
         assert client.until("settled").header["worker"], "of the same user it is known, whichever connection asks"
     (shared_daemon.project / "seen").touch()
     assert holder.communicate(timeout=30) == ("", "")
+
+
+def test_t18_a_user_has_so_many_objects_and_no_more() -> None:
+    """On leases and through the daemon; one that is dropped makes room, and what lives goes on."""
+    with host("[limits]\ninstances_per_uid = 3\n") as small:
+        result = small.start().run(
+            HEAD
+            + """
+from remoted_client import errors
+def value(call):
+    found = call.result(10)
+    return found.unwrap() if hasattr(found, "unwrap") else found
+def refusal(call):
+    try: return value(call())
+    except errors.RemotedError as error: return error.code, "instances_per_uid is 3" in str(error)
+Queued = remote(CpuLiveServerless(name="queued", workersMax=1))(Counter)
+kept = [One(), Three(), Queued()]
+first = [value(instance.up()) for instance in kept]
+refused = [refusal(lambda: cls().up()) for cls in (One, Three, Queued)]
+again = [value(instance.up()) for instance in kept]
+kept.pop(0).close()
+print(json.dumps([first, refused, again, refusal(lambda: One().up())]))
+"""
+        )
+    assert result.json == [[1, 1, 1], [["OVER_LIMIT", True]] * 3, [2, 2, 2], 1]
