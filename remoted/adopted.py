@@ -14,6 +14,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from remoted import foreign
 from remoted.attempts import AttemptEnd
 from remoted.cgroup import Groups
 from remoted.channel import Channel
@@ -55,7 +56,7 @@ class FoundLease(NamedTuple):
     page: int
 
     def close(self) -> None:
-        wire.close_all((self.connection, self.page))
+        foreign.let_go((self.connection, self.page))
 
 
 def entry_of(worker: Worker, need: Need, policy: PoolPolicy, devices: tuple[DeviceUuid, ...]) -> Entry | None:
@@ -135,7 +136,7 @@ class AdoptedWorker(Worker):
     def ask(self) -> None:
         """From here on it is heard."""
         assert self._process is not None
-        self._channel = Channel(self._sock, self._on_frame, self._on_channel_closed)
+        self._channel = Channel(self._sock, self._on_frame, self._on_channel_closed, foreign.is_memory_or_socket)
         self._orders = Orders(self._channel, self.id, self._limits)
         self._loop.add_reader(self._process.pidfd, self._on_exit)
         self._pipes.watch(bool(self._workload) and not self._workload.ahead_count)
@@ -155,13 +156,17 @@ class AdoptedWorker(Worker):
         if frame.op not in ("hello", "leased"):
             if frame.op == "lease_ended" and (lost := self.leases.pop(str(frame.header.get("attempt")), None)) is not None:
                 lost.close()
+            if not all(map(foreign.is_memory, frame.fds)):
+                foreign.let_go(frame.fds)
+                frame = frame._replace(fds=())
             super()._on_frame(frame)
             return
         is_ours = frame.header.get("nonce") == self._nonce and not self._answered.done()
         if is_ours and frame.op == "leased" and len(frame.fds) == 2 and len(self.leases) < self._leases_most:
             self._on_leased(frame)
             return
-        frame.close()
+        if frame.fds:
+            foreign.let_go(frame.fds)
         if is_ours and frame.op == "hello":
             try:
                 self._on_hello(frame)

@@ -33,8 +33,12 @@ def pair() -> tuple[socket.socket, socket.socket]:
 class Channel:
     """Sends and receives frames with one worker on the event loop; never blocks it."""
 
-    def __init__(self, sock: socket.socket, on_frame: Callable[[wire.Frame], None], on_closed: Callable[[str], None]) -> None:
+    def __init__(
+        self, sock: socket.socket, on_frame: Callable[[wire.Frame], None], on_closed: Callable[[str], None], is_welcome: Callable[[int], bool] = foreign.is_memory
+    ) -> None:
+        """``is_welcome``: which descriptors may be passed."""
         sock.setblocking(False)
+        self._is_welcome = is_welcome
         self._sock = sock
         self._on_frame = on_frame
         self._on_closed = on_closed
@@ -126,7 +130,7 @@ class Channel:
             if not data:
                 self._fail("the worker closed its channel")
                 return False
-            frame = wire.decode_message(data, foreign.sift(fds, foreign.is_memory_or_socket))
+            frame = wire.decode_message(data, foreign.sift(fds, self._is_welcome))
         except (BlockingIOError, InterruptedError):
             return False
         except ConnectionResetError:
@@ -149,7 +153,7 @@ class Channel:
         self._open = False
         self._loop.remove_reader(self._sock.fileno())
         self._loop.remove_writer(self._sock.fileno())
-        self._sock.close()
+        foreign.leave(self._sock)
         for _, fds in self._outbox:
             wire.close_all(fds)
         self._outbox.clear()

@@ -9,7 +9,6 @@ daemon charges by its own clock, from grant to end.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import fcntl
 import os
 import socket
@@ -17,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from remoted import foreign
 from remoted.attempts import Content, LeaseSpec
 from remoted.calls import Call
 from remoted.clock import Clock
@@ -107,9 +107,7 @@ class Leases:
             os.close(lease.page_fd)
             lease.page_fd = -1
         if lease.connection is not None:
-            with contextlib.suppress(OSError):
-                lease.connection.shutdown(socket.SHUT_RDWR)
-            lease.connection.close()
+            foreign.leave(lease.connection)
             lease.connection = None
 
     def stop_call(self, lease: Lease, number: int | None, why: Reason) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from aiohttp import web
 
+from remoted import foreign
 from remoted.access import Access, Peer
 from remoted.api.exchange import refusal_body, refuse
 from remoted.limits import Limits
@@ -43,7 +44,7 @@ class Door:
         try:
             peer = peer_of(sock)
         except (OSError, ValueError, struct.error):
-            sock.close()
+            foreign.leave(sock)
             return None
         if not self._access.admits(peer):
             self._turn_away(sock, 403, "FORBIDDEN", "cannot serve you: this daemon serves another user")
@@ -76,9 +77,10 @@ def _turn_away(sock: socket.socket, status: int, code: str, message: str) -> Non
     """A whole answer in one write into an empty buffer: it costs no waiting and no memory."""
     body = refusal_body(code, message)
     head = f"HTTP/1.1 {status} Refused\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    with sock, contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):
         sock.setblocking(False)
         sock.send(head.encode() + body)
+    foreign.leave(sock)
 
 
 class Impatient(web.RequestHandler):

@@ -14,6 +14,7 @@ from remoted.access import Access
 from remoted.api.dispatch import Dispatcher
 from remoted.api.guard import Connection, Door
 from remoted.api.services import Services
+from remoted.foreign import ByteSocket
 from remoted.peers import take_no_descriptors
 
 log = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class ApiServer:
         peer = self._door.admit(sock)
         if peer is None:
             return
+        sock = ByteSocket(fileno=sock.detach())
         sock.setblocking(False)
         task = self._loop.create_task(self._attach(sock, Connection(self._server, peer, self._limits, self._door.leave)))
         self._arriving.add(task)

@@ -8,6 +8,7 @@ import logging
 import socket
 import struct
 
+from remoted import foreign
 from remoted.access import Access
 from remoted.accounts import Accounts
 from remoted.clock import Clock
@@ -59,7 +60,7 @@ class DataServer:
         try:
             peer = peer_of(sock)
         except (OSError, ValueError, struct.error):
-            sock.close()
+            foreign.leave(sock)
             return
         limit = self._reached(peer.uid)
         if limit or not self._access.admits(peer):
@@ -67,7 +68,7 @@ class DataServer:
             self._tally.note_refusal(code)
             with contextlib.suppress(OSError):
                 sock.send(wire.encode({"op": "refused", "code": code, "message": f"cannot serve this connection: {why}"}))
-            sock.close()
+            foreign.leave(sock)
             return
         if self._access.serves_everybody:
             peer = with_limits(peer, sock)
@@ -75,7 +76,7 @@ class DataServer:
             connection = Connection(sock, peer, self._runners, self._clients, self._limits, self._accounts, self._tally, self._rate, self._gone)
         except OSError as error:
             log.error("cannot serve a connection: %s", error)
-            sock.close()
+            foreign.leave(sock)
             return
         self._per_uid[peer.uid] += 1
         self._connections.add(connection)

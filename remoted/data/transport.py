@@ -318,7 +318,7 @@ class Transport:
             while self._outbox and not self._outbox[0][1]:
                 self._sock.send(self._outbox.popleft()[0])  # at the end stands a refusal that explains it
         self._leave()
-        self._sock.close()
+        foreign.leave(self._sock)
         self._on_closed()
 
     def detach(self) -> socket.socket | None:

@@ -70,11 +70,11 @@ class Door:
         if self._sock.fileno() < 0:
             return
         self._loop.remove_reader(self._sock.fileno())
-        self._sock.close()
+        foreign.leave(self._sock)
         self._forget_key()
         for sock in list(self._silent):
             self._hear_no_more(sock)
-            sock.close()
+            foreign.leave(sock)
         for token in list(self._expected):
             self.fail(token, error)
 
@@ -89,7 +89,7 @@ class Door:
         except OSError:
             return
         if len(self._silent) >= _SILENT_MOST:
-            sock.close()
+            foreign.leave(sock)
             return
         sock.setblocking(False)
         self._silent.add(sock)
@@ -108,19 +108,19 @@ class Door:
             return
         except (OSError, wire.WireError):
             self._hear_no_more(sock)
-            sock.close()
+            foreign.leave(sock)
             return
         self._hear_no_more(sock)
         frame.close()
         future = self._expected.pop(str(frame.header.get("token", "")), None)
         if future is None or future.done():
-            sock.close()
+            foreign.leave(sock)
             return
         try:
             process = self._attest(sock)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
         except (OSError, ValueError, struct.error, NotBelieved) as error:
-            sock.close()
+            foreign.leave(sock)
             future.set_exception(error if isinstance(error, NotBelieved) else NotBelieved(f"the worker is gone: {error}"))
             return
         future.set_result((process, sock))

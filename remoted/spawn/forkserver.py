@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from remoted import channel
+from remoted import channel, foreign
 from remoted.access import Identity
 from remoted.cgroup import Group
 from remoted.clock import Clock
@@ -328,5 +328,5 @@ def _turn_away(born: asyncio.Future[_Newborn]) -> None:
     """It hears the end of its channel, and ends."""
     if born.done() and not born.cancelled() and born.exception() is None:
         process, sock = born.result()
-        sock.close()
+        foreign.leave(sock)
         os.close(process.pidfd)

@@ -63,7 +63,7 @@ def test_f25_a_call_that_was_taken_back_is_not_stopped_anywhere() -> None:
 def test_f06_a_line_that_breaks_while_a_call_is_submitted_waits_for_the_pool_without_what_the_pool_waits_for() -> None:
     """Else both wait for ever: who submits has the pool's lock and asks the line for a lease."""
     line = Connection()
-    pool = LeasePool(line, Upload("1" * 64, "spec", b""), Upload("2" * 64, "context", b""), "f", 1)
+    pool = LeasePool(line, Upload("1" * 64, "spec", b""), Upload("2" * 64, "context", b""), "f", 1, 1)
     line.pools[("", "")] = pool
     with pool._lock:
         for breaks in (line._rest, line._hand_over):
