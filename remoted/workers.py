@@ -319,8 +319,8 @@ class Worker:
     def _on_frame(self, frame: wire.Frame) -> None:
         """Only an attempt that this worker runs may be answered (T34); anything else is dropped."""
         header = frame.header
-        attempt = self._workload.find(header.get("attempt", ""))
         try:
+            attempt = self._workload.find(header.get("attempt", ""))
             if frame.op == "done":
                 self._on_done(attempt, frame)
                 return
@@ -339,7 +339,7 @@ class Worker:
                 attempt.listener.on_mark(int(header["number"]))
             elif frame.op == "lease_ended" and attempt is not None:
                 self._conclude(attempt, AttemptEnd(clean(header["kind"]), message=clean(header["message"]), stopped_by=attempt.stopped_by))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError, wire.WireError) as error:
             self._break_off(error)
         frame.close()
 

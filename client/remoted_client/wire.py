@@ -105,7 +105,8 @@ class Frame(NamedTuple):
 
     @property
     def op(self) -> str:
-        return str(self.header.get("op", ""))
+        op = self.header.get("op")
+        return op if isinstance(op, str) else ""
 
     def close(self) -> None:
         close_all(self.fds)

@@ -98,7 +98,7 @@ class Connection:
         """What cannot be done is told to who asked for it."""
         try:
             yield
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             self._refuse(frame, "BAD_REQUEST", f"cannot read {frame.op[:40]!r}: {type(error).__name__} {error}")
         except Refused as error:
             self._refuse(frame, error.code, str(error))
