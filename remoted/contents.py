@@ -76,7 +76,7 @@ class Contents:
             self._require_small(digest, size)
             self.quotas.take(uid, size)
             path = self._blobs.secret_path(uid, digest)
-            await (self._blobs.store_bytes(data, path) if fd is None else self._blobs.store_descriptor(fd, path, digest))
+            await (self._blobs.store_bytes(uid, data, path) if fd is None else self._blobs.store_descriptor(uid, fd, path, digest))
         except BaseException as error:
             if isinstance(error, (OverLimit, StoreError)) and (uid, digest) in self._secrets:
                 return  # as in ``put``
@@ -105,7 +105,7 @@ class Contents:
         except BaseException:
             os.close(fd)
             raise
-        size = await self._blobs.store_descriptor(fd, self._blobs.content_path(uid, digest), digest)
+        size = await self._blobs.store_descriptor(uid, fd, self._blobs.content_path(uid, digest), digest)
         row = {"uid": uid, "digest": digest, "role": role, "size": size, "inline": None, "now": now}
         await self._store.submit(lambda db: db.run("add_content", **row))
         self._files.add((uid, digest))  # only now: a call that comes behind content that was refused is refused too

@@ -236,7 +236,7 @@ class Jobs(CallRunner):
             close_payload(payload)
             raise
         path = self._blobs.result_path(call.id)
-        await self._blobs.store_descriptor(payload, path)
+        await self._blobs.store_descriptor(call.uid, payload, path)
         return Content("", None, str(path))
 
     def _settle(self, call: Call, token: AttemptToken, end: AttemptEnd, worker: Worker | None) -> None:

@@ -340,11 +340,14 @@ class Worker:
             elif frame.op == "lease_ended" and attempt is not None:
                 self._conclude(attempt, AttemptEnd(clean(header["kind"]), message=clean(header["message"]), stopped_by=attempt.stopped_by))
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError, wire.WireError) as error:
-            self._break_off(error)
+            self.break_off(repr(error))
         frame.close()
 
-    def _break_off(self, error: Exception) -> None:
-        self._kill_reason = f"it broke the protocol: {error!r}"
+    def break_off(self, why: str) -> None:
+        """Nothing that it says is of use any more, and it may go on to say a lot."""
+        if self._kill_reason:
+            return
+        self._kill_reason = f"it broke the protocol: {why}"
         self._strike(signal.SIGKILL)
 
     def _on_done(self, attempt: Attempt | None, frame: wire.Frame) -> None:

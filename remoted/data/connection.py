@@ -118,6 +118,8 @@ class Connection:
     # -- what clients ask ----------------------------------------------------------------------------------
 
     async def _on_hello(self, frame: wire.Frame) -> None:
+        if self._greeted:
+            raise BadRequest("BAD_REQUEST", "cannot greet you: you have said hello already")
         if frame.header["protocol"] != wire.PROTOCOL:
             message = f"cannot talk: you speak protocol {frame.header['protocol']}, this daemon {wire.PROTOCOL}; install the same remoted on both sides"
             self._transport.refuse_and_close("VERSION_MISMATCH", message)
