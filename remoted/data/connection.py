@@ -143,10 +143,12 @@ class Connection:
         digest, role = str(frame.header["digest"]), str(frame.header["role"])
         copy = frame._replace(fds=tuple(map(os.dup, frame.fds)))
         await self._contents.put(self.peer.uid, digest, role, copy, self._runners.jobs.clock.wall())
+        if (room := self._contents.backlog.room(self.peer.uid)) is not None:
+            await room
         if role == "context":
             self._secrets.append(digest)
 
-    def _on_submit(self, frame: wire.Frame) -> None:
+    def _on_submit(self, frame: wire.Frame) -> Awaitable[None] | None:
         """Each call of the frame is accepted or refused for itself; what they have in common is looked at once."""
         submission = parse_submission(frame)
         jobs, detach = self._runners.jobs, submission.common.options.detach
@@ -155,6 +157,7 @@ class Connection:
         output = bool(frame.header.get("output", True))
         self._submitting += len(submission.calls)
         jobs.accept(admitted, submission.calls, "" if detach else self._caller, partial(self._accepted, detach, output))
+        return self._contents.backlog.room(self.peer.uid)
 
     def _accepted(self, detach: bool, output: bool, key: str, found: str | Exception) -> None:
         self._submitting -= 1

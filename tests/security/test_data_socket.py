@@ -8,6 +8,7 @@ import hashlib
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -471,6 +472,34 @@ def test_t18_every_call_of_a_frame_counts_against_its_users_limit(bare_host: Hos
         told = [client.until("accepted", "refused") for _ in keys]
         assert {found.header["key"] for found in told} == set(keys)
         assert [found.header["code"] for found in told if found.op == "refused"] == ["OVER_LIMIT"] * 15
+
+
+def last(data: bytes) -> None:
+    time.sleep(600)
+
+
+@pytest.mark.parametrize("direct", [False, True], ids=["job", "direct"])
+def test_t18_arguments_that_lie_in_memory_have_a_limit_which_is_named(bare_host: Host, direct: bool) -> None:
+    bare_host.config.write_text("[limits]\narguments_bytes_per_uid = 100000\n", encoding="utf-8")
+    daemon = bare_host.start()
+    call = prepare(last, bytes(60_000), direct=direct)
+    with raw(daemon) as client:
+        client.submit(call)
+        client.until("accepted")
+        client.submit(call)
+        assert "arguments_bytes_per_uid is 100000" in client.until("refused").header["message"]
+
+
+def test_t18_small_contents_fill_no_memory(shared_daemon: Host) -> None:
+    """They are rows; the newest of each user lie in memory too."""
+    before = resident_bytes(shared_daemon)
+    with raw(shared_daemon) as client:
+        for number in range(2000):
+            data = number.to_bytes(4, "big") * 15_000
+            client.send({"op": "put", "digest": hashlib.sha256(data).hexdigest(), "role": "code"}, data)
+        client.ping()
+        assert resident_bytes(shared_daemon) - before < 3 * FLAT_BYTES
+    assert_works(shared_daemon)
 
 
 # -- T61 -----------------------------------------------------------------------------------------------------
