@@ -171,7 +171,7 @@ class AdoptedWorker(Worker):
             try:
                 self._on_hello(frame)
             except TypeError as error:
-                self._break_off(error)
+                self.break_off(repr(error))
 
     def _on_leased(self, frame: wire.Frame) -> None:
         header = frame.header

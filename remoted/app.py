@@ -19,11 +19,13 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 
 import remoted
 from remoted import api, cgroup, config_files, overflow, scopes
 from remoted.adoption import Adoption
+from remoted.apart import Apart
 from remoted.audit import Audit
 from remoted.blobs import Blobs
 from remoted.calls import Call
@@ -67,6 +69,8 @@ _ENDING = "ending\n"
 _ENDING_SECONDS = 20.0
 #: How long bodies have to listen when the daemon ends their jobs; then they are killed.
 _LAST_SECONDS = 3.0
+#: To look who still runs an older worker's program: everybody's processes are asked, and one that does not answer only costs a file.
+_SWEEP_SECONDS = 2.0
 _HOST_MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -193,7 +197,7 @@ class Daemon:
         revived = await adoption.run(entries, callers.append)
         room = Room(jobs.records, jobs.contents, self._paths, self._clock, self._limits)
         await room.measure()
-        await asyncio.to_thread(runtime.sweep, self._paths.runtime, program)
+        await Apart(_SWEEP_SECONDS).do("", partial(runtime.sweep, self._paths.runtime, program))
         log.info("remoted %s: %d jobs and %d workers from before, %d devices", remoted.__version__, revived, len(engine.workers), len(engine.devices.known))
         self._handle_signals(engine)  # before anybody can see that there is a daemon: a SIGHUP for it would end it
         with self._listen(self._paths.data_socket) as data_socket, self._listen(self._paths.api_socket) as api_socket:

@@ -6,14 +6,15 @@ and no SIGBUS (T21). What was stored is hashed while it is written; a digest tha
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import hashlib
 import os
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
+from remoted.copying import Copying
 from remoted.errors import BadRequest, OverLimit, StoreError
 from remoted.foreign import is_memory
 from remoted.paths import Paths
@@ -28,6 +29,7 @@ class Blobs:
     def __init__(self, paths: Paths, free_disk_reserve_bytes: int) -> None:
         self._paths = paths
         self._reserve = free_disk_reserve_bytes
+        self._copying = Copying()
 
     def content_path(self, uid: int, digest: str) -> Path:
         return self._paths.contents / str(uid) / _checked(digest)
@@ -54,10 +56,9 @@ class Blobs:
         if free < size:
             raise OverLimit("DISK_FULL", f"cannot store {size} bytes: {free + self._reserve} bytes are free below {self._paths.state} and {self._reserve} stay reserved; free some space")
 
-    async def store_descriptor(self, fd: int, target: Path, expected_digest: str | None = None) -> int:
-        """Copy a descriptor into ``target`` and close it. Returns the size. Raises OverLimit, BadRequest, StoreError."""
-        # Shielded: whoever waits may be cancelled, the descriptor is closed all the same.
-        return await asyncio.shield(asyncio.to_thread(self._store_descriptor, fd, target, expected_digest))
+    async def store_descriptor(self, uid: int, fd: int, target: Path, expected_digest: str | None = None) -> int:
+        """Copy this user's descriptor into ``target`` and close it. Returns the size. Raises OverLimit, BadRequest, StoreError."""
+        return await self._copying.do(uid, partial(self._store_descriptor, fd, target, expected_digest))
 
     def _store_descriptor(self, fd: int, target: Path, expected_digest: str | None) -> int:
         try:
@@ -67,8 +68,8 @@ class Blobs:
         finally:
             os.close(fd)
 
-    async def store_bytes(self, data: bytes, target: Path) -> None:
-        await asyncio.to_thread(self.store_bytes_now, data, target)
+    async def store_bytes(self, uid: int, data: bytes, target: Path) -> None:
+        await self._copying.do(uid, partial(self.store_bytes_now, data, target))
 
     def store_bytes_now(self, data: bytes, target: Path) -> None:
         self.check_space(len(data))

@@ -243,6 +243,7 @@ class CallRunner:
     def enter(self, call: Call) -> None:
         """It is live: what it refers to is kept, and its parent knows it."""
         self.calls[call.id] = call
+        self.contents.held.add(call.uid, len(call.arguments or b""))
         if call.admitted is None:
             self._hold(call)
         else:
@@ -255,6 +256,7 @@ class CallRunner:
     def leave(self, call: Call) -> None:
         """The opposite; the log stays where it is."""
         del self.calls[call.id]
+        self.contents.held.add(call.uid, -len(call.arguments or b""))
         if call.admitted is not None:
             call.admitted.live -= 1
         if call.admitted is None or not call.admitted.live:

@@ -14,10 +14,11 @@ from collections import Counter, OrderedDict
 from typing import Any
 
 from remoted.attempts import Content
+from remoted.backlog import Backlog
 from remoted.blobs import Blobs, memory_bytes
 from remoted.errors import BadRequest, OverLimit, StoreError
 from remoted.limits import Limits
-from remoted.quotas import Quotas
+from remoted.quotas import Held, Quotas
 from remoted.spec import Context, JobSpec, parse_context, parse_spec
 from remoted.store import Statements, Store
 from remoted_client import wire
@@ -26,6 +27,42 @@ ROLES = frozenset({"spec", "code", "modules", "arguments", "constructor", "conte
 _SECRET = "context"
 _ABSENT: Any = object()
 _Key = tuple[int, str]
+#: In memory, of one user: one who has more loses only his own.
+_RECENT_BYTES = 16 << 20
+_RECENT_COUNT = 4096
+#: What is parsed, of all users: it can be parsed again.
+_PARSED_MOST = 1024
+
+
+class _Recent:
+    """The newest small contents of one user."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[str, bytes] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, digest: str) -> bytes | None:
+        return self._kept.get(digest)
+
+    def add(self, digest: str, data: bytes) -> list[tuple[str, bytes]]:
+        """What had to go for it."""
+        self.drop(digest)
+        self._kept[digest] = data
+        self._bytes += len(data)
+        gone = []
+        while self._bytes > _RECENT_BYTES or len(self._kept) > _RECENT_COUNT:
+            oldest = self._kept.popitem(last=False)
+            self._bytes -= len(oldest[1])
+            gone.append(oldest)
+        return gone
+
+    def drop(self, digest: str) -> None:
+        self._bytes -= len(self._kept.pop(digest, b""))
+
+
+def _make_room(parsed: dict[_Key, Any]) -> None:
+    if len(parsed) >= _PARSED_MOST:
+        parsed.clear()
 
 
 class Contents:
@@ -37,12 +74,16 @@ class Contents:
         self._limits = limits
         #: What each user has on the disk, content and everything else.
         self.quotas = Quotas(limits, blobs.free_bytes)
-        #: The newest small ones, so that a warm call touches neither disk nor database.
-        self._recent: OrderedDict[_Key, bytes] = OrderedDict()
+        self.held = Held(limits)
+        self.backlog = Backlog()
+        #: The newest small ones of each user, so that a warm call touches neither disk nor database.
+        self._recent: dict[int, _Recent] = {}
         #: Those that left ``_recent`` while a live call still refers to them.
         self._needed: dict[_Key, bytes] = {}
         self._files: set[_Key] = set()
         self._secrets: dict[_Key, bytes | None] = {}
+        #: Bytes of those, by user.
+        self._secret_bytes: Counter[int] = Counter()
         self._holders: Counter[_Key] = Counter()
         self._specs: dict[_Key, JobSpec] = {}
         self._contexts: dict[_Key, Context] = {}
@@ -76,13 +117,19 @@ class Contents:
             self._require_small(digest, size)
             self.quotas.take(uid, size)
             path = self._blobs.secret_path(uid, digest)
-            await (self._blobs.store_bytes(data, path) if fd is None else self._blobs.store_descriptor(fd, path, digest))
+            await (self._blobs.store_bytes(uid, data, path) if fd is None else self._blobs.store_descriptor(uid, fd, path, digest))
         except BaseException as error:
             if isinstance(error, (OverLimit, StoreError)) and (uid, digest) in self._secrets:
                 return  # as in ``put``
             self.release(uid, digest)
             raise
-        self._secrets[(uid, digest)] = data if fd is None else None
+        is_kept = fd is None and self._secret_bytes[uid] + len(data) <= _RECENT_BYTES
+        self._keep_secret((uid, digest), data if is_kept else None)
+
+    def _keep_secret(self, key: _Key, data: bytes | None) -> None:
+        """In memory too, unless its user has much there."""
+        self._secret_bytes[key[0]] += len(data or b"") - len(self._secrets.get(key) or b"")
+        self._secrets[key] = data
 
     def _require_small(self, digest: str, size: int) -> None:
         if size > self._limits.spec_bytes:
@@ -95,7 +142,8 @@ class Contents:
         self._remember((uid, digest), data)
         row = {"uid": uid, "digest": digest, "role": role, "size": len(data), "inline": data, "now": now}
         # Not awaited: whatever refers to it is committed in the same transaction or a later one.
-        self._store.submit(lambda db: db.run("add_content", **row))
+        self.backlog.enter(uid, len(data))
+        self._store.submit(lambda db: db.run("add_content", **row)).add_done_callback(lambda _: self.backlog.leave(uid, len(data)))
 
     async def _put_file(self, uid: int, digest: str, role: str, fd: int, now: float) -> None:
         try:
@@ -105,22 +153,24 @@ class Contents:
         except BaseException:
             os.close(fd)
             raise
-        size = await self._blobs.store_descriptor(fd, self._blobs.content_path(uid, digest), digest)
+        size = await self._blobs.store_descriptor(uid, fd, self._blobs.content_path(uid, digest), digest)
         row = {"uid": uid, "digest": digest, "role": role, "size": size, "inline": None, "now": now}
         await self._store.submit(lambda db: db.run("add_content", **row))
         self._files.add((uid, digest))  # only now: a call that comes behind content that was refused is refused too
 
     def _remember(self, key: _Key, data: bytes) -> None:
-        self._recent[key] = data
-        self._recent.move_to_end(key)
-        while len(self._recent) > 4096:
-            old, left = self._recent.popitem(last=False)
-            if self._holders[old] > 0:
-                self._needed[old] = left
+        uid = key[0]
+        for digest, left in self._recent.setdefault(uid, _Recent()).add(key[1], data):
+            if self._holders[(uid, digest)] > 0:
+                self._needed[(uid, digest)] = left
+
+    def _newest(self, key: _Key) -> bytes | None:
+        recent = self._recent.get(key[0])
+        return recent.get(key[1]) if recent is not None else None
 
     def has(self, uid: int, digest: str) -> bool:
         key = (uid, digest)
-        return key in self._recent or key in self._needed or key in self._files or key in self._secrets
+        return self._newest(key) is not None or key in self._needed or key in self._files or key in self._secrets
 
     def require(self, uid: int, *digests: str) -> None:
         """Raises BadRequest MISSING_CONTENT before anything is acknowledged that refers to it; "" means none."""
@@ -131,7 +181,7 @@ class Contents:
     def content(self, uid: int, digest: str) -> Content:
         """For a worker. Raises BadRequest MISSING_CONTENT: the client sends it again."""
         key = (uid, digest)
-        if (data := self._recent.get(key, self._needed.get(key))) is not None:
+        if (data := self._newest(key)) is not None or (data := self._needed.get(key)) is not None:
             return Content(digest, data, None)
         if key in self._files:
             return Content(digest, None, str(self._blobs.content_path(uid, digest)))
@@ -147,12 +197,14 @@ class Contents:
         """The parsed spec; parsed once for all calls that refer to it."""
         key = (uid, digest)
         if key not in self._specs:
+            _make_room(self._specs)
             self._specs[key] = parse_spec(self._read(key, self._limits.spec_bytes))
         return self._specs[key]
 
     def context(self, uid: int, digest: str) -> Context:
         key = (uid, digest)
         if key not in self._contexts:
+            _make_room(self._contexts)
             self._contexts[key] = parse_context(self._read(key, self._limits.spec_bytes))
         return self._contexts[key]
 
@@ -179,7 +231,8 @@ class Contents:
         if self._holders[key] <= 0:
             del self._holders[key]
             self._needed.pop(key, None)
-            if self._secrets.pop(key, _ABSENT) is not _ABSENT:
+            if (data := self._secrets.pop(key, _ABSENT)) is not _ABSENT:
+                self._secret_bytes[uid] -= len(data or b"")
                 self._contexts.pop(key, None)
                 self._blobs.remove(self._blobs.secret_path(uid, digest))
 
@@ -218,7 +271,8 @@ class Contents:
 
         gone = await self._store.submit(forget)
         for uid, digest, is_file in gone:
-            self._recent.pop((uid, digest), None)
+            if uid in self._recent:
+                self._recent[uid].drop(digest)
             self._files.discard((uid, digest))
             self._specs.pop((uid, digest), None)
             if is_file:

@@ -81,6 +81,8 @@ class DirectCalls(CallRunner):
 
     def _start(self, peer: Peer, request: Request, kind: type[Call], call_id: str, **more: Any) -> Call:
         admitted = self.admit(peer, request)
+        if problem := self.contents.held.refusal(peer.uid, len(request.arguments_inline or b"")):
+            raise problem
         call = self.new_call(kind, admitted, call_id, request.arguments_inline, **more)
         self.enter(call)
         self._watch_busy(call, self.limits.pool_busy_seconds)

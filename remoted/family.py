@@ -117,7 +117,7 @@ class Family:
             await asyncio.to_thread(self._end_younger_in, self.group, since)
         else:
             await asyncio.to_thread(reaper.kill_descendants, self.pid, since)
-        await asyncio.to_thread(reaper.kill_orphans, self.name, self.pid, since)
+        await self._end_orphans(since)
 
     def _end_younger_in(self, group: Group, since: float) -> None:
         """The worker itself is older than any of its attempts."""
@@ -141,10 +141,17 @@ class Family:
         """The worker is dead and reaped: so is everybody else when this returns."""
         if self.group is not None and not await asyncio.to_thread(self.group.kill):
             log.error("processes of worker %s do not die: %s", self.name, self.group.pids())
-        await asyncio.to_thread(reaper.kill_orphans, self.name, self.pid)
+        await self._end_orphans()
         if self._seen:
             await asyncio.to_thread(reaper.kill_all, self._seen)
         self.forget()
+
+    async def _end_orphans(self, since: float = 0.0) -> None:
+        """Nobody leaves a group, so there the dead are collected and no environment is read: of others' workers it can last for ever."""
+        if self.group is not None:
+            await asyncio.to_thread(reaper.collect_strays, self.pid)
+        else:
+            await asyncio.to_thread(reaper.kill_orphans, self.name, self.pid, since)
 
     def forget(self) -> None:
         """Nothing of it lives: its group goes."""

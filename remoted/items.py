@@ -16,18 +16,21 @@ class Items(list[Content]):
 
     def __init__(self, stored: Iterable[Content] = ()) -> None:
         super().__init__(stored)
+        #: Of those that are rows; the others are files.
+        self.inline_bytes = sum(len(item.inline or b"") for item in self)
         self._unstored: set[int] = set()
         self._told = len(self)
 
     @property
-    def inline_bytes(self) -> int:
-        """Of those that are rows; the others are files."""
-        return sum(len(item.inline or b"") for item in self)
+    def unstored(self) -> int:
+        """How many are on their way to the disk."""
+        return len(self._unstored)
 
     def add(self, content: Content) -> None:
         """It is on its way to the disk."""
         self._unstored.add(len(self))
         self.append(content)
+        self.inline_bytes += len(content.inline or b"")
 
     def stored(self, number: int) -> list[tuple[int, Content]]:
         """Which may be told now that this one is stored."""

@@ -95,7 +95,7 @@ class Jobs(CallRunner):
                 self._tell_known(known, key, told)
             elif len(new) >= room:
                 told(key, too_many_jobs(self.limits, uid))
-            elif problem := quotas.refusal(uid, its_size, beside=size):
+            elif problem := quotas.refusal(uid, its_size, beside=size) or self.contents.held.refusal(uid, len(arguments or b"")):
                 told(key, problem)
             else:
                 size += its_size
@@ -105,6 +105,7 @@ class Jobs(CallRunner):
         if new:
             quotas.add(uid, size)
             self._per_uid[uid] += len(new)
+            self.contents.backlog.enter(uid, size)
             self._docket.add(admitted, new, partial(self._stored, told))
             self.engine.submit(new[0].ticket, admitted.wanted.policy, self, behind=tuple(call.ticket for call in new[1:]))
 
@@ -117,6 +118,7 @@ class Jobs(CallRunner):
     def _stored(self, told: Told, call: Call, error: Exception | None) -> None:
         """Committed, or refused; or the key was known from before and this call is a double."""
         call.is_stored = True
+        self.contents.backlog.leave(call.uid, ROW_BYTES + len(call.arguments or b""))
         if error is not None:
             self._forget(call)
         found = call.id if error is None or isinstance(error, AlreadyKnown) else error
@@ -237,7 +239,7 @@ class Jobs(CallRunner):
             close_payload(payload)
             raise
         path = self._blobs.result_path(call.id)
-        await self._blobs.store_descriptor(payload, path)
+        await self._blobs.store_descriptor(call.uid, payload, path)
         return Content("", None, str(path))
 
     def _settle(self, call: Call, token: AttemptToken, end: AttemptEnd, worker: Worker | None) -> None:

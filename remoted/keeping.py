@@ -17,7 +17,12 @@ from remoted.errors import RemotedError
 from remoted.model import Reason
 from remoted.quotas import Quotas
 from remoted.replies import close_payload
+from remoted_client import wire
 
+#: What a worker may have on its way (``stream_items``), and as many again: after a restart it repeats some. One that sends more fills memory, and the store's line.
+_UNSTORED_MOST = 128
+#: Rows stay in memory for as long as their call lives: beyond this much items are files, however small.
+_INLINE_MOST = 4 << 20
 _Spawn = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 
 
@@ -36,6 +41,12 @@ class ItemKeeper:
 
     def add(self, call: Call, number: int, payload: bytes | int, size: int) -> None:
         """The payload is this object's from here on."""
+        if call.items.unstored >= _UNSTORED_MOST and call.worker is not None:
+            close_payload(payload)
+            call.worker.break_off(f"{call.items.unstored} items are not stored yet, and it sends more")
+            return
+        if isinstance(payload, bytes) and payload and call.items.inline_bytes + len(payload) > _INLINE_MOST:
+            payload = wire.memfd("remoted-item", payload)
         if problem := call.items.problem or self._quotas.refusal(call.uid, size):
             close_payload(payload)
             self._fail(call, problem)
@@ -59,7 +70,7 @@ class ItemKeeper:
             await asyncio.wait([before])
         if isinstance(payload, int):
             try:
-                await self._blobs.store_descriptor(payload, self._blobs.item_path(call.id, number))
+                await self._blobs.store_descriptor(call.uid, payload, self._blobs.item_path(call.id, number))
             except RemotedError as error:
                 self._fail(call, error)
         if call.items.problem is None:

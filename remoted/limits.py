@@ -45,6 +45,8 @@ class Limits:
     queued_jobs_per_uid: int = 100_000
     # At once; 0 is as many as there is room for. A call that waits for a nested one does not count.
     running_jobs_per_uid: int = 0
+    # Arguments of one user's calls that wait or run, as far as they lie in memory: those of at most 64 KiB.
+    arguments_bytes_per_uid: int = 1 << 30
     content_bytes: int = 64 << 30
     stored_bytes_per_uid: int = 10 << 30
     result_seconds: float = 7 * 86_400.0

@@ -98,6 +98,27 @@ class Quotas:
         self._refused.clear()
 
 
+class Held:
+    """Arguments of live calls in memory, by user."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._bytes: Counter[int] = Counter()
+
+    def refusal(self, uid: int, size: int) -> OverLimit | None:
+        """Why no more is taken."""
+        most = self._limits.arguments_bytes_per_uid
+        if not size or self._bytes[uid] + size <= most:
+            return None
+        return OverLimit("OVER_LIMIT", f"cannot keep the arguments of another call in memory: the limit arguments_bytes_per_uid is {most}; wait for some calls to end")
+
+    def add(self, uid: int, size: int) -> None:
+        """Negative: they are needed no more."""
+        self._bytes[uid] += size
+        if not self._bytes[uid]:
+            del self._bytes[uid]
+
+
 def too_many_jobs(limits: Limits, uid: int) -> OverLimit:
     """Why no other job of this user is queued."""
     name = "queued_jobs_per_uid" if limits.share(uid).queued_jobs is None else "queued_jobs"

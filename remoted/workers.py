@@ -322,8 +322,8 @@ class Worker:
     def _on_frame(self, frame: wire.Frame) -> None:
         """Only an attempt that this worker runs may be answered (T34); anything else is dropped."""
         header = frame.header
-        attempt = self._workload.find(header.get("attempt", ""))
         try:
+            attempt = self._workload.find(header.get("attempt", ""))
             if frame.op == "done":
                 self._on_done(attempt, frame)
                 return
@@ -342,12 +342,15 @@ class Worker:
                 attempt.listener.on_mark(int(header["number"]))
             elif frame.op == "lease_ended" and attempt is not None:
                 self._conclude(attempt, AttemptEnd(clean(header["kind"]), message=clean(header["message"]), stopped_by=attempt.stopped_by))
-        except (KeyError, TypeError, ValueError) as error:
-            self._break_off(error)
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError, wire.WireError) as error:
+            self.break_off(repr(error))
         frame.close()
 
-    def _break_off(self, error: Exception) -> None:
-        self._kill_reason = f"it broke the protocol: {error!r}"
+    def break_off(self, why: str) -> None:
+        """Nothing that it says is of use any more, and it may go on to say a lot."""
+        if self._kill_reason:
+            return
+        self._kill_reason = f"it broke the protocol: {why}"
         self._strike(signal.SIGKILL)
 
     def _on_done(self, attempt: Attempt | None, frame: wire.Frame) -> None:

@@ -105,7 +105,8 @@ class Frame(NamedTuple):
 
     @property
     def op(self) -> str:
-        return str(self.header.get("op", ""))
+        op = self.header.get("op")
+        return op if isinstance(op, str) else ""
 
     def close(self) -> None:
         close_all(self.fds)
@@ -254,7 +255,7 @@ class FrameReader:
                 return [Frame(parse_header(data[PREFIX_BYTES:head_end]), data[head_end:])]
         self._buffer += data
         self._fds.extend(fds)
-        if len(self._fds) > KERNEL_FDS:
+        if len(self._fds) > 2 * FRAME_FDS:  # those of the frame that comes, and of the one that begins behind it
             raise WireError("BAD_FDS", "cannot keep so many descriptors without a frame for them")
         frames: list[Frame] = []
         offset = 0

@@ -14,8 +14,10 @@ from remoted.api.exchange import Ask, reply
 from remoted.api.services import Services
 from remoted.family import count_leftovers
 from remoted.scheduler.state import PoolKey, PoolPolicy, WorkerState, WorkerView
-from remoted.spawn.footprint import Footprint, measure
+from remoted.spawn.footprint import Footprint, Footprints
 from remoted.spawn.forkserver import ForkServer
+
+_footprints = Footprints()
 
 
 async def workers(services: Services, ask: Ask) -> web.StreamResponse:
@@ -29,7 +31,7 @@ async def views(services: Services, peer: Peer) -> tuple[list[schemas.Worker], l
     servers = [server for server in services.engine.births.servers.values() if server.recipe.uid == peer.uid]
     forked = [process.pid for worker in found if (process := services.engine.workers.get(worker.id)) and process.born_as and process.born_as.server]
     pids = [*(server.pid for server in servers if server.pid), *forked]
-    memory = await asyncio.to_thread(measure, pids) if pids else {}
+    memory = await _footprints.of(peer.uid, pids) if pids else {}
     families = [(process.family, process.begun_since) for worker in found if (process := services.engine.workers.get(worker.id))]
     leftovers = await asyncio.to_thread(count_leftovers, families)
     return [_view(services, worker, memory, leftovers.get(worker.id, 0)) for worker in found], [_server_view(services, server, memory) for server in servers]

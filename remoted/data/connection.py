@@ -98,7 +98,7 @@ class Connection:
         """What cannot be done is told to who asked for it."""
         try:
             yield
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             self._refuse(frame, "BAD_REQUEST", f"cannot read {frame.op[:40]!r}: {type(error).__name__} {error}")
         except Refused as error:
             self._refuse(frame, error.code, str(error))
@@ -118,6 +118,8 @@ class Connection:
     # -- what clients ask ----------------------------------------------------------------------------------
 
     async def _on_hello(self, frame: wire.Frame) -> None:
+        if self._greeted:
+            raise BadRequest("BAD_REQUEST", "cannot greet you: you have said hello already")
         if frame.header["protocol"] != wire.PROTOCOL:
             message = f"cannot talk: you speak protocol {frame.header['protocol']}, this daemon {wire.PROTOCOL}; install the same remoted on both sides"
             self._transport.refuse_and_close("VERSION_MISMATCH", message)
@@ -141,10 +143,12 @@ class Connection:
         digest, role = str(frame.header["digest"]), str(frame.header["role"])
         copy = frame._replace(fds=tuple(map(os.dup, frame.fds)))
         await self._contents.put(self.peer.uid, digest, role, copy, self._runners.jobs.clock.wall())
+        if (room := self._contents.backlog.room(self.peer.uid)) is not None:
+            await room
         if role == "context":
             self._secrets.append(digest)
 
-    def _on_submit(self, frame: wire.Frame) -> None:
+    def _on_submit(self, frame: wire.Frame) -> Awaitable[None] | None:
         """Each call of the frame is accepted or refused for itself; what they have in common is looked at once."""
         submission = parse_submission(frame)
         jobs, detach = self._runners.jobs, submission.common.options.detach
@@ -153,6 +157,7 @@ class Connection:
         output = bool(frame.header.get("output", True))
         self._submitting += len(submission.calls)
         jobs.accept(admitted, submission.calls, "" if detach else self._caller, partial(self._accepted, detach, output))
+        return self._contents.backlog.room(self.peer.uid)
 
     def _accepted(self, detach: bool, output: bool, key: str, found: str | Exception) -> None:
         self._submitting -= 1

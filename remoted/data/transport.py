@@ -21,6 +21,7 @@ _READ_BYTES = 256 * 1024
 #: Frames of one client that wait to be handled; beyond it the daemon stops reading that socket.
 _INBOX_FRAMES = 2048
 _INBOX_BYTES = 8 << 20
+_INBOX_FDS = 8
 #: What a descriptor that waits for its reader counts for: they are scarcer than memory.
 _DESCRIPTOR_COST = 64 * 1024
 #: Handled in one turn of the loop; then all others have theirs.
@@ -54,7 +55,7 @@ class Transport:
         #: Set once descriptors that it has sent and that are no memory are closed.
         self.foreign: asyncio.Future[None] | None = None
         self._inbox: deque[wire.Frame] = deque()
-        self._inbox_bytes = 0
+        self._inbox_bytes = self._inbox_fds = 0
         self._paused = False
         #: Something has to wait, so the task is at it: a frame's end, others' turn, or the client itself.
         self._waits = asyncio.Event()
@@ -121,7 +122,8 @@ class Transport:
         if frames:
             self._inbox.extend(frames)
             self._inbox_bytes += len(data)
-            if len(self._inbox) > _INBOX_FRAMES or self._inbox_bytes > _INBOX_BYTES:
+            self._inbox_fds += len(fds)
+            if len(self._inbox) > _INBOX_FRAMES or self._inbox_bytes > _INBOX_BYTES or self._inbox_fds > _INBOX_FDS:
                 self._pause()
             if not self._waits.is_set():
                 self._serve_now()
@@ -164,7 +166,7 @@ class Transport:
         if self._inbox or self._unfinished is not None or self._handled >= _TURN_FRAMES:
             self._waits.set()
         else:
-            self._inbox_bytes = 0
+            self._inbox_bytes = self._inbox_fds = 0
 
     async def _serve(self) -> None:
         """The rest, for as long as the connection lives."""
@@ -176,7 +178,7 @@ class Transport:
                     await self.drained()  # who does not take its answers is not asked for more
                 self._unfinished = self._handle_next()
                 await self._finish()
-            self._inbox_bytes = 0
+            self._inbox_bytes = self._inbox_fds = 0
             if self._paused:
                 self._resume()
             self._waits.clear()

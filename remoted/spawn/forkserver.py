@@ -288,7 +288,8 @@ class ForkServer:
             self._fail(f"the fork server {status.describe()} while it imported" + (f": {said[-1]}" if said else ""), is_unfit=True)
         self._fail(f"the fork server {status.describe()}")
         self._close()
-        await asyncio.to_thread(reaper.kill_orphans, self._mark, process.pid)
+        if self._group is None:
+            await asyncio.to_thread(reaper.kill_orphans, self._mark, process.pid)
         await self._end_of_life()
 
     async def _end_of_life(self) -> None:

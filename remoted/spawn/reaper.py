@@ -164,7 +164,8 @@ def kill_descendants(pid: int, younger_than: float | None = None, rounds: int = 
 def kill_orphans(worker_id: str, session: int, younger_than: float = 0.0, rounds: int = 20) -> int:
     """KILL what a worker's processes left below this daemon (a subreaper): its orphans and their descendants.
 
-    ``session`` is the worker's pid, which is the session of everything that did not call setsid.
+    ``session`` is the worker's pid, which is the session of everything that did not call setsid. Only for who serves one user:
+    who reads an environment may wait as long as that process likes (``apart``).
     """
     killed = 0
     for _ in range(rounds):
@@ -175,11 +176,11 @@ def kill_orphans(worker_id: str, session: int, younger_than: float = 0.0, rounds
         killed += kill_all([process for root in roots for process in (root, *root.children(recursive=True))])
         for root in roots:
             _collect(root.pid)
-    _collect_strays(session)
+    collect_strays(session)
     return killed
 
 
-def _collect_strays(session: int) -> None:
+def collect_strays(session: int) -> None:
     """Reap what was left to us dead: of this session at once, else what nobody has waited for in a while.
 
     Workers and helpers are waited for by whoever started them, within moments; a child that a body forked and that

@@ -8,6 +8,7 @@ import hashlib
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -175,6 +176,30 @@ def test_t17_an_unknown_op_and_bad_fields_are_refused_and_the_connection_goes_on
         assert client.until("done").header["status"] == "COMPLETED"
 
 
+def test_t17_headers_at_the_edge_of_recursion_and_numbers_beyond_all_others_are_refused_and_the_connection_goes_on(shared_daemon: Host) -> None:
+    """What could just be read must not be too deep for what looks at it."""
+    tracebacks = shared_daemon.log().count("Traceback")
+    values = ["1e999", "-1e999", "1" + "0" * 4000, *("[" * depth + "]" * depth for depth in range(900, 1000, 2)), *("[" * depth + "]" * depth for depth in range(961, 1000, 2))]
+    client = RawClient(shared_daemon)
+    for value in values:
+        for head in (f'{{"op":{value}}}', f'{{"op":"watch","id":"{"0" * 32}","offset":{value}}}', f'{{"op":"cancel","id":{value}}}'):
+            client.send_raw(struct.pack("!2sBBII", b"RM", wire.PROTOCOL, 0, len(head), 0) + head.encode())
+            if client.until("refused").header["code"] == "BAD_HEADER":
+                client.close()
+                client = RawClient(shared_daemon)
+    client.ping()
+    client.close()
+    assert shared_daemon.log().count("Traceback") == tracebacks
+
+
+def test_t18_a_client_greets_once(shared_daemon: Host) -> None:
+    """The daemon knows each by its name, and would never forget the other names."""
+    with raw(shared_daemon) as client:
+        client.send({"op": "hello", "protocol": wire.PROTOCOL, "started": 0, "client": "another"})
+        assert client.until("refused").header["code"] == "BAD_REQUEST"
+        client.ping()
+
+
 def test_t12_nothing_but_hello_is_understood_before_hello(shared_daemon: Host) -> None:
     with raw(shared_daemon, greet=False) as client:
         client.send({"op": "watch", "id": "0" * 32})
@@ -319,6 +344,27 @@ def test_t20_descriptors_of_frames_that_are_refused_are_closed(shared_daemon: Ho
     wait_until(lambda: descriptors(shared_daemon) <= before, 5, lambda: f"{descriptors(shared_daemon)} > {before}")
 
 
+def test_t20_descriptors_behind_a_frame_that_lasts_stay_with_their_sender(shared_daemon: Host) -> None:
+    """A memfd of nothing but a hole takes long to read; what comes behind it is not taken meanwhile."""
+    before, most = descriptors(shared_daemon), 0
+    large, small = os.memfd_create("large"), os.memfd_create("small")
+    os.ftruncate(large, 256 << 20)
+    with raw(shared_daemon) as client:
+        client.send({"op": "put", "digest": "0" * 64, "role": "arguments"}, fds=(large,))
+        for _ in range(200):
+            client.send({"op": "put", "digest": "0" * 64, "role": "nothing"}, fds=(small,) * 4)
+        client.sock.setblocking(False)
+        refused = False
+        while not refused:
+            most = max(most, descriptors(shared_daemon))
+            with contextlib.suppress(BlockingIOError):
+                refused = client.until("refused").header["code"] == "BAD_DIGEST"
+        assert most - before < 40
+    os.close(large)
+    os.close(small)
+    assert_works(shared_daemon)
+
+
 def test_t20_a_good_frame_with_descriptors_before_garbage_leaks_none(shared_daemon: Host) -> None:
     assert_works(shared_daemon)
     before = descriptors(shared_daemon)
@@ -429,6 +475,34 @@ def test_t18_every_call_of_a_frame_counts_against_its_users_limit(bare_host: Hos
         told = [client.until("accepted", "refused") for _ in keys]
         assert {found.header["key"] for found in told} == set(keys)
         assert [found.header["code"] for found in told if found.op == "refused"] == ["OVER_LIMIT"] * 15
+
+
+def last(data: bytes) -> None:
+    time.sleep(600)
+
+
+@pytest.mark.parametrize("direct", [False, True], ids=["job", "direct"])
+def test_t18_arguments_that_lie_in_memory_have_a_limit_which_is_named(bare_host: Host, direct: bool) -> None:
+    bare_host.config.write_text("[limits]\narguments_bytes_per_uid = 100000\n", encoding="utf-8")
+    daemon = bare_host.start()
+    call = prepare(last, bytes(60_000), direct=direct)
+    with raw(daemon) as client:
+        client.submit(call)
+        client.until("accepted")
+        client.submit(call)
+        assert "arguments_bytes_per_uid is 100000" in client.until("refused").header["message"]
+
+
+def test_t18_small_contents_fill_no_memory(shared_daemon: Host) -> None:
+    """They are rows; the newest of each user lie in memory too."""
+    before = resident_bytes(shared_daemon)
+    with raw(shared_daemon) as client:
+        for number in range(2000):
+            data = number.to_bytes(4, "big") * 15_000
+            client.send({"op": "put", "digest": hashlib.sha256(data).hexdigest(), "role": "code"}, data)
+        client.ping()
+        assert resident_bytes(shared_daemon) - before < 3 * FLAT_BYTES
+    assert_works(shared_daemon)
 
 
 # -- T61 -----------------------------------------------------------------------------------------------------

@@ -219,3 +219,62 @@ print(json.dumps([out.status, Job.from_id(out.id).result().status]))
 """
     )
     assert result.json == ["FAILED", "FAILED"]
+
+
+def test_t34_items_that_nobody_can_store_so_fast_end_their_worker_and_fill_no_memory(shared_daemon: Host) -> None:
+    """The daemon's loop and the store's line are everybody's."""
+    before = resident_bytes(shared_daemon)
+    result = shared_daemon.run(
+        HEAD
+        + """
+@remote(attacker, max_retries=0)
+def f():
+    attempt = context.running_call().attempt
+    sock, data = channel(), bytes(60_000)
+    for n in range(10_000): sock.send(wire.encode({"op": "item", "attempt": attempt, "number": n}, data))
+    time.sleep(60)
+out = f().result(timeout=40)
+print(json.dumps([out.status, out.state_reason, out.error]))
+"""
+    )
+    status, reason, error = result.json
+    assert (status, reason) == ("FAILED", "WORKER_DIED")
+    assert "are not stored yet" in error
+    assert resident_bytes(shared_daemon) - before < 48 << 20
+
+
+def test_t34_a_stream_without_end_keeps_its_items_on_the_disk(shared_daemon: Host) -> None:
+    """Those of a live call that are rows lie in memory, so there are not many."""
+    before = resident_bytes(shared_daemon)
+    result = shared_daemon.run(
+        HEAD
+        + """
+@remote(attacker, max_retries=0)
+def f():
+    for n in range(1500): yield bytes([n % 256]) * 60_000
+print(sum(len(item) == 60_000 for item in f()))
+"""
+    )
+    assert result.json == 1500
+    assert resident_bytes(shared_daemon) - before < 48 << 20
+
+
+@pytest.mark.parametrize("field", ['"number": 1e999', '"number": []'])
+def test_t34_a_number_that_is_none_ends_its_worker_without_a_line_in_the_log(shared_daemon: Host, field: str) -> None:
+    descriptors_before, tracebacks = descriptors(shared_daemon), shared_daemon.log().count("Traceback")
+    result = shared_daemon.run(
+        HEAD
+        + f"""
+@remote(attacker, max_retries=0)
+def f(field):
+    head = ('{{"op": "item", "attempt": "%s", %s}}' % (context.running_call().attempt, field)).encode()
+    fd = os.memfd_create("item")
+    with channel() as sock: sock.sendmsg([struct.pack("!2sBBII", b"RM", wire.PROTOCOL, 1, len(head), 0) + head], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))])
+    time.sleep(60)
+out = f({field!r}).result(timeout=40)
+print(json.dumps([out.status, out.state_reason]))
+"""
+    )
+    assert result.json == ["FAILED", "WORKER_DIED"]
+    assert shared_daemon.log().count("Traceback") == tracebacks
+    wait_until(lambda: descriptors(shared_daemon) <= descriptors_before, 20)

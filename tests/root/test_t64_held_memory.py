@@ -1,0 +1,99 @@
+"""T64: processes whose memory map is held for ever, by a thread in mmap(2) of a file of their own: who reads their environment waits."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness import wait_until
+from tests.root.system_host import SystemHost, system_host
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+_SERVER = Path(__file__).with_name("silent_files.py")
+HEAD = """
+import ctypes, json, mmap, os, sys, threading, time
+from pathlib import Path
+from remoted_client import CpuLiveServerless, remote
+def map(fd, may, how):
+    call = ctypes.CDLL(None).mmap
+    call.restype = ctypes.c_void_p
+    return call(None, ctypes.c_size_t(4096), may, how, fd, ctypes.c_long(0))
+def hold(file, pid):
+    Path(pid).write_text(str(os.getpid()))
+    cached, direct = os.open(file, os.O_RDWR), os.open(file, os.O_RDONLY)
+    ctypes.memset(map(cached, mmap.PROT_WRITE, mmap.MAP_SHARED), 1, 1)
+    # Whoever maps it past the cache waits for what is not written yet, and holds the process's map meanwhile.
+    threading.Thread(target=map, args=(direct, mmap.PROT_READ, mmap.MAP_PRIVATE), daemon=True).start()
+    time.sleep(1000)
+"""
+JOB = HEAD + """
+made = remote(CpuLiveServerless(name="hold", workersMax=1), max_retries=0)(hold)
+print(made.options(detach=True)(*sys.argv[1:]).id)
+"""
+STOPPED = HEAD + """
+@remote(CpuLiveServerless(name="stopped", workersMax=1), timeout=0.3)
+def f(): time.sleep(1000)
+print(f().result(timeout=40).status)
+"""
+
+
+ALONE = HEAD + "hold(*sys.argv[1:])"
+
+
+@pytest.fixture
+def served() -> Iterator[tuple[SystemHost, Path, subprocess.Popen[str]]]:
+    """A daemon, the file, and its server. When its server ends the kernel lets go whoever waits for it; before that the daemon could not end."""
+    with system_host() as house:
+        point = house.prefix / "point"
+        point.mkdir()
+        with subprocess.Popen([sys.executable, str(_SERVER), str(point)], stdout=subprocess.PIPE, text=True) as server:
+            assert server.stdout is not None
+            assert server.stdout.readline() == "ready\n"
+            try:
+                yield house.start(), point / "file", server
+            finally:
+                server.kill()
+                server.wait()
+                subprocess.run(["umount", "-l", str(point)], check=False, capture_output=True)
+
+
+def test_t64_a_worker_that_nobody_can_look_at_keeps_nobody_else_waiting(served: tuple[SystemHost, Path, subprocess.Popen[str]]) -> None:
+    house, silent, _ = served
+    alice, bob = house.user("alice", 60001), house.user("bob", 60002)
+    pid = alice.home / "pid"
+    alice.run(JOB, str(silent), str(pid))
+    wait_until(lambda: _is_held(pid), 20, house.log)
+
+    for _ in range(2):
+        assert bob.run(STOPPED).out == "TIMED_OUT\n"
+    for _ in range(8):  # more often than the loop has threads here
+        assert alice.remotectl("workers").out
+    assert bob.run(STOPPED).out == "TIMED_OUT\n"
+
+
+def test_t64_a_process_that_nobody_can_look_at_does_not_keep_the_daemon_from_its_start(served: tuple[SystemHost, Path, subprocess.Popen[str]]) -> None:
+    house, silent, server = served
+    alice = house.user("alice", 60001)
+    pid = alice.home / "pid"
+    holding = alice.popen(ALONE, str(silent), str(pid))
+    try:
+        wait_until(lambda: _is_held(pid), 20, house.log)
+        house.stop()
+        (house.state / "runtime" / "worker-of-an-older-version.pyz").touch()
+        house.start()
+        assert house.user("bob", 60002).run(STOPPED).out == "TIMED_OUT\n"
+    finally:
+        server.kill()
+        holding.kill()
+        holding.communicate()
+
+
+def _is_held(pid: Path) -> bool:
+    """Is one of its threads where no signal ends it?"""
+    if not pid.exists() or not (number := pid.read_text()):
+        return False
+    return any((task / "stat").read_text().rsplit(")", 1)[1].split()[0] == "D" for task in Path(f"/proc/{number}/task").iterdir())

@@ -1,0 +1,42 @@
+"""The database's line and how much of one user's is in it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from remoted.backlog import Backlog
+
+MUCH = 1 << 30
+
+
+def test_t18_who_fills_the_databases_line_waits_and_nobody_else_does() -> None:
+    async def check() -> None:
+        backlog = Backlog()
+        backlog.enter(1, MUCH)
+        backlog.enter(1, 1)
+        first, second = backlog.room(1), backlog.room(1)
+        assert first is not None
+        assert second is not None
+        assert backlog.room(2) is None
+        backlog.leave(1, MUCH)
+        assert (first.done(), second.done()) == (True, False)
+        backlog.leave(1, 1)
+        assert second.done()
+        assert backlog.room(1) is None
+
+    asyncio.run(check())
+
+
+def test_one_who_went_away_meanwhile_keeps_nobody_waiting() -> None:
+    async def check() -> None:
+        backlog = Backlog()
+        backlog.enter(1, MUCH)
+        backlog.enter(1, 1)
+        first, second = backlog.room(1), backlog.room(1)
+        assert first is not None
+        assert second is not None
+        first.cancel()
+        backlog.leave(1, MUCH)
+        assert second.done()
+
+    asyncio.run(check())
