@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import TypeVar
 
 _T = TypeVar("_T")
@@ -40,10 +41,9 @@ class Apart:
         try:
             found = work()
         except Exception as error:
-            problem = error
-            answer = lambda: done.set_exception(problem)
+            answer = partial(done.set_exception, error)
         else:
-            answer = lambda: done.set_result(found)
+            answer = partial(done.set_result, found)
         self._busy.discard(key)
         with contextlib.suppress(RuntimeError):  # the loop is over
             loop.call_soon_threadsafe(lambda: None if done.done() else answer())
