@@ -6,6 +6,7 @@ and no SIGBUS (T21). What was stored is hashed while it is written; a digest tha
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import hashlib
 import os
@@ -58,7 +59,8 @@ class Blobs:
 
     async def store_descriptor(self, uid: int, fd: int, target: Path, expected_digest: str | None = None) -> int:
         """Copy this user's descriptor into ``target`` and close it. Returns the size. Raises OverLimit, BadRequest, StoreError."""
-        return await self._copying.do(uid, partial(self._store_descriptor, fd, target, expected_digest))
+        # Shielded: whoever waits may be cancelled, the descriptor is closed all the same.
+        return await asyncio.shield(self._copying.do(uid, partial(self._store_descriptor, fd, target, expected_digest)))
 
     def _store_descriptor(self, fd: int, target: Path, expected_digest: str | None) -> int:
         try:

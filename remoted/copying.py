@@ -24,10 +24,7 @@ class Copying:
         self._turns: WeakValueDictionary[int, asyncio.Semaphore] = WeakValueDictionary()
 
     async def do(self, uid: int, work: Callable[[], _T]) -> _T:
-        """Once it is this user's turn. Who waits may be cancelled, and the work is done all the same."""
-        return await asyncio.shield(self._do(uid, work))
-
-    async def _do(self, uid: int, work: Callable[[], _T]) -> _T:
+        """Once it is this user's turn."""
         turn = self._turns.setdefault(uid, asyncio.Semaphore(_OF_ONE_USER))
         async with turn:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)
