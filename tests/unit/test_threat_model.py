@@ -6,7 +6,7 @@ import re
 
 from tests.harness import ROOT
 
-THREATS = [f"T{number:02}" for number in range(1, 64)]
+THREATS = [f"T{number:02}" for number in range(1, 65)]
 WITHOUT = ("does not apply because ", "no test yet")
 ROW = re.compile(r"^\| (T\d\d) [^|]+ \| [^|]+ \| ([^|]+) \|$", re.MULTILINE)
 
