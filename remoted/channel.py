@@ -146,14 +146,17 @@ class Channel:
             self.close()
             self._on_closed(why)
 
-    def close(self) -> None:
-        """Idempotent; tells nobody."""
+    def close(self, goes_on: bool = False) -> None:
+        """Idempotent; tells nobody. ``goes_on``: with the next daemon, who may have another descriptor of the same socket."""
         if not self._open:
             return
         self._open = False
         self._loop.remove_reader(self._sock.fileno())
         self._loop.remove_writer(self._sock.fileno())
-        foreign.leave(self._sock)
+        if goes_on:
+            self._sock.close()
+        else:
+            foreign.leave(self._sock)
         for _, fds in self._outbox:
             wire.close_all(fds)
         self._outbox.clear()

@@ -19,8 +19,8 @@ from remoted.quotas import Quotas
 from remoted.replies import close_payload
 from remoted_client import wire
 
-#: What a worker may have on its way (``stream_items``), and as many again: after a restart it repeats some. One that sends more fills memory, and the store's line.
-_UNSTORED_MOST = 128
+#: Far more than a worker has on its way (``stream_items``), and more than it repeats, once again at each of some restarts. One that sends more fills memory, and the store's line.
+_UNSTORED_MOST = 1024
 #: Rows stay in memory for as long as their call lives: beyond this much items are files, however small.
 _INLINE_MOST = 4 << 20
 _Spawn = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]

@@ -479,7 +479,7 @@ class Worker:
         if self._process is not None and not self._exited:
             self._loop.remove_reader(self._process.pidfd)
         if self._channel is not None:
-            self._channel.close()
+            self._channel.close(goes_on=True)
 
     async def end(self, why: str, grace_seconds: float = 3.0) -> None:
         """Ask it to leave, then kill the tree. Returns when it is buried."""
