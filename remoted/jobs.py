@@ -68,8 +68,7 @@ class Jobs(CallRunner):
         self._per_uid: Counter[int] = Counter()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._keeper = ItemKeeper(self._docket, blobs, contents.quotas, self._spawn, self._item_kept, self._try_again)
-        #: Outcomes that are not committed yet, and what waits until the store may take it.
-        self._finishing = self._waiting_again = 0
+        self._finishing = self._waiting_again = 0  #: Outcomes not committed yet; what waits until the store may take it.
         self._paces = Paces()
         self.completed = 0
 

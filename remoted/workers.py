@@ -52,13 +52,11 @@ class Worker:
         self.hello: Hello | None = None
         self.pid = 0
         self.started_at = clock.wall()
-        #: Seconds since boot; with pid and boot id it names the process unmistakably.
+        #: Seconds since boot; with pid and boot id it names the process unmistakably. And how it began; None until it has.
         self.born = 0.0
-        #: How it began; None until it has.
         self.born_as: Born | None = None
         self.calls_done = 0
-        #: Of instances, that it was told of.
-        self.drops = 0
+        self.drops = 0  #: Of instances, that it was told of.
         self._clock = clock
         self._limits = limits
         self._on_dead = on_dead
@@ -348,10 +346,9 @@ class Worker:
 
     def break_off(self, why: str) -> None:
         """Nothing that it says is of use any more, and it may go on to say a lot."""
-        if self._kill_reason:
-            return
-        self._kill_reason = f"it broke the protocol: {why}"
-        self._strike(signal.SIGKILL)
+        if not self._kill_reason:
+            self._kill_reason = f"it broke the protocol: {why}"
+            self._strike(signal.SIGKILL)
 
     def _on_done(self, attempt: Attempt | None, frame: wire.Frame) -> None:
         waits = bool(frame.header.get("waits"))

@@ -116,7 +116,7 @@ def _install(source: str, start: bool) -> Iterator[str]:
         _start_or_go_back(edition, before, changed)
         edition.remove_others()
         was = f" (before: {before.version})" if before else ""
-        yield f"remoted.service runs, remoted {edition.version}{was}: users call it with `pip install remoted`; `remotectl doctor` says what is right and wrong here"
+        yield f"remoted.service runs, remoted {edition.version}{was}: users call it with its client of the same version (`pip install` of the folder that this came from); `remotectl doctor` says what is right and wrong here"
 
 
 def _start_or_go_back(edition: Edition, before: Edition | None, changed: list[Path]) -> None:
