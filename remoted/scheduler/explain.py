@@ -70,3 +70,7 @@ def explain_pool(lane: Lane, most: int) -> None:
 
 def explain_host(lane: Lane, most: int) -> None:
     lane.wait(Reason.WAITING_WORKER, f"the host has its {most} workers")
+
+
+def explain_user(lane: Lane, most: int) -> None:
+    lane.wait(Reason.WAITING_WORKER, f"you have {most} workers: the limit workers_per_uid of this host")

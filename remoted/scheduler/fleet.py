@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from math import fsum, inf
 
 from remoted.model import DeviceUuid, Uid, WorkerId
@@ -17,8 +18,9 @@ _Index = dict[WorkerId, WorkerView]
 class Fleet:
     """Changes workers, keeps the indexes true, and says what a change may be good for."""
 
-    def __init__(self, pools: Pools, ledger: Ledger, changes: Changes, shares: Shares, most: int, prefix: str) -> None:
-        self.most = most
+    def __init__(self, pools: Pools, ledger: Ledger, changes: Changes, shares: Shares, most: int, most_of_one: int, prefix: str) -> None:
+        """``most`` workers of all users, ``most_of_one`` of each."""
+        self.most, self.most_of_one = most, most_of_one
         self.workers: _Index = {}
         self.placed: dict[TicketId, WorkerId] = {}
         #: Where the objects of remote classes live.
@@ -40,6 +42,7 @@ class Fleet:
         self._prefix = prefix
         self._shares = shares
         self._count = 0
+        self._per_uid: Counter[Uid] = Counter()
         self._started = 0
         self._cpus_used: float | None = 0.0
 
@@ -53,8 +56,8 @@ class Fleet:
             worker.is_fresh, worker.expected_cpus = True, expected_cpus
         if devices:
             self._changes.facts += 1
-        if self.is_full:
-            self._changes.in_everything()  # whoever lacked something else finds the host full now, and may end an idle one
+        if not self.places_for(need.uid):
+            self._changes.in_everything()  # whoever lacked something else finds no place now, and may end an idle one
         self._update(worker)
         return worker
 
@@ -81,6 +84,7 @@ class Fleet:
         self, worker_id: WorkerId, need: Need, kind: Kind, devices: tuple[DeviceUuid, ...], state: WorkerState, now: float
     ) -> WorkerView:
         self._count += 1
+        self._per_uid[need.uid] += 1
         worker = WorkerView(worker_id, self._count, need, kind, devices, state, now)
         if need.pool in self._pools.held_until:
             self._pools.newest[need.pool] = need
@@ -103,9 +107,12 @@ class Fleet:
         if worker.devices:
             self._ledger.give_back(worker_id)
         self._update(worker)
-        kind = worker.kind
-        if len(self.workers) >= self.most:
+        kind, uid = worker.kind, worker.need.uid
+        if not self.places_for(uid):
             self._changes.in_everything()
+        self._per_uid[uid] -= 1
+        if not self._per_uid[uid]:
+            del self._per_uid[uid]
         for index in (self.workers, kind.workers, kind.pool.workers, *self._found_in.pop(worker_id)):
             del index[worker_id]
         self._pools.prune(kind)
@@ -252,8 +259,8 @@ class Fleet:
         self._changes.in_pool(worker.kind.pool)
         if worker.devices:
             self._changes.in_devices()
-        if worker.state is WorkerState.IDLE and len(self.workers) >= self.most:
-            self._changes.in_everything()  # it may be ended for any of those that found the host full
+        if worker.state is WorkerState.IDLE and not self.places_for(worker.need.uid):
+            self._changes.in_everything()  # it may be ended for any of those that found no place
         if self._shares.most_running(worker.need.uid) < inf:
             self._changes.in_everything()  # its user may have come below the limit
         self._reindex(worker)
@@ -316,9 +323,12 @@ class Fleet:
     def instances_of(self, uid: Uid) -> int:
         return sum(len(worker.instances) for worker in self.workers.values() if worker.need.uid == uid)
 
-    @property
-    def is_full(self) -> bool:
-        return len(self.workers) >= self.most
+    def places_for(self, uid: Uid) -> int:
+        """How many more workers this user may have now."""
+        return max(0, min(self.most - len(self.workers), self.most_of_one - self._per_uid[uid]))
+
+    def has_most_of_one(self, uid: Uid) -> bool:
+        return self._per_uid[uid] >= self.most_of_one
 
     def cpus_used(self) -> float:
         """CPUs reserved by bodies that run (and do not wait for a nested call)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import inf
 
-from remoted.model import DeviceUuid, WorkerId
+from remoted.model import DeviceUuid, Uid, WorkerId
 from remoted.scheduler.crashes import Crashes
 from remoted.scheduler.events import StartWorker, Step, StopWorker
 from remoted.scheduler.fleet import Fleet
@@ -45,6 +45,11 @@ class Lifecycle:
         """The same where the host has all the workers that it may have."""
         if not self._fleet.ending:
             self._evict([*self._fleet.idle.values()], step)
+
+    def evict_from_user(self, uid: Uid, step: Step) -> None:
+        """The same where he has all that one user may have."""
+        if not any(worker.need.uid == uid for worker in self._fleet.ending.values()):
+            self._evict([worker for worker in self._fleet.idle.values() if worker.need.uid == uid], step)
 
     def _evict(self, idle: list[WorkerView], step: Step) -> None:
         if idle:
@@ -121,7 +126,7 @@ class Lifecycle:
                 self._start_extra(need, missing, step)
 
     def _start_extra(self, need: Need, count: int, step: Step) -> None:
-        for _ in range(min(count, self._fleet.most - len(self._fleet.workers))):
+        for _ in range(min(count, self._fleet.places_for(need.uid))):
             devices = self._ledger.pick(need.gpu) if need.gpu else ()
             if devices is None:
                 return

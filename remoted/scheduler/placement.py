@@ -293,7 +293,11 @@ class Placement:
             explain.explain_pool(lane, most)
             self._lifecycle.evict_from_pool(pool, lane.kind, step)
             return False
-        if self._fleet.is_full:
+        if self._fleet.has_most_of_one(lane.need.uid):
+            explain.explain_user(lane, self._fleet.most_of_one)
+            self._lifecycle.evict_from_user(lane.need.uid, step)
+            return False
+        if not self._fleet.places_for(lane.need.uid):
             explain.explain_host(lane, self._fleet.most)
             self._lifecycle.evict_from_host(step)
             return False

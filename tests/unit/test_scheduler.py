@@ -55,6 +55,21 @@ def test_c07_an_idle_worker_is_ended_for_another_pool_and_its_device_lent_only_a
     assert start.devices == ("GPU-0",)
 
 
+def test_t18_one_users_calls_that_never_end_leave_workers_for_others() -> None:
+    desk = Desk()
+    desk.scheduler = Scheduler(4.0, workers_total=4, workers_of_one=3)
+    for name in "abc":
+        desk.run(name, gpu=None, kind=name)
+    assert desk.submit("d", gpu=None, kind="d") == []
+    assert [(lane.reason, "workers_per_uid" in lane.detail) for lane, _, _ in desk.scheduler.waiting()] == [(Reason.WAITING_WORKER, True)]
+    desk.run("bobs", uid=2, gpu=None)
+    (stop,) = desk.feed(events.Ended("b"))
+    assert stop == events.StopWorker(WorkerId("w2"), "its place is needed"), "an idle one of his own makes room, and nobody else's"
+    (start,) = desk.feed(events.WorkerEnded(WorkerId("w2")))
+    assert isinstance(start, events.StartWorker)
+    assert start.need.kind == "d"
+
+
 def test_c07_a_fresh_worker_serves_whom_it_was_started_for_before_anybody_may_end_it() -> None:
     desk = Desk()
     desk.submit("a", uid=1)
