@@ -11,14 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from remoted import paths
+from remoted import config_files, paths
 from remoted.cli import transport
-from remoted.cli.ending import CliError
+from remoted.cli.ending import CliError, NoDaemon
 
 Check = dict[str, Any]
 _PACKAGES = ("aiohttp", "pydantic", "pynvml", "psutil", "prometheus_client", "cloudpickle", "click")
 _MINIMUM = (3, 10)
 _FREE_BYTES = 1 << 30
+_DAEMON_SECONDS = 10.0
 
 
 def run() -> list[Check]:
@@ -27,7 +28,7 @@ def run() -> list[Check]:
     # A daemon that was started with another HOME keeps its state elsewhere than this shell would: it says where.
     daemon = _daemon()
     if daemon[0]["name"] == "daemon":
-        local += [_state, _disk]
+        local += [_state, _disk, _configuration] if transport.socket_directory() != transport.SYSTEM_DIRECTORY else [_configuration]
     return [*(check() for check in local), *daemon]
 
 
@@ -86,8 +87,25 @@ def _sockets() -> Check:
 
 
 def _daemon() -> list[Check]:
-    """A daemon that does not run is no illness."""
+    """A daemon that does not run is no illness; one that does not answer is, and so is a socket of the system's behind which there is none."""
     try:
-        return list(transport.get("/v1/doctor")["checks"])
+        return list(transport.get("/v1/doctor", timeout=_DAEMON_SECONDS)["checks"])
+    except NoDaemon as error:
+        return [_check("daemon", transport.socket_directory() != transport.SYSTEM_DIRECTORY, str(error))]
     except CliError as error:
-        return [_check("daemon", True, str(error))]
+        return [_check("daemon", False, str(error))]
+
+
+def _configuration() -> Check:
+    """Of the daemon that this command would ask: what it does not take may be why it does not start."""
+    path, is_shared = configured()
+    problems = config_files.read(path, is_shared).problems
+    advice = "see `remotectl config check`" if problems else ""
+    return _check("configuration", not problems, str(problems[0]) if problems else f"{path}{'' if path.exists() else ': not there, so the defaults hold'}", advice)
+
+
+def configured() -> tuple[Path, bool]:
+    """(the file of the daemon that this command would ask, is it everybody's)"""
+    if transport.socket_directory() == transport.SYSTEM_DIRECTORY:
+        return paths.system_paths(Path("/")).config, True
+    return paths.user_paths(dict(os.environ)).config, False

@@ -42,7 +42,16 @@ def logs(job: str, follow: bool, stream: str | None, as_json: bool) -> int:
     else:
         for data in answer.chunks():
             _write(2 if stream == "stderr" else 1, data)
+    if sys.stderr.isatty():
+        _say_why_it_failed(transport.get(path_of(job_id)))
     return exit_code(transport.get(path_of(job_id))) if follow else 0
+
+
+def _say_why_it_failed(job: dict[str, Any]) -> None:
+    """Nothing of it is in what the job printed."""
+    if job["status"] in ("FAILED", "TIMED_OUT"):
+        last = (job["error"] or job["status"]).strip().splitlines()[-1]
+        print(f"remotectl: the job ended {job['status']}: {escape(last)}; `remotectl show {job['id'][:12]}` says more", file=sys.stderr)
 
 
 def _logs_as_json(job: str, follow: bool, stream: str | None) -> int:

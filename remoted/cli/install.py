@@ -69,6 +69,8 @@ _CONFIG = """\
 def install(source: str | None, start: bool, as_json: bool) -> int:
     """Install the system's daemon for everybody on this host (root, systemd)."""
     _require_root("install")
+    if sys.stderr.isatty():
+        print("remotectl: making the daemon's environment, which takes some seconds ...", file=sys.stderr, flush=True)
     _report(_install(source or _own_source(), start), as_json)
     return 0
 

@@ -68,7 +68,7 @@ def _head(document: Document) -> list[str]:
     draining = paint(f"; {_draining(daemon['drain'])}", "yellow") if daemon["draining"] else ""
     return [
         f"remoted {daemon['version']}, {daemon['mode']} mode, pid {daemon['pid']}, up {duration(daemon['uptime_seconds'])}{draining}",
-        f"{counts['running']} running, {counts['queued']} queued, {counts['workers']} workers, "
+        f"{counts['running']} running, {counts['queued']} queued, {counts['workers']} worker{'' if counts['workers'] == 1 else 's'}, "
         f"{counts['cpus_used']:g} of {counts['cpus']:g} CPUs reserved",
     ]
 

@@ -98,8 +98,9 @@ def _toml(value: object) -> str:
 def config_check(file: Path | None, as_json: bool) -> int:
     """Say whether the daemon would take FILE and the conf.d beside it (default: those that it reads)."""
     from remoted import config_files, settings
+    from remoted.cli.checks import configured
 
-    path, is_shared = (file, False) if file is not None else _configured()
+    path, is_shared = (file, False) if file is not None else configured()
     if file is not None and not path.exists():
         raise CliError(f"cannot read {path}: there is no such file")
     found = config_files.read(path, is_shared)
@@ -116,15 +117,6 @@ def config_check(file: Path | None, as_json: bool) -> int:
     if later:
         print(f"a reload changes everything but: {escape(', '.join(later))}")
     return 0
-
-
-def _configured() -> tuple[Path, bool]:
-    """(the file of the daemon that this command would ask, is it everybody's)"""
-    from remoted import paths
-
-    if transport.socket_directory() == transport.SYSTEM_DIRECTORY:
-        return paths.system_paths(Path("/")).config, True
-    return paths.user_paths(dict(os.environ)).config, False
 
 
 @click.command()
@@ -157,7 +149,8 @@ def stop(now: bool, as_json: bool) -> int:
         return 0
     jobs = f"{answer['running']} running job{'' if answer['running'] == 1 else 's'}"
     fate = "" if not answer["running"] else f"; {jobs} ended with it" if now else f"; {jobs} will be taken over by the next one"
-    print(f"the daemon (pid {answer['pid']}) has ended{fate}")
+    back = "; the next call starts it again, `systemctl disable --now remoted.socket remoted.service` keeps it away" if transport.socket_directory() == transport.SYSTEM_DIRECTORY else ""
+    print(f"the daemon (pid {answer['pid']}) has ended{fate}{back}")
     return 0
 
 

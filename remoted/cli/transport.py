@@ -9,14 +9,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import socket
 import struct
+import sys
 from collections.abc import Iterator
 from typing import IO, Any
 
 from remoted.cli.ending import CliError, NoDaemon, Refusal
 
 _TIMEOUT_SECONDS = 30.0
+#: Then who waits at a terminal is told so.
+_SILENCE_SECONDS = 2.0
 #: Where the system's daemon listens.
 SYSTEM_DIRECTORY = "/run/remoted"
 
@@ -45,7 +49,12 @@ def _cut_off() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CutOff(f"the daemon did not answer: {error}") from error
+        raise CutOff(f"the daemon did not answer: {error}{_where_to_look()}") from error
+
+
+def _where_to_look() -> str:
+    """systemd holds the socket: it takes connections whether or not the daemon behind it can start."""
+    return "; `systemctl status remoted` and `journalctl -u remoted` say why" if socket_directory() == SYSTEM_DIRECTORY else ""
 
 
 class Answer:
@@ -104,6 +113,7 @@ def request(method: str, path: str, body: Any = None, timeout: float | None = _T
         sock.settimeout(timeout)
         with _cut_off(), contextlib.suppress(BrokenPipeError):  # turned away unread: the reason is there to be read
             sock.sendall(head.encode() + data)
+        _say_that_it_waits(sock)
         answer = Answer(sock)
     except BaseException:
         sock.close()
@@ -111,6 +121,11 @@ def request(method: str, path: str, body: Any = None, timeout: float | None = _T
     if answer.status != 200:
         raise _refusal(answer)
     return answer
+
+
+def _say_that_it_waits(sock: socket.socket) -> None:
+    if sys.stderr.isatty() and not select.select([sock], [], [], _SILENCE_SECONDS)[0]:
+        print("remotectl: the daemon has not answered yet, waiting ...", file=sys.stderr, flush=True)
 
 
 def _refusal(answer: Answer) -> Refusal:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -369,7 +370,26 @@ def test_c04_what_needs_no_daemon_works_without(alone: Terminal) -> None:
     assert "the defaults hold" in alone("config", "check")[1]
     checks = json.loads(alone("doctor", "--json")[1])["checks"]
     names = {check["name"] for check in checks}
-    assert names == {"python", "packages", "uv", "nvml", "state", "disk space", "socket path", "daemon"}
+    assert names == {"python", "packages", "uv", "nvml", "state", "disk space", "configuration", "socket path", "daemon"}
+
+
+def test_c04_doctor_calls_a_daemon_ill_that_does_not_answer_and_names_what_it_would_not_read(alone: Terminal) -> None:
+    folder = Path(alone.environ["REMOTED_SOCKET"])
+    folder.mkdir(mode=0o700, exist_ok=True)
+    config = paths.user_paths(alone.environ).config
+    config.parent.mkdir(parents=True, exist_ok=True)
+    config.write_text("[gpu]\npol_seconds = 1\n")
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(os.fspath(folder / "api.sock"))
+        door.listen()
+        doctor = alone.start("doctor", "--json")
+        door.accept()[0].close()
+        out, _ = doctor.communicate(timeout=PATIENCE_SECONDS)
+    (folder / "api.sock").unlink()
+    config.unlink()
+    found = {check["name"]: check for check in json.loads(out)["checks"]}
+    assert (doctor.returncode, found["daemon"]["ok"], found["configuration"]["ok"]) == (1, False, False)
+    assert "gpu.pol_seconds" in found["configuration"]["detail"]
 
 
 def test_c04_config_check_names_the_wrong_key(alone: Terminal) -> None:
