@@ -85,6 +85,8 @@ def let_go(fds: list[int] | tuple[int, ...], then: Callable[[], object] = lambda
 
 def leave(sock: socket.socket) -> None:
     """End a peer's connection; other processes that have it see its end too. What lies unread in it is taken out and let go."""
+    if sock.fileno() < 0:
+        return
     left: list[int] = []
     with contextlib.suppress(OSError, wire.WireError):
         sock.shutdown(socket.SHUT_RDWR)  # nothing comes any more
@@ -118,8 +120,7 @@ class ByteSocket(socket.socket):
         return data
 
     def close(self) -> None:
-        if self.fileno() >= 0:
-            leave(self)
+        leave(self)
         super().close()
 
 
