@@ -80,7 +80,12 @@ def sift(fds: list[int], is_welcome: Callable[[int], bool]) -> list[int]:
 
 def let_go(fds: list[int] | tuple[int, ...], then: Callable[[], object] = lambda: None) -> None:
     """Close whatever they are without waiting for it."""
-    threading.Thread(target=_close, args=(fds, then), name="foreign", daemon=True).start()
+    others = [fd for fd in fds if not is_memory(fd)]
+    wire.close_all(fd for fd in fds if fd not in others)
+    if others:
+        threading.Thread(target=_close, args=(others, then), name="foreign", daemon=True).start()
+    else:
+        then()
 
 
 def leave(sock: socket.socket) -> None:
@@ -127,7 +132,7 @@ class ByteSocket(socket.socket):
 # -- the thread of whom nobody waits for -------------------------------------------------------------------
 
 
-def _close(fds: list[int] | tuple[int, ...], then: Callable[[], object]) -> None:
+def _close(fds: list[int], then: Callable[[], object]) -> None:
     waiting = {device for fd in fds if (device := _fuse_of(fd)) is not None}
     impatience = threading.Timer(_PATIENCE_SECONDS, _end, (waiting,))
     impatience.daemon = False  # the process does not end before
