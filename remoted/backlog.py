@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, defaultdict, deque
+from collections import Counter, deque
 
 #: Of one user; the database takes as much in some ten milliseconds.
 _BYTES_MOST = 8 << 20
@@ -14,7 +14,7 @@ class Backlog:
 
     def __init__(self) -> None:
         self._bytes: Counter[int] = Counter()
-        self._waiting: defaultdict[int, deque[asyncio.Future[None]]] = defaultdict(deque)
+        self._waiting: dict[int, deque[asyncio.Future[None]]] = {}
 
     def enter(self, uid: int, size: int) -> None:
         self._bytes[uid] += size
@@ -22,8 +22,12 @@ class Backlog:
     def leave(self, uid: int, size: int) -> None:
         """It is stored, or refused. One who waits may go on, and all when nothing is left: connections are many."""
         self._bytes[uid] -= size
-        if self._bytes[uid] > _BYTES_MOST:
-            return
+        if self._bytes[uid] <= _BYTES_MOST and uid in self._waiting:
+            self._wake(uid)
+        if not self._bytes[uid]:
+            del self._bytes[uid]
+
+    def _wake(self, uid: int) -> None:
         waiting = self._waiting[uid]
         while waiting:
             first = waiting.popleft()
@@ -33,13 +37,11 @@ class Backlog:
                     break
         if not waiting:
             del self._waiting[uid]
-        if not self._bytes[uid]:
-            del self._bytes[uid]
 
     def room(self, uid: int) -> asyncio.Future[None] | None:
         """To wait for; None if there is room."""
         if self._bytes[uid] <= _BYTES_MOST:
             return None
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting[uid].append(future)
+        self._waiting.setdefault(uid, deque()).append(future)
         return future

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import ctypes
 import fcntl
+import functools
 import logging
 import os
 import socket
@@ -80,12 +81,21 @@ def sift(fds: list[int], is_welcome: Callable[[int], bool]) -> list[int]:
 
 def let_go(fds: list[int] | tuple[int, ...], then: Callable[[], object] = lambda: None) -> None:
     """Close whatever they are without waiting for it."""
-    others = [fd for fd in fds if not is_memory(fd)]
-    wire.close_all(fd for fd in fds if fd not in others)
-    if others:
+    if others := _close_memory(fds):
         threading.Thread(target=_close, args=(others, then), name="foreign", daemon=True).start()
     else:
         then()
+
+
+def _close_memory(fds: list[int] | tuple[int, ...]) -> list[int]:
+    """Returns the others."""
+    others = []
+    for fd in fds:
+        if is_memory(fd):
+            os.close(fd)
+        else:
+            others.append(fd)
+    return others
 
 
 def leave(sock: socket.socket) -> None:
@@ -97,8 +107,7 @@ def leave(sock: socket.socket) -> None:
         sock.shutdown(socket.SHUT_RDWR)  # nothing comes any more
         while True:
             data, fds = wire.receive(sock, _DRAIN_BYTES, socket.MSG_DONTWAIT)
-            for fd in fds:
-                os.close(fd) if is_memory(fd) else left.append(fd)
+            left += _close_memory(fds)
             if not (data or fds):
                 break
     is_empty = sock.type == socket.SOCK_STREAM and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
@@ -145,6 +154,11 @@ def _close(fds: list[int], then: Callable[[], object]) -> None:
     then()
 
 
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
 def _fuse_of(fd: int) -> Path | None:
     """The folder of the FUSE that the file belongs to, without a question to whoever serves it.
 
@@ -152,7 +166,7 @@ def _fuse_of(fd: int) -> Path | None:
     """
     found = ctypes.create_string_buffer(_STATX_BYTES)
     try:
-        if ctypes.CDLL(None).statx(fd, b"", _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, 0, found):
+        if _libc().statx(fd, b"", _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, 0, found):
             return None
     except AttributeError:  # a C library from before 2018
         return None

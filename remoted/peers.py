@@ -41,7 +41,7 @@ _NAME_WIDTH = 26
 
 
 def take_no_descriptors(sock: socket.socket) -> None:
-    """Who passes one here fails (EPERM), and at whoever connects to a listening one too. Before Linux 6.16 the kernel drops them.
+    """Who passes one here fails (EPERM), and at whoever connects to a listening one too. Before Linux 6.16 who reads looks for them (``foreign``).
 
     A descriptor need not even be received: where a file of the sender's own file system has unwritten pages, the drop of a message
     that holds its last reference writes them, and waits for the sender as long as that likes, whatever signals come (decision 0076).

@@ -42,9 +42,13 @@ def logs(job: str, follow: bool, stream: str | None, as_json: bool) -> int:
     else:
         for data in answer.chunks():
             _write(2 if stream == "stderr" else 1, data)
-    if sys.stderr.isatty():
-        _say_why_it_failed(transport.get(path_of(job_id)))
-    return exit_code(transport.get(path_of(job_id))) if follow else 0
+    is_terminal = sys.stderr.isatty()
+    if not (follow or is_terminal):
+        return 0
+    ended = transport.get(path_of(job_id))
+    if is_terminal:
+        _say_why_it_failed(ended)
+    return exit_code(ended) if follow else 0
 
 
 def _say_why_it_failed(job: dict[str, Any]) -> None:

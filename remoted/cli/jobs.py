@@ -36,8 +36,7 @@ def ps(everything: bool, statuses: tuple[str, ...], pool: str, name: str, limit:
         print_json({"jobs": found})
         return 0
     rows = [_row(job, time.time()) for job in found]
-    is_chosen = everything or statuses or pool or name
-    print("\n".join(table(["JOB", "NAME", "POOL", "STATUS", "TRY", "AGE", "RUN", "WHY"], rows)) if rows else "you have no jobs" if everything and not (statuses or pool or name) else "no such job" if is_chosen else "no job of yours is live; finished ones: ps -a")
+    print("\n".join(table(["JOB", "NAME", "POOL", "STATUS", "TRY", "AGE", "RUN", "WHY"], rows)) if rows else "no such job" if statuses or pool or name else "you have no jobs" if everything else "no job of yours is live; finished ones: ps -a")
     return 0
 
 
