@@ -64,8 +64,9 @@ class Limits:
     stream_bytes: int = 16 << 20
     # Workers. Memory and tasks hold where there are cgroups; 0 is nine tenths of the host's memory.
     workers_total: int = 256
-    # Of one user, where there are several: nobody takes a worker from a body that runs, so some are left for others.
-    workers_per_uid: int = 192
+    # The last of them, where there are several users, are for those who have fewer than 4: nobody takes a worker from a body that
+    # runs, so some are left for others. At most a quarter of all.
+    workers_reserved: int = 64
     worker_memory_bytes: int = 0
     worker_tasks: int = 8192
     start_deadline_seconds: float = 60.0

@@ -17,7 +17,7 @@ _LIVE = ("limits.", "users.", "gpu.poll_seconds", "audit.names", "privacy.")
 _AT_RESTART = frozenset(
     {
         "limits.workers_total",
-        "limits.workers_per_uid",
+        "limits.workers_reserved",
         "limits.crash_loop_count",
         "limits.crash_loop_seconds",
         "limits.free_disk_reserve_bytes",

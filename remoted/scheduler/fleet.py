@@ -13,14 +13,16 @@ from remoted.scheduler.shares import Shares
 from remoted.scheduler.state import Kind, Need, Ticket, TicketId, WorkerState, WorkerView
 
 _Index = dict[WorkerId, WorkerView]
+#: Who has fewer workers than this may have one of those that are reserved.
+FEW = 4
 
 
 class Fleet:
     """Changes workers, keeps the indexes true, and says what a change may be good for."""
 
-    def __init__(self, pools: Pools, ledger: Ledger, changes: Changes, shares: Shares, most: int, most_of_one: int, prefix: str) -> None:
-        """``most`` workers of all users, ``most_of_one`` of each."""
-        self.most, self.most_of_one = most, most_of_one
+    def __init__(self, pools: Pools, ledger: Ledger, changes: Changes, shares: Shares, most: int, reserve: int, prefix: str) -> None:
+        """``most`` workers; the last ``reserve`` of them are for users who have few."""
+        self.most, self.reserve = most, reserve
         self.workers: _Index = {}
         self.placed: dict[TicketId, WorkerId] = {}
         #: Where the objects of remote classes live.
@@ -56,7 +58,7 @@ class Fleet:
             worker.is_fresh, worker.expected_cpus = True, expected_cpus
         if devices:
             self._changes.facts += 1
-        if not self.places_for(need.uid):
+        if self._is_short:
             self._changes.in_everything()  # whoever lacked something else finds no place now, and may end an idle one
         self._update(worker)
         return worker
@@ -108,7 +110,7 @@ class Fleet:
             self._ledger.give_back(worker_id)
         self._update(worker)
         kind, uid = worker.kind, worker.need.uid
-        if not self.places_for(uid):
+        if self._is_short:
             self._changes.in_everything()
         self._per_uid[uid] -= 1
         if not self._per_uid[uid]:
@@ -259,7 +261,7 @@ class Fleet:
         self._changes.in_pool(worker.kind.pool)
         if worker.devices:
             self._changes.in_devices()
-        if worker.state is WorkerState.IDLE and not self.places_for(worker.need.uid):
+        if worker.state is WorkerState.IDLE and self._is_short:
             self._changes.in_everything()  # it may be ended for any of those that found no place
         if self._shares.most_running(worker.need.uid) < inf:
             self._changes.in_everything()  # its user may have come below the limit
@@ -325,10 +327,21 @@ class Fleet:
 
     def places_for(self, uid: Uid) -> int:
         """How many more workers this user may have now."""
-        return max(0, min(self.most - len(self.workers), self.most_of_one - self._per_uid[uid]))
+        count, his = len(self.workers), self._per_uid[uid]
+        return max(0, min(self.most - count, max(self.most - self.reserve - count, FEW - his)))
 
-    def has_most_of_one(self, uid: Uid) -> bool:
-        return self._per_uid[uid] >= self.most_of_one
+    @property
+    def _is_short(self) -> bool:
+        """Is there a user who could not have one more? Whether he can depends on how many others have."""
+        return len(self.workers) >= self.most - self.reserve
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.workers) >= self.most
+
+    def idle_of_many(self) -> list[WorkerView]:
+        """Idle workers of users who have more than those for whom some are reserved."""
+        return [worker for worker in self.idle.values() if self._per_uid[worker.need.uid] >= FEW]
 
     def cpus_used(self) -> float:
         """CPUs reserved by bodies that run (and do not wait for a nested call)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import inf
 
-from remoted.model import DeviceUuid, Uid, WorkerId
+from remoted.model import DeviceUuid, WorkerId
 from remoted.scheduler.crashes import Crashes
 from remoted.scheduler.events import StartWorker, Step, StopWorker
 from remoted.scheduler.fleet import Fleet
@@ -46,10 +46,10 @@ class Lifecycle:
         if not self._fleet.ending:
             self._evict([*self._fleet.idle.values()], step)
 
-    def evict_from_user(self, uid: Uid, step: Step) -> None:
-        """The same where he has all that one user may have."""
-        if not any(worker.need.uid == uid for worker in self._fleet.ending.values()):
-            self._evict([worker for worker in self._fleet.idle.values() if worker.need.uid == uid], step)
+    def evict_from_many(self, step: Step) -> None:
+        """The same where what is left is for users who have few: none of theirs."""
+        if not self._fleet.ending:
+            self._evict(self._fleet.idle_of_many(), step)
 
     def _evict(self, idle: list[WorkerView], step: Step) -> None:
         if idle:

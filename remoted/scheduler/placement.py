@@ -293,13 +293,13 @@ class Placement:
             explain.explain_pool(lane, most)
             self._lifecycle.evict_from_pool(pool, lane.kind, step)
             return False
-        if self._fleet.has_most_of_one(lane.need.uid):
-            explain.explain_user(lane, self._fleet.most_of_one)
-            self._lifecycle.evict_from_user(lane.need.uid, step)
-            return False
-        if not self._fleet.places_for(lane.need.uid):
+        if self._fleet.is_full:
             explain.explain_host(lane, self._fleet.most)
             self._lifecycle.evict_from_host(step)
+            return False
+        if not self._fleet.places_for(lane.need.uid):
+            explain.explain_reserve(lane, self._fleet.reserve, self._fleet.most)
+            self._lifecycle.evict_from_many(step)
             return False
         devices = self._ledger.pick(lane.need.gpu, self._claims.barred(lane)) if lane.need.gpu is not None else ()
         if devices is None:

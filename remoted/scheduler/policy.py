@@ -78,7 +78,7 @@ class Scheduler:
         self,
         cpus: float,
         workers_total: int = 256,
-        workers_of_one: int | None = None,
+        workers_reserved: int = 0,
         worker_prefix: str = "w",
         patience_seconds: float = _PATIENCE_SECONDS,
         crash_loop: tuple[int, float] = _CRASH_LOOP,
@@ -90,7 +90,7 @@ class Scheduler:
         self._pools = Pools()
         self._shares = Shares()
         self._queue = Queue(self._pools, self._changes, self._shares)
-        self._fleet = Fleet(self._pools, self.ledger, self._changes, self._shares, workers_total, workers_total if workers_of_one is None else workers_of_one, worker_prefix)
+        self._fleet = Fleet(self._pools, self.ledger, self._changes, self._shares, workers_total, workers_reserved, worker_prefix)
         self._builds = Builds()
         self._claims = Claims(self._fleet, self.ledger, self._changes, patience_seconds)
         self._crashes = Crashes(*crash_loop)

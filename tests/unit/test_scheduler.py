@@ -7,7 +7,7 @@ from remoted.scheduler import events
 from remoted.scheduler.matching import GpuRequest
 from remoted.scheduler.policy import Scheduler
 from remoted.scheduler.simulate import Arrival, Simulation, Times
-from remoted.scheduler.state import Need, PoolPolicy, Ticket
+from remoted.scheduler.state import Need, PoolPolicy, Ticket, WorkerState
 
 GIB = 1 << 30
 ONE = GpuRequest(("ANY",), 1)
@@ -57,17 +57,23 @@ def test_c07_an_idle_worker_is_ended_for_another_pool_and_its_device_lent_only_a
 
 def test_t18_one_users_calls_that_never_end_leave_workers_for_others() -> None:
     desk = Desk()
-    desk.scheduler = Scheduler(4.0, workers_total=4, workers_of_one=3)
-    for name in "abc":
-        desk.run(name, gpu=None, kind=name)
-    assert desk.submit("d", gpu=None, kind="d") == []
-    assert [(lane.reason, "workers_per_uid" in lane.detail) for lane, _, _ in desk.scheduler.waiting()] == [(Reason.WAITING_WORKER, True)]
-    desk.run("bobs", uid=2, gpu=None)
-    (stop,) = desk.feed(events.Ended("b"))
-    assert stop == events.StopWorker(WorkerId("w2"), "its place is needed"), "an idle one of his own makes room, and nobody else's"
+    desk.scheduler = Scheduler(4.0, workers_total=14, workers_reserved=6)
+    for uid in (1, 2):
+        for name in "abcd":
+            desk.run(f"{name}{uid}", uid=uid, gpu=None, kind=f"{name}{uid}")
+    for uid in (1, 2):
+        assert desk.submit(f"e{uid}", uid=uid, gpu=None, kind=f"e{uid}") == [], "two with many leave the rest to others"
+    reasons = [(lane.reason, "workers_reserved" in lane.detail) for lane, _, _ in desk.scheduler.waiting()]
+    assert reasons == [(Reason.WAITING_WORKER, True)] * 2
+    bobs = desk.run("bobs", uid=3, gpu=None)
+    desk.run("bobs other", uid=3, gpu=None, kind="other")
+    desk.feed(events.Ended("bobs"))
+    assert desk.scheduler.workers[bobs].state is WorkerState.IDLE, "one of those who have few makes no room for them"
+    (stop,) = desk.feed(events.Ended("b1"))
+    assert stop == events.StopWorker(WorkerId("w2"), "its place is needed")
     (start,) = desk.feed(events.WorkerEnded(WorkerId("w2")))
     assert isinstance(start, events.StartWorker)
-    assert start.need.kind == "d"
+    assert start.need.kind == "e1"
 
 
 def test_c07_a_fresh_worker_serves_whom_it_was_started_for_before_anybody_may_end_it() -> None:

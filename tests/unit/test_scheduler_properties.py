@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from remoted.model import Device, DeviceUuid, Reason, Uid, WorkerId
 from remoted.scheduler import events
+from remoted.scheduler.fleet import FEW
 from remoted.scheduler.matching import GpuRequest
 from remoted.scheduler.policy import Scheduler
 from remoted.scheduler.state import Need, PoolPolicy, Ticket, TicketId, WorkerState
@@ -28,7 +29,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scheduler = Scheduler(CPUS, workers_total=12, workers_of_one=6, patience_seconds=5.0)
+        self.scheduler = Scheduler(CPUS, workers_total=12, workers_reserved=5, patience_seconds=5.0)
         self.now = 0.0
         self.history: list[tuple[events.Event, float, list[events.Decision]]] = []
         self.made = 0
@@ -76,7 +77,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert len(start.devices) == (start.need.gpu.count if start.need.gpu else 0)
         self.needs[start.worker] = start.need
         mine = [worker for worker in self.scheduler.workers.values() if worker.need.uid == start.need.uid]
-        assert len(mine) <= 6, "more than one user may have"
+        assert len(mine) <= FEW or len(self.scheduler.workers) <= 12 - 5, "of those that are for users who have few"
 
     def check_assignment(self, assign: events.Assign) -> None:
         ticket = self.tickets[assign.ticket]
@@ -308,8 +309,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         return False
 
     def replay(self) -> None:
-        again = Scheduler(CPUS, workers_total=12, workers_of_one=6, patience_seconds=5.0)
-        doubting = Scheduler(CPUS, workers_total=12, workers_of_one=6, patience_seconds=5.0)
+        again = Scheduler(CPUS, workers_total=12, workers_reserved=5, patience_seconds=5.0)
+        doubting = Scheduler(CPUS, workers_total=12, workers_reserved=5, patience_seconds=5.0)
         for event, now, decisions in self.history:
             assert again.handle(event, now) == decisions, "the same events gave other decisions"
             doubting.doubt()
