@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from remoted.model import Reason
-from remoted.scheduler.fleet import FEW
 from remoted.scheduler.ledger import Ledger
 from remoted.scheduler.matching import GpuRequest
 from remoted.scheduler.state import Lane
@@ -73,5 +72,5 @@ def explain_host(lane: Lane, most: int) -> None:
     lane.wait(Reason.WAITING_WORKER, f"the host has its {most} workers")
 
 
-def explain_reserve(lane: Lane, reserve: int, most: int) -> None:
-    lane.wait(Reason.WAITING_WORKER, f"the last {reserve} of this host's {most} workers are for users who have fewer than {FEW} (limit workers_reserved)")
+def explain_reserve(lane: Lane, reserve: int, most: int, few: int) -> None:
+    lane.wait(Reason.WAITING_WORKER, f"the last {reserve} of this host's {most} workers are for users who have fewer than {few} (limit workers_reserved)")

@@ -12,7 +12,7 @@ from remoted.scheduler.changes import Changes
 from remoted.scheduler.claims import Claims
 from remoted.scheduler.events import Assign, Step
 from remoted.scheduler.explain import Explanations
-from remoted.scheduler.fleet import Fleet
+from remoted.scheduler.fleet import FEW, Fleet
 from remoted.scheduler.ledger import Ledger
 from remoted.scheduler.lifecycle import Lifecycle
 from remoted.scheduler.matching import GpuRequest
@@ -298,7 +298,7 @@ class Placement:
             self._lifecycle.evict_from_host(step)
             return False
         if not self._fleet.places_for(lane.need.uid):
-            explain.explain_reserve(lane, self._fleet.reserve, self._fleet.most)
+            explain.explain_reserve(lane, self._fleet.reserve, self._fleet.most, FEW)
             self._lifecycle.evict_from_many(step)
             return False
         devices = self._ledger.pick(lane.need.gpu, self._claims.barred(lane)) if lane.need.gpu is not None else ()
