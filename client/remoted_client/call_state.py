@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from remoted_client import context, wire
-from remoted_client.printed import Printed, echo, tell_preload
+from remoted_client.printed import Bookmark, Printed, echo, tell_preload
 from remoted_client.wire import Status
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class CallState:
     status = Status.IN_QUEUE
     reason = ""
     worker = ""
-    log_offset = 0
+    _bookmark: Bookmark | None = None
     items_received = 0
     #: How it ended, or why that cannot be known; and whether either is there.
     done_frame: wire.Frame | None = None
@@ -109,7 +109,9 @@ class CallState:
 
     def on_event(self, frame: wire.Frame) -> None:
         if frame.op == "output":
-            self._on_output(frame)
+            if self._bookmark is None:
+                self._bookmark = Bookmark()
+            self.add_output(frame.header["stream"], self._bookmark.take(frame))
         elif frame.op == "item":
             with self._lock:
                 self.items.append(frame)
@@ -125,11 +127,15 @@ class CallState:
             tell_preload(self.name, frame.header)
         frame.close()
 
-    def _on_output(self, frame: wire.Frame) -> None:
-        self.log_offset = frame.header.get("offset", self.log_offset)
+    def add_output(self, stream: int, data: bytes) -> None:
+        """Show and keep what it printed."""
         if self._printed is None:
             self._printed = Printed(self._echo)
-        self._printed.add(frame.header["stream"], frame.body)
+        self._printed.add(stream, data)
+
+    def reopen_log(self) -> int:
+        """From where the next daemon shall tell what is printed."""
+        return self._bookmark.come_back() if self._bookmark is not None else 0
 
     def on_done(self, frame: wire.Frame) -> None:
         with self._lock:

@@ -130,7 +130,7 @@ class Connection:
                 self.send({"op": "waiting", "id": call_id, "waiting": count > 0})
 
     def _send_watch(self, state: CallState) -> None:
-        header = {"op": "watch", "id": state.id, "mine": state.is_mine, "offset": state.log_offset, "items": state.items_received}
+        header = {"op": "watch", "id": state.id, "mine": state.is_mine, "offset": state.reopen_log(), "items": state.items_received}
         self._outbox.write(wire.encode(header))
 
     # -- the socket ----------------------------------------------------------------------------------------
@@ -377,7 +377,7 @@ class Connection:
     def follow_lease(self, pool: LeasePool, lease: Lease) -> None:
         """The next daemon tells of it from here on."""
         self._leases[lease.id] = (pool, lease)
-        self.send({"op": "watch", "id": lease.id, "mine": True, "offset": lease.log_offset})
+        self.send({"op": "watch", "id": lease.id, "mine": True, "offset": lease.bookmark.come_back()})
 
     def forget_lease(self, lease: Lease) -> None:
         self._leases.pop(lease.id, None)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from remoted_client import wire
+from remoted_client.printed import Bookmark
 from remoted_client.segments import Releases
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Lease:
         self.printed = 0
         self.output_bytes = 0
         #: How far into the daemon's log of this lease we are.
-        self.log_offset = 0
+        self.bookmark = Bookmark()
         self._owner = owner
         self._client = client
         self._sock: socket.socket | None = None

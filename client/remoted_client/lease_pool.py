@@ -388,13 +388,13 @@ class LeasePool:
         frame.close()
 
     def _on_output(self, lease: Lease, frame: Frame) -> None:
-        lease.output_bytes += len(frame.body)
-        lease.log_offset = frame.header.get("offset", lease.log_offset)
+        said = lease.bookmark.take(frame)
+        lease.output_bytes += len(said)
         call = lease.call or lease.last_call
         if call is None and not lease.is_granted:
             call = next(iter(self._queue.get(lease.home, ())), None)
         if call is not None:
-            call.on_event(frame)
+            call.add_output(frame.header["stream"], said)
 
     def _release_held(self, lease: Lease, number: int) -> None:
         held = lease.held

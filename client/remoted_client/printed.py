@@ -9,10 +9,34 @@ import sys
 import threading
 from typing import Any
 
-from remoted_client import context
+from remoted_client import context, wire
 
 #: What is kept of a call's output for ``JobOutput.stdout``: its last part. The daemon keeps more.
 _KEPT_CHARACTERS = 16 << 20
+
+
+class Bookmark:
+    """How far a log of the daemon's was read. Long records come in pieces, and who comes back is told from a record's beginning."""
+
+    def __init__(self) -> None:
+        self._offset = 0
+        #: Of the record that comes: bytes that were taken, and bytes that came since the reader is back.
+        self._taken = 0
+        self._come = 0
+
+    def take(self, frame: wire.Frame) -> bytes:
+        """What is new of it."""
+        new = frame.body[max(0, self._taken - self._come) :]
+        self._come += len(frame.body)
+        self._taken = max(self._taken, self._come)
+        if (behind := frame.header.get("offset")) is not None:
+            self._offset, self._taken, self._come = behind, 0, 0
+        return new
+
+    def come_back(self) -> int:
+        """From where the next daemon shall tell it."""
+        self._come = 0
+        return self._offset
 
 
 class Printed:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -199,15 +201,23 @@ class Following:
 
     async def tell_finished(self, job_id: str, offset: int = 0) -> None:
         """The whole story of a job that was over before anybody here asked."""
+        await self._tell_outcome(job_id, partial(self._retell, job_id, offset))
+
+    async def _tell_outcome(self, job_id: str, before: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Of a job that is over, as it is stored; who watched it has heard all that came ``before``."""
         try:
             row = await self._records.row(self._peer, job_id)
-            await self._replay_output(job_id, offset)
-            for number, content in enumerate(await self._records.stored_items(job_id)):
-                self._send_item(job_id, number, content)
+            if before is not None:
+                await before()
         except RemotedError as error:
             self._transport.send({"op": "refused", "about": "watch", "id": job_id, "code": "NOT_FOUND", "message": str(error)})
             return
         self._send_done(done_word_of_row(row), self._records.stored_result(row))
+
+    async def _retell(self, job_id: str, offset: int) -> None:
+        await self._replay_output(job_id, offset)
+        for number, content in enumerate(await self._records.stored_items(job_id)):
+            self._send_item(job_id, number, content)
 
     def on_room(self) -> None:
         """The client has taken everything: what waited for that comes now."""
@@ -225,7 +235,7 @@ class Following:
                 call_id = next(iter(self._late))
                 call = self._late.pop(call_id)
                 if call is None:
-                    await self.tell_finished(call_id)
+                    await self._tell_outcome(call_id)
                 else:
                     self.on_state(call)
         finally:

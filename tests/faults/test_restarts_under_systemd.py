@@ -249,10 +249,12 @@ print(f.options(detach=True)().id)
         HEAD
         + f"""
 out = Job.from_id({job!r}).result()
-print(json.dumps([out.status, out.output, out.attempts, out.stdout == "".join(f"line {{n}}\\n" for n in range(20_000))]))
+said, meant = out.stdout, "".join(f"line {{n}}\\n" for n in range(20_000))
+at = len(os.path.commonprefix([said, meant]))
+print(json.dumps([out.status, out.output, out.attempts, "" if said == meant else f"{{len(said)}} characters, {{said[at:at + 40]!r}} for {{meant[at:at + 40]!r}} at {{at}}"]))
 """
     )
-    assert result.json == ["COMPLETED", 19_999, 1, True]
+    assert result.json == ["COMPLETED", 19_999, 1, ""]
 
 
 @BOTH

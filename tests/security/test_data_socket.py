@@ -38,6 +38,13 @@ def impatient() -> Iterator[Host]:
         yield made.start()
 
 
+@pytest.fixture
+def late() -> Iterator[Host]:
+    """A daemon that keeps little for who does not read."""
+    with host("[limits]\noutbox_bytes = 262144\n") as made:
+        yield made.start()
+
+
 def assert_works(host: Host) -> None:
     """The daemon still serves a new client from beginning to end."""
     with raw(host) as client:
@@ -444,6 +451,39 @@ def test_content_whose_digest_lies_is_refused(shared_daemon: Host, size: int) ->
 
 
 # -- T18: slow and greedy clients ----------------------------------------------------------------------------
+
+
+def many_words(path: str) -> bytes:
+    note(path)
+    return bytes(60_000)
+
+
+def print_and_wait(path: str) -> None:
+    print("said once")
+    while not os.path.exists(path):
+        time.sleep(0.01)
+
+
+def test_f22_what_a_job_printed_is_told_once_however_late_its_outcome(late: Host) -> None:
+    """An outcome that finds no room is told later, alone: its output was told when there was room for it."""
+    gate, marks = late.project / "gate", late.project / "marks"
+    with raw(late) as client, raw(late) as other:
+        client.submit(prepare(print_and_wait, str(gate), detach=False))
+        frames = [client.until("output")]
+        job = frames[0].header["id"]
+        results = [client.submit(prepare(many_words, str(marks), detach=False)) for _ in range(20)]
+        wait_until(lambda: marks.exists() and marks.read_text().count("ran") == len(results), 20, late.log)
+        other.send({"op": "watch", "id": job, "output": False})
+        gate.touch()
+        assert other.until("done").header["id"] == job
+        ended: set[str] = set()
+        while len(ended) < len(results) + 1:
+            frames.append(client.until("output", "done"))
+            if frames[-1].op == "done":
+                assert frames[-1].header["status"] == "COMPLETED"
+                ended.add(frames[-1].header["id"])
+    assert job in ended
+    assert [frame.body for frame in frames if frame.op == "output"] == [b"said once\n"]
 
 
 def test_t18_a_client_that_never_reads_makes_the_daemon_stop_reading_it(shared_daemon: Host) -> None:
