@@ -17,6 +17,7 @@ from remoted.access import Access, Peer
 from remoted.attempts import AttemptEnd, AttemptSpec, Content, Work
 from remoted.clock import Clock
 from remoted.contents import Contents
+from remoted.cradle import WorkerPlan
 from remoted.endings import Ending
 from remoted.engine import Engine
 from remoted.errors import BadRequest, Conflict, Forbidden, NotFound
@@ -361,6 +362,11 @@ class CallRunner:
     def caller_of(self, ticket_id: str) -> str:
         call = self.calls.get(ticket_id)
         return call.caller if call is not None else ""
+
+    def plan_of(self, ticket_id: str) -> WorkerPlan | None:
+        """None: the call is over, or its surroundings cannot be read any more."""
+        call = self.calls.get(ticket_id)
+        return self.needs.plan_again(call.uid, call.request, call.spec) if call is not None else None
 
     def on_build_output(self, ticket_id: str, data: bytes) -> None:
         call = self.calls.get(ticket_id)

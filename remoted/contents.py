@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections import Counter, OrderedDict
+from collections import Counter
 from typing import Any
 
 from remoted.attempts import Content
@@ -19,6 +19,7 @@ from remoted.blobs import Blobs, memory_bytes
 from remoted.errors import BadRequest, OverLimit, StoreError
 from remoted.limits import Limits
 from remoted.quotas import Held, Quotas
+from remoted.recent import Recents
 from remoted.spec import Context, JobSpec, parse_context, parse_spec
 from remoted.store import Statements, Store
 from remoted_client import wire
@@ -30,39 +31,10 @@ _Key = tuple[int, str]
 #: In memory, of one user: one who has more loses only his own.
 _RECENT_BYTES = 16 << 20
 _RECENT_COUNT = 4096
-#: What is parsed, of all users: it can be parsed again.
-_PARSED_MOST = 1024
-
-
-class _Recent:
-    """The newest small contents of one user."""
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[str, bytes] = OrderedDict()
-        self._bytes = 0
-
-    def get(self, digest: str) -> bytes | None:
-        return self._kept.get(digest)
-
-    def add(self, digest: str, data: bytes) -> list[tuple[str, bytes]]:
-        """What had to go for it."""
-        self.drop(digest)
-        self._kept[digest] = data
-        self._bytes += len(data)
-        gone = []
-        while self._bytes > _RECENT_BYTES or len(self._kept) > _RECENT_COUNT:
-            oldest = self._kept.popitem(last=False)
-            self._bytes -= len(oldest[1])
-            gone.append(oldest)
-        return gone
-
-    def drop(self, digest: str) -> None:
-        self._bytes -= len(self._kept.pop(digest, b""))
-
-
-def _make_room(parsed: dict[_Key, Any]) -> None:
-    if len(parsed) >= _PARSED_MOST:
-        parsed.clear()
+#: What is parsed can be parsed again.
+_PARSED_BYTES = 16 << 20
+#: Of one without its texts.
+_OBJECT_BYTES = 2048
 
 
 class Contents:
@@ -77,7 +49,7 @@ class Contents:
         self.held = Held(limits)
         self.backlog = Backlog()
         #: The newest small ones of each user, so that a warm call touches neither disk nor database.
-        self._recent: dict[int, _Recent] = {}
+        self._recent: Recents[str, bytes] = Recents(_RECENT_BYTES, _RECENT_COUNT)
         #: Those that left ``_recent`` while a live call still refers to them.
         self._needed: dict[_Key, bytes] = {}
         self._files: set[_Key] = set()
@@ -85,8 +57,8 @@ class Contents:
         #: Bytes of those, by user.
         self._secret_bytes: Counter[int] = Counter()
         self._holders: Counter[_Key] = Counter()
-        self._specs: dict[_Key, JobSpec] = {}
-        self._contexts: dict[_Key, Context] = {}
+        self._specs: Recents[str, JobSpec] = Recents(_PARSED_BYTES)
+        self._contexts: Recents[str, Context] = Recents(_PARSED_BYTES)
 
     async def put(self, uid: int, digest: str, role: str, frame: wire.Frame, now: float) -> None:
         """Store what a frame carries; a secret is held for the caller then. Raises BadRequest, OverLimit; the frame's descriptors are closed either way."""
@@ -159,18 +131,14 @@ class Contents:
         self._files.add((uid, digest))  # only now: a call that comes behind content that was refused is refused too
 
     def _remember(self, key: _Key, data: bytes) -> None:
-        uid = key[0]
-        for digest, left in self._recent.setdefault(uid, _Recent()).add(key[1], data):
-            if self._holders[(uid, digest)] > 0:
-                self._needed[(uid, digest)] = left
-
-    def _newest(self, key: _Key) -> bytes | None:
-        recent = self._recent.get(key[0])
-        return recent.get(key[1]) if recent is not None else None
+        uid, digest = key
+        for older, left in self._recent.add(uid, digest, data, len(data)):
+            if self._holders[(uid, older)] > 0:
+                self._needed[(uid, older)] = left
 
     def has(self, uid: int, digest: str) -> bool:
         key = (uid, digest)
-        return self._newest(key) is not None or key in self._needed or key in self._files or key in self._secrets
+        return self._recent.get(*key) is not None or key in self._needed or key in self._files or key in self._secrets
 
     def require(self, uid: int, *digests: str) -> None:
         """Raises BadRequest MISSING_CONTENT before anything is acknowledged that refers to it; "" means none."""
@@ -181,7 +149,7 @@ class Contents:
     def content(self, uid: int, digest: str) -> Content:
         """For a worker. Raises BadRequest MISSING_CONTENT: the client sends it again."""
         key = (uid, digest)
-        if (data := self._newest(key)) is not None or (data := self._needed.get(key)) is not None:
+        if (data := self._recent.get(*key)) is not None or (data := self._needed.get(key)) is not None:
             return Content(digest, data, None)
         if key in self._files:
             return Content(digest, None, str(self._blobs.content_path(uid, digest)))
@@ -195,18 +163,18 @@ class Contents:
 
     def spec(self, uid: int, digest: str) -> JobSpec:
         """The parsed spec; parsed once for all calls that refer to it."""
-        key = (uid, digest)
-        if key not in self._specs:
-            _make_room(self._specs)
-            self._specs[key] = parse_spec(self._read(key, self._limits.spec_bytes))
-        return self._specs[key]
+        if (found := self._specs.get(uid, digest)) is None:
+            data = self._read((uid, digest), self._limits.spec_bytes)
+            found = parse_spec(data)
+            self._specs.add(uid, digest, found, _OBJECT_BYTES + len(data))
+        return found
 
     def context(self, uid: int, digest: str) -> Context:
-        key = (uid, digest)
-        if key not in self._contexts:
-            _make_room(self._contexts)
-            self._contexts[key] = parse_context(self._read(key, self._limits.spec_bytes))
-        return self._contexts[key]
+        if (found := self._contexts.get(uid, digest)) is None:
+            data = self._read((uid, digest), self._limits.spec_bytes)
+            found = parse_context(data)
+            self._contexts.add(uid, digest, found, _OBJECT_BYTES + len(data))
+        return found
 
     def _read(self, key: _Key, cap: int) -> bytes:
         content = self.content(*key)
@@ -233,7 +201,7 @@ class Contents:
             self._needed.pop(key, None)
             if (data := self._secrets.pop(key, _ABSENT)) is not _ABSENT:
                 self._secret_bytes[uid] -= len(data or b"")
-                self._contexts.pop(key, None)
+                self._contexts.drop(uid, digest)
                 self._blobs.remove(self._blobs.secret_path(uid, digest))
 
     # -- after a restart -----------------------------------------------------------------------------------
@@ -271,10 +239,9 @@ class Contents:
 
         gone = await self._store.submit(forget)
         for uid, digest, is_file in gone:
-            if uid in self._recent:
-                self._recent[uid].drop(digest)
+            self._recent.drop(uid, digest)
             self._files.discard((uid, digest))
-            self._specs.pop((uid, digest), None)
+            self._specs.drop(uid, digest)
             if is_file:
                 self._blobs.remove(self._blobs.content_path(uid, digest))
         return len(gone)

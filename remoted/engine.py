@@ -10,7 +10,6 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from remoted import turn
 from remoted.adopted import AdoptedWorker, entry_of
 from remoted.clock import Clock
 from remoted.cradle import Cradle, WorkerPlan
-from remoted.environments import EnvironmentFailed, EnvironmentRequest, EnvironmentSource
+from remoted.environments import EnvironmentFailed, EnvironmentSource
 from remoted.errors import SpawnError
 from remoted.fdstore import Entry, FdStore
 from remoted.gate import Gate
@@ -32,6 +31,7 @@ from remoted.holders import Holders
 from remoted.limits import Limits
 from remoted.model import DeviceUse, DeviceUuid, Reason, WorkerId
 from remoted.owners import TicketOwner
+from remoted.plans import Plans
 from remoted.scheduler import events
 from remoted.scheduler.policy import Scheduler
 from remoted.scheduler.state import Need, PoolPolicy, Ticket, TicketId, Turns, WorkerView
@@ -70,8 +70,7 @@ class Engine:
         self.poll_seconds = poll_seconds
         self._environments = environments
         self._sockets = sockets
-        self._plans: dict[str, WorkerPlan] = {}
-        self._requests: dict[str, tuple[EnvironmentRequest, Mapping[str, str]]] = {}
+        self.plans = Plans()
         self._hearers = Hearers()
         self._deaf: dict[TicketId, TicketId] = {}
         self._owners: dict[TicketId, TicketOwner] = {}
@@ -87,13 +86,6 @@ class Engine:
         self._memory_kills = MemoryKills()
 
     # -- for the use cases ---------------------------------------------------------------------------------
-
-    def plan(self, kind: str, plan: WorkerPlan) -> None:
-        """Say how workers of this kind are started; the same kind always means the same plan, but for what is imported."""
-        known = self._plans.get(kind, plan)
-        self._plans[kind] = replace(known, hints=known.hints | plan.hints, import_environ=plan.import_environ)
-        if plan.environment is not None:
-            self._requests[plan.environment.digest] = (plan.environment, plan.build_environ)
 
     def submit(self, ticket: Ticket, policy: PoolPolicy, owner: TicketOwner, behind: tuple[Ticket, ...] = ()) -> None:
         """Queue a ticket, and others of its lane; the owner hears when they have workers."""
@@ -116,9 +108,8 @@ class Engine:
     def _enter(self, event: events.Submitted) -> None:
         """To the scheduler, or to those who wait for the end of a drain."""
         if self.is_closed_to(event.ticket.ancestors):
-            self.scheduler.policies.setdefault(event.ticket.need.pool, event.policy)
             for ticket in (event.ticket, *event.behind):
-                self._hold(ticket)
+                self._hold(ticket, event.policy)
         else:
             self.handle(event)
 
@@ -153,8 +144,9 @@ class Engine:
         self._close_useless(ticket_id)
         ticket = self.scheduler.tickets[ticket_id]
         if self.is_closed_to(ticket.ancestors):
+            policy = self.scheduler.policies[ticket.need.pool]
             self.handle(events.Ended(ticket_id))
-            self._hold(ticket, first=True)
+            self._hold(ticket, policy, first=True)
         else:
             self.handle(events.Returned(ticket_id))
         return True
@@ -201,11 +193,12 @@ class Engine:
 
     def drain(self) -> None:
         """The gate is closed: what waits, waits there or is refused; what has begun goes on."""
-        held = [ticket for ticket in self.scheduler.in_order_of_arrival() if self.is_closed_to(ticket.ancestors)]
-        self.handle(events.Cleared(tuple(ticket.id for ticket in held)))
-        for ticket in held:
+        waiting = [ticket for ticket in self.scheduler.in_order_of_arrival() if self.is_closed_to(ticket.ancestors)]
+        held = [(ticket, self.scheduler.policies[ticket.need.pool]) for ticket in waiting]
+        self.handle(events.Cleared(tuple(ticket.id for ticket in waiting)))
+        for ticket, policy in held:
             if self._owners[ticket.id].keeps_outcomes:
-                self._hold(ticket)
+                self._hold(ticket, policy)
             else:
                 self._tell_unplaceable(ticket.id, Reason.DRAINED, f"cannot run it: {self.gate.drain}")
         for worker in self.workers.values():
@@ -213,11 +206,11 @@ class Engine:
 
     def resume(self) -> None:
         """Those who were held back come in, in the order in which they came."""
-        for ticket in self.gate.open():
-            self.submit(ticket, self.scheduler.policies[ticket.need.pool], self._owners[ticket.id])
+        for ticket, policy in self.gate.open():
+            self.submit(ticket, policy, self._owners[ticket.id])
 
-    def _hold(self, ticket: Ticket, first: bool = False) -> None:
-        self.gate.hold(ticket, first)
+    def _hold(self, ticket: Ticket, policy: PoolPolicy, first: bool = False) -> None:
+        self.gate.hold(ticket, policy, first)
         self._told.pop(ticket.id, None)
         self._owners[ticket.id].on_waiting(ticket.id, Reason.DRAINED)
 
@@ -262,7 +255,7 @@ class Engine:
                 self._told.pop(ticket_id, None)
                 self._owners[ticket_id].on_assigned(ticket_id, self.workers[worker_id], view.devices, decision)
             case events.StartWorker(worker_id, need, devices):
-                self.spawn(self._start_worker(worker_id, need, devices))
+                self.spawn(self._start_worker(worker_id, need, devices, self._plan_of(need)))
             case events.StopWorker(worker_id, why):
                 self.spawn(self.workers[worker_id].end(why))
             case events.Refuse(ticket_id, reason, message, detail):
@@ -270,7 +263,7 @@ class Engine:
                     detail = f"what the installer printed is in the error of {hearer}"
                 self._tell_unplaceable(ticket_id, reason, message, detail)
             case events.Build(environment, ticket_id):
-                self.spawn(self._build(environment, ticket_id))
+                self.spawn(self._build(environment, self._plan_of(self.scheduler.tickets[ticket_id].need)))
 
     def _tell_unplaceable(self, ticket_id: TicketId, reason: Reason, message: str, detail: str = "") -> None:
         owner = self._owners.pop(ticket_id, None)
@@ -297,7 +290,16 @@ class Engine:
 
     # -- workers -------------------------------------------------------------------------------------------
 
-    async def _start_worker(self, worker_id: WorkerId, need: Need, devices: tuple[DeviceUuid, ...]) -> None:
+    def _plan_of(self, need: Need) -> WorkerPlan | None:
+        """How such workers are started: as it is remembered, else as those say who wait for one. None: it is forgotten, and nobody waits."""
+        if plan := self.plans.find(need.uid, need.kind):
+            return plan
+        lanes = self.scheduler.users.get(need.uid, {}).values()
+        ticket_id = next((lane.tickets.head[1].id for lane in lanes if lane.need.kind == need.kind and lane.tickets), "")
+        owner = self._owners.get(ticket_id)
+        return owner.plan_of(ticket_id) if owner is not None else None
+
+    async def _start_worker(self, worker_id: WorkerId, need: Need, devices: tuple[DeviceUuid, ...], plan: WorkerPlan | None) -> None:
         worker = Worker(worker_id, self._clock, self._limits, self._memory_kills, self._on_worker_dead)
         if not self.workers:
             self._sample_memory()
@@ -305,8 +307,9 @@ class Engine:
         if not self._locks.acquire(devices):
             self._forget_worker(worker)  # another daemon was faster; the look that follows sees it
             return
-        plan = self._plans[need.kind]
         try:
+            if plan is None:
+                raise SpawnError("cannot start a worker: nobody says any more how; the next call of its pool does")
             python, extra = await self._interpreter(plan)
             environ = {**plan.environ, **extra, "REMOTED_PYTHON": plan.executable, **self._worker_variables(worker_id, devices)}
             start = Start(need.uid, python, environ, plan.preload, tuple(sorted(plan.hints)), plan.import_environ)
@@ -392,10 +395,11 @@ class Engine:
 
     # -- environments --------------------------------------------------------------------------------------
 
-    async def _build(self, environment: str, ticket_id: TicketId) -> None:
-        request, environ = self._requests[environment]
+    async def _build(self, environment: str, plan: WorkerPlan | None) -> None:
         try:
-            await self._environments.ensure(request, lambda data: self._on_build_output(environment, data), environ)
+            if plan is None or plan.environment is None:
+                raise EnvironmentFailed("cannot build the environment: nobody says any more what it is made for; call again")
+            await self._environments.ensure(plan.environment, lambda data: self._on_build_output(environment, data), plan.build_environ)
         except Exception as error:  # whatever went wrong: those who wait must hear of it
             text = getattr(error, "log", "")
             if not isinstance(error, EnvironmentFailed):
@@ -417,11 +421,6 @@ class Engine:
         """Who waits for this environment, and whose they are."""
         waiting = [ticket.id for lane, _, ticket in self.scheduler.waiting() if lane.need.environment == environment]
         return {ticket_id: self._owners[ticket_id].caller_of(ticket_id) for ticket_id in waiting if ticket_id in self._owners}
-
-    def packages(self, environment: str) -> str:
-        """What the environment of this digest is made for, in the user's words."""
-        found = self._requests.get(environment)
-        return " ".join(found[0].requirements) if found else ""
 
     # -- devices -------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from remoted.errors import Conflict, StoreError
-from remoted.scheduler.state import Ticket, TicketId
+from remoted.scheduler.state import PoolPolicy, Ticket, TicketId
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Gate:
         self._file = file
         self.drain = _read(file)
         #: Those who wait for its end, in order.
-        self.held: dict[TicketId, Ticket] = {}
+        self.held: dict[TicketId, tuple[Ticket, PoolPolicy]] = {}
 
     @property
     def is_closed(self) -> bool:
@@ -53,15 +53,15 @@ class Gate:
         _write(self._file, json.dumps(asdict(drain)))
         self.drain = drain
 
-    def open(self) -> list[Ticket]:
+    def open(self) -> list[tuple[Ticket, PoolPolicy]]:
         """Those who waited, the first one first."""
         self._file.unlink(missing_ok=True)
         self.drain = None
         waiting, self.held = list(self.held.values()), {}
         return waiting
 
-    def hold(self, ticket: Ticket, first: bool = False) -> None:
-        mine = {ticket.id: ticket}
+    def hold(self, ticket: Ticket, policy: PoolPolicy, first: bool = False) -> None:
+        mine = {ticket.id: (ticket, policy)}
         self.held = {**mine, **self.held} if first else self.held
         self.held |= mine
 

@@ -9,7 +9,7 @@ from remoted.contents import Contents
 from remoted.cradle import WorkerPlan
 from remoted.engine import Engine
 from remoted.environments import EnvironmentFailed, EnvironmentRequest, normalise
-from remoted.errors import BadRequest
+from remoted.errors import BadRequest, RemotedError
 from remoted.model import Uid
 from remoted.requests import Request
 from remoted.scheduler import matching
@@ -67,12 +67,20 @@ class Needs:
         key = (uid, request.spec, request.context, request.identity)
         if key not in self._kinds:
             kind = kind_id(self._kind_key, spec, context, spec.pool.gpus, request.identity)
-            plan = self._plan(uid, spec, context, request.identity)
-            self._engine.plan(kind, plan)
+            plan = self._engine.plans.learn(uid, kind, self._plan(uid, spec, context, request.identity))
             if len(self._kinds) >= _KINDS_MOST:
                 self._kinds.clear()
             self._kinds[key] = (kind, plan.environment.digest if plan.environment else None)
         return self._kinds[key]
+
+    def plan_again(self, uid: int, request: Request, spec: JobSpec) -> WorkerPlan | None:
+        """That of a call which was admitted before. None: its surroundings are gone."""
+        try:
+            context = self._contents.context(uid, request.context)
+            plan = self._plan(uid, spec, context, request.identity)
+        except (RemotedError, OSError):
+            return None
+        return self._engine.plans.learn(uid, kind_id(self._kind_key, spec, context, spec.pool.gpus, request.identity), plan)
 
     def _gpu_request(self, spec: JobSpec) -> matching.GpuRequest | None:
         if not spec.pool.gpu:

@@ -54,7 +54,7 @@ def _why(services: Services, call: Call, lane: Lane | None) -> str:
     if lane is None:
         return str(services.engine.gate.drain) if call.id in services.engine.gate.held else ""
     if lane.reason is Reason.WAITING_ENV:
-        return f"building {services.engine.packages(lane.need.environment or '')}".rstrip()
+        return f"building {' '.join(call.spec.dependencies)}"
     return lane.detail
 
 

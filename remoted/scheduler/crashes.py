@@ -9,6 +9,9 @@ from collections import deque
 
 from remoted.scheduler.state import PoolKey
 
+#: With so many in memory, those that are over go.
+_POOLS_MOST = 1024
+
 
 class Crashes:
     """Unexpected ends of workers, by pool; ``count`` of them within ``seconds`` are a loop."""
@@ -19,6 +22,8 @@ class Crashes:
 
     def note(self, pool: PoolKey, now: float) -> None:
         """A worker of it ended that nobody had told to."""
+        if len(self._times) >= _POOLS_MOST:
+            self._times = {known: times for known, times in self._times.items() if times[-1] + self._seconds > now}
         self._times.setdefault(pool, deque(maxlen=self._count)).append(now)
 
     def paused_until(self, pool: PoolKey, now: float) -> float | None:

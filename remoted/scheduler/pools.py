@@ -5,10 +5,15 @@ from __future__ import annotations
 from remoted.scheduler.state import Kind, Need, Pool, PoolKey, PoolPolicy, WorkerState, WorkerView
 
 _EXTRA_SECONDS = 10.0
+#: Pools of one user: each of them keeps a worker at least, and nobody has more workers. All are looked at with every event.
+_HELD_MOST = 256
 
 
 class Pools:
-    """Policies outlive workers and lanes; the index has only pools with either."""
+    """The index has only pools with workers or lanes; a policy stays for as long as there are such, or somebody holds its pool.
+
+    Users make up the names of pools, so nothing is kept of one that is no more.
+    """
 
     def __init__(self) -> None:
         self.policies: dict[PoolKey, PoolPolicy] = {}
@@ -50,8 +55,15 @@ class Pools:
         del kind.pool.kinds[kind.key]
         if not kind.pool.kinds:
             del self.index[kind.pool.key]
+            self._forget_policy(kind.pool.key)
+
+    def _forget_policy(self, key: PoolKey) -> None:
+        if key not in self.index and key not in self.held_until:
+            self.policies.pop(key, None)
 
     def hold(self, key: PoolKey, until: float) -> None:
+        if key not in self.held_until and sum(held[0] == key[0] for held in self.held_until) >= _HELD_MOST:
+            return
         self.held_until[key] = until
         if key in self.index:
             self.update_ends(self.index[key])
@@ -63,6 +75,7 @@ class Pools:
             self.newest.pop(key, None)
             if key in self.index:
                 self.update_ends(self.index[key])
+            self._forget_policy(key)
 
     def is_kept(self, pool: Pool) -> bool:
         """All its live workers are its ``workers_min``, while somebody uses the config."""

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import json
 import os
 import socket
 import struct
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from remoted.data.transport import Transport
 from remoted.limits import Limits
 from remoted_client import wire
+from remoted_client.connection import Outgoing, Upload
 from tests.faults.rawclient import RawClient, descriptors, prepare, raw, resident_bytes
 from tests.harness import Host, host, wait_until
 
@@ -543,6 +546,35 @@ def test_t18_small_contents_fill_no_memory(shared_daemon: Host) -> None:
         client.ping()
         assert resident_bytes(shared_daemon) - before < 3 * FLAT_BYTES
     assert_works(shared_daemon)
+
+
+def test_t18_kinds_of_workers_fill_no_memory_and_who_waits_for_the_first_is_served(bare_host: Host) -> None:
+    """Each value of a PYTHON... variable is another kind; how its workers are started is forgotten, and said again by who waits."""
+    daemon = bare_host.start()
+    call = prepare(work, 1)
+    surroundings = json.loads(next(bytes(upload.data) for upload in call.uploads if upload.role == "context" and isinstance(upload.data, bytes)))
+    with raw(daemon) as client:
+        running = [client.submit(prepare(last, number)) for number in (b"1", b"2", b"3")]
+        busy = [client.until("accepted").header["id"] for _ in running]
+        before = resident_bytes(daemon)
+        waiting = [_submit_kind(client, call, surroundings, number) for number in range(150)]
+        client.ping()
+        assert resident_bytes(daemon) - before < 4 * FLAT_BYTES
+        for job in (*waiting[1:], *busy):
+            client.send({"op": "cancel", "id": job})
+        while (done := client.until("done")).header["id"] != waiting[0]:
+            pass
+        assert done.header["status"] == "COMPLETED"
+
+
+def _submit_kind(client: RawClient, call: Outgoing, surroundings: dict[str, Any], number: int) -> str:
+    """Its id."""
+    large = {f"PYTHON_TEST_{part}": f"{number}-{part}" + "x" * 100_000 for part in range(9)}
+    document = json.dumps({**surroundings, "environ": {**surroundings["environ"], **large}}).encode()
+    digest = hashlib.sha256(document).hexdigest()
+    client.upload(Upload(digest, "context", document))
+    client.submit(call, context=digest)
+    return str(client.until("accepted").header["id"])
 
 
 # -- T61 -----------------------------------------------------------------------------------------------------

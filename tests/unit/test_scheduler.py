@@ -390,3 +390,30 @@ def test_c09_a_worker_that_cannot_be_talked_to_takes_nothing_more() -> None:
     desk.feed(events.Ended("t"))
     (start,) = desk.submit("a", gpu=None)
     assert isinstance(start, events.StartWorker)
+
+
+def test_t18_names_of_pools_are_not_remembered_for_ever() -> None:
+    desk = Desk(gpus=0)
+    for number in range(50):
+        desk.submit(f"job{number}", gpu=None, kind=f"pool{number}")
+        desk.feed(events.Withdrawn(f"job{number}"))
+    for worker in list(desk.scheduler.workers):
+        desk.feed(events.WorkerEnded(worker))
+    assert not desk.scheduler.policies
+    desk.feed(events.PoolHeld((1, "LiveServerless", "kept"), until=100.0))
+    desk.submit("job", gpu=None, kind="kept")
+    desk.feed(events.Withdrawn("job"))
+    for worker in list(desk.scheduler.workers):
+        desk.feed(events.WorkerEnded(worker))
+    assert list(desk.scheduler.policies) == [(1, "LiveServerless", "kept")]
+    desk.feed(events.Tick(), at=101.0)
+    assert not desk.scheduler.policies
+
+
+def test_t18_nobody_holds_so_many_pools_that_each_event_takes_long() -> None:
+    desk = Desk(gpus=0)
+    for number in range(1000):
+        desk.feed(events.PoolHeld((1, "LiveServerless", f"pool{number}"), until=100.0))
+    desk.feed(events.PoolHeld((2, "LiveServerless", "of another"), until=100.0))
+    assert len(desk.scheduler.held_until) == 257
+    assert (2, "LiveServerless", "of another") in desk.scheduler.held_until
