@@ -34,6 +34,7 @@ from remoted.clock import Clock
 from remoted.contents import Contents
 from remoted.data import DataServer, Runners, watch_caller
 from remoted.direct import DirectCalls
+from remoted.dismissal import end_workers
 from remoted.endings import Ending
 from remoted.endpoints import Endpoints
 from remoted.engine import Engine
@@ -394,7 +395,7 @@ async def _end_calls(runners: Runners) -> None:
     until = loop.time() + _LAST_SECONDS
     while any(worker.has_attempts for worker in workers if worker is not None) and loop.time() < until:
         await asyncio.sleep(0.02)
-    await asyncio.gather(*(worker.end("the daemon stops", grace_seconds=0) for worker in workers if worker is not None and worker.is_alive))
+    await end_workers([worker for worker in workers if worker is not None and worker.is_alive])
     await runners.jobs.close()
 
 

@@ -2,20 +2,22 @@
 
 Groups are made below the daemon's own place: in the unified hierarchy, and in those of version 1 for the controllers
 that are still there. ``cgroup.kill`` (Linux 5.14) needs the unified one only, which hybrid hosts have too. A controller
-that is nowhere is said in ``missing``, and what it would have limited is not. Blocking, and quick but for ``kill``.
+that is nowhere is said in ``missing``, and what it would have limited is not. Blocking, and quick but for ``end_all``.
 
 Called by the engine for workers and by stewards' keeper for builds; only names made by the daemon become paths here.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
+import logging
 import os
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,13 +25,14 @@ from typing import Protocol
 
 from remoted import bpf
 
+log = logging.getLogger(__name__)
 CONTROLLERS = ("memory", "pids", "cpu")
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _PERIOD_MICROSECONDS = 100_000
 #: The leaf for the daemon itself: version 2 allows no process beside groups.
 _OWN_LEAF = "daemon"
-_KILL_ROUNDS = 400
-_PAUSE_SECONDS = 0.01
+_KILL_SECONDS = 4.0
+_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.01, 0.25
 _FREEZE_ROUNDS = 1000
 _FREEZE_PAUSE_SECONDS = 0.001
 
@@ -130,14 +133,19 @@ class Group:
         return sorted(found)
 
     def kill(self) -> bool:
-        """KILL everybody inside and wait for their end; False if somebody cannot die yet (a driver holds him)."""
-        pause = threading.Event()
-        for _ in range(_KILL_ROUNDS):
-            if not self._is_populated():
+        """KILL everybody inside; True if nobody was. Quick: who waits for their end is ``end``, or ``end_all``."""
+        if not self._is_populated():
+            return True
+        self._kill_once()
+        return False
+
+    async def end(self) -> bool:
+        """Everybody inside dies; False if somebody cannot yet (a driver or a file system holds him). No thread waits for that: those of the loop are everybody's."""
+        for pause in _pauses():
+            if await asyncio.to_thread(self.kill):
                 return True
-            self._kill_once()
-            pause.wait(_PAUSE_SECONDS)
-        return not self._is_populated()
+            await asyncio.sleep(pause)
+        return await asyncio.to_thread(self.kill)
 
     def _kill_once(self) -> None:
         for folder in self._folders:
@@ -237,17 +245,36 @@ class Cgroups:
     def sweep(self, keep: set[str]) -> None:
         """End what earlier daemons' workers have left, but for those that are kept."""
         found = {path.name for base in self._bases for path in base.iterdir() if path.is_dir()}
-        for name in found - keep:
-            if _NAME.fullmatch(name):
-                group = self.group(name)
-                group.kill()
-                group.remove()
+        end_all([self.group(name) for name in found - keep if _NAME.fullmatch(name)])
 
     def close(self) -> None:
         """The place itself, if nobody is left in it."""
         for base in self._bases:
             with contextlib.suppress(OSError):
                 base.rmdir()
+
+
+def end_all(groups: Iterable[Group]) -> None:
+    """Everybody in them dies, all at once, and the empty ones go; blocking. Who cannot die costs one wait, not one each: the next daemon starts behind it."""
+    left = list(groups)
+    pause = threading.Event()
+    for seconds in _pauses():
+        for group in [group for group in left if group.kill()]:
+            left.remove(group)
+            group.remove()
+        if not left:
+            return
+        pause.wait(seconds)
+    log.error("processes in %s do not die", ", ".join(group.name for group in left))
+
+
+def _pauses() -> Iterator[float]:
+    """Short ones first: most are dead at the second look."""
+    pause, waited = _PAUSE_SECONDS, 0.0
+    while waited < _KILL_SECONDS:
+        yield pause
+        waited += pause
+        pause = min(_LONGEST_PAUSE_SECONDS, pause * 1.3)
 
 
 def find(name: str, total: Bounds) -> Cgroups | None:

@@ -18,6 +18,7 @@ from remoted import turn
 from remoted.adopted import AdoptedWorker, entry_of
 from remoted.clock import Clock
 from remoted.cradle import Cradle, WorkerPlan
+from remoted.dismissal import end_workers
 from remoted.environments import EnvironmentFailed, EnvironmentSource
 from remoted.errors import SpawnError
 from remoted.fdstore import Entry, FdStore
@@ -492,7 +493,7 @@ class Engine:
         for worker in left:
             worker.leave()
         others = [worker for worker in self.workers.values() if worker not in left]
-        await asyncio.gather(*(worker.end("the daemon stops", grace_seconds=0.0 if worker.has_attempts else 1.0) for worker in others))
+        await end_workers(others)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -133,13 +133,13 @@ class Family:
     async def end(self) -> None:
         """The worker is to die at once, and whatever hangs on it first."""
         if self.group is not None:
-            await asyncio.to_thread(self.group.kill)
+            await self.group.end()
         else:
             await asyncio.to_thread(reaper.kill_descendants, self.pid)
 
     async def bury(self) -> None:
         """The worker is dead and reaped: so is everybody else when this returns."""
-        if self.group is not None and not await asyncio.to_thread(self.group.kill):
+        if self.group is not None and not await self.group.end():
             log.error("processes of worker %s do not die: %s", self.name, self.group.pids())
         await self._end_orphans()
         if self._seen:

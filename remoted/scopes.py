@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from remoted.cgroup import CONTROLLERS, Bounds, Group, mounts
+from remoted.cgroup import CONTROLLERS, Bounds, Group, end_all, mounts
 
 SLICE = "remoted-workers.slice"
 _RUN = "/usr/bin/systemd-run"
@@ -129,8 +129,7 @@ class Scopes:
     def sweep(self, keep: set[str]) -> None:
         """End what earlier daemons' workers have left, but for those that are kept."""
         found = {match["name"] for base in self._bases if base.is_dir() for path in base.iterdir() if (match := _SCOPE.fullmatch(path.name))}
-        for name in found - keep:
-            self.group(name).kill()
+        end_all([self.group(name) for name in found - keep])
 
     def close(self) -> None:
         """The slice is systemd's."""

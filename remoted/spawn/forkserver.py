@@ -294,7 +294,7 @@ class ForkServer:
 
     async def _end_of_life(self) -> None:
         if self._group is not None:
-            await asyncio.to_thread(self._group.kill)
+            await self._group.end()
             self._group.remove()
         self._gone.set_result(None)
         self._on_gone(self)

@@ -28,6 +28,7 @@ _PROGRAM = (sys.executable, "-I", "-B", "-m", "remoted.steward.program")
 _LAUNCH_SECONDS = 30.0
 _ANSWER_SECONDS = 60.0
 _IDLE_SECONDS = 60.0
+_CLOSE_SECONDS = 5.0
 _WORDS_BYTES = 4000
 #: Compilers in parallel, and their threads.
 _TASKS = 4096
@@ -90,8 +91,12 @@ class Stewards:
             del self._known[identity]
 
     async def close(self) -> None:
-        """All of them end, with whatever they are building."""
-        await asyncio.gather(*(steward.end() for steward in list(self._known.values())))
+        """All of them end, with whatever they are building; who cannot die is left."""
+        ending = [asyncio.ensure_future(steward.end()) for steward in self._known.values()]
+        if ending:
+            _, late = await asyncio.wait(ending, timeout=_CLOSE_SECONDS)
+            for task in late:
+                task.cancel()
 
 
 class _Steward:

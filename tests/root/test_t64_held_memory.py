@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -42,6 +43,12 @@ print(f().result(timeout=40).status)
 
 
 ALONE = HEAD + "hold(*sys.argv[1:])"
+MANY = HEAD + """
+from remoted_client import CpuLiveLoadBalancer
+for number in range(10):
+    remote(CpuLiveLoadBalancer(name=f"hold{number}", workersMax=1))(hold)(sys.argv[1], sys.argv[2] + str(number))
+time.sleep(1000)
+"""
 
 
 @pytest.fixture
@@ -85,6 +92,23 @@ def test_t64_a_process_that_nobody_can_look_at_does_not_keep_the_daemon_from_its
         house.stop()
         (house.state / "runtime" / "worker-of-an-older-version.pyz").touch()
         house.start()
+        assert house.user("bob", 60002).run(STOPPED).out == "TIMED_OUT\n"
+    finally:
+        server.kill()
+        holding.kill()
+        holding.communicate()
+
+
+def test_t57_t64_processes_that_no_signal_ends_put_off_neither_the_daemons_end_nor_the_start_of_the_next(served: tuple[SystemHost, Path, subprocess.Popen[str]]) -> None:
+    house, silent, server = served
+    alice = house.user("alice", 60001)
+    holding = alice.popen(MANY, str(silent), str(alice.home / "pid"))
+    try:
+        wait_until(lambda: all(_is_held(alice.home / f"pid{number}") for number in range(10)), 60, house.log)
+        assert house.process is not None
+        house.process.send_signal(signal.SIGTERM)
+        assert house.process.wait(25) == 0
+        house.start()  # has thirty seconds
         assert house.user("bob", 60002).run(STOPPED).out == "TIMED_OUT\n"
     finally:
         server.kill()
