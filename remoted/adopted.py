@@ -106,7 +106,7 @@ class AdoptedWorker(Worker):
         self._sock = socket.socket(fileno=handles.channel)
         self.born_as = Born(self._process, self._sock, about.server, about.reason)
         self._pipes.take(handles.stdout, handles.stderr)
-        self.family = adopted(about.id, about.pid, groups, about.bounds)
+        self.family = adopted(about.id, about.pid, groups, about.need.uid, about.bounds)
         #: What it says that it has, by token, until somebody takes it.
         self.leases: dict[str, FoundLease] = {}
         self._leases_most = about.need.concurrency

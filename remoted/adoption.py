@@ -247,7 +247,7 @@ class Adoption:
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[None] = loop.create_future()
         loop.add_reader(pidfd, _set, ended)
-        family = adopted(running[0][1]["worker"], running[0][1]["worker_pid"], self._engine.cradle.cgroups)
+        family = adopted(running[0][1]["worker"], running[0][1]["worker_pid"], self._engine.cradle.cgroups, running[0][0].uid)
         stopped: dict[str, Reason] = {}
         is_overfull = False
         try:

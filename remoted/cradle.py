@@ -84,7 +84,7 @@ class Cradle:
 
     def _make_family(self, worker_id: str, plan: WorkerPlan, cards: tuple[int, ...] | None) -> Family:
         if self.cgroups is None or plan.identity is None:
-            return Family(worker_id)
+            return Family(worker_id, uid=plan.identity.uid if plan.identity else None)
         bounds = Bounds(self._limits.worker_memory(plan.memory_bytes), plan.cpus, self._limits.worker_tasks)
         group = self.cgroups.make(worker_id, bounds)
         if self.rules is not None:

@@ -21,6 +21,7 @@ import psutil
 
 from remoted.cgroup import Bounds, Group, Groups
 from remoted.spawn import reaper
+from remoted.spawn.orphans import end_orphans
 
 log = logging.getLogger(__name__)
 _ROUNDS = 20
@@ -34,8 +35,10 @@ _NO_SESSION = 0
 class Family:
     """``name``: the worker's id. ``group`` is made before the worker is, where there are groups."""
 
-    def __init__(self, name: str, group: Group | None = None, bounds: Bounds | None = None) -> None:
+    def __init__(self, name: str, group: Group | None = None, bounds: Bounds | None = None, uid: int | None = None) -> None:
+        """``uid``: whose it is, where the daemon serves several."""
         self.name = name
+        self._uid = uid
         self.pid = _NO_SESSION
         self.group = group
         self._bounds = bounds or Bounds()
@@ -151,7 +154,7 @@ class Family:
         if self.group is not None:
             await asyncio.to_thread(reaper.collect_strays, self.pid)
         else:
-            await asyncio.to_thread(reaper.kill_orphans, self.name, self.pid, since)
+            await end_orphans(self.name, self.pid, self._uid, since)
 
     def forget(self) -> None:
         """Nothing of it lives: its group goes."""
@@ -177,9 +180,9 @@ def count_leftovers(asked: list[tuple[Family, float]]) -> dict[str, int]:
     return {family.name: family.count_older(than, children) for family, than in asked}
 
 
-def adopted(name: str, pid: int, groups: Groups | None, bounds: Bounds | None = None) -> Family:
+def adopted(name: str, pid: int, groups: Groups | None, uid: int | None, bounds: Bounds | None = None) -> Family:
     """That of a worker of the last daemon's."""
-    family = Family(name, groups.group(name) if groups is not None else None, bounds)
+    family = Family(name, groups.group(name) if groups is not None else None, bounds, uid)
     family.begin(pid)
     return family
 

@@ -28,6 +28,7 @@ from remoted.peers import take_no_descriptors
 from remoted.spawn import launch, reaper
 from remoted.spawn.becoming import Becoming
 from remoted.spawn.door import Door, NotBelieved
+from remoted.spawn.orphans import end_orphans
 from remoted.spawn.usher import usher
 from remoted_client import wire
 
@@ -289,7 +290,7 @@ class ForkServer:
         self._fail(f"the fork server {status.describe()}")
         self._close()
         if self._group is None:
-            await asyncio.to_thread(reaper.kill_orphans, self._mark, process.pid)
+            await end_orphans(self._mark, process.pid, None if self._becoming is None else self.recipe.uid)
         await self._end_of_life()
 
     async def _end_of_life(self) -> None:

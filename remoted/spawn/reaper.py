@@ -161,15 +161,15 @@ def kill_descendants(pid: int, younger_than: float | None = None, rounds: int = 
     return killed
 
 
-def kill_orphans(worker_id: str, session: int, younger_than: float = 0.0, rounds: int = 20) -> int:
+def kill_orphans(worker_id: str, session: int, younger_than: float = 0.0, rounds: int = 20, of: int | None = None) -> int:
     """KILL what a worker's processes left below this daemon (a subreaper): its orphans and their descendants.
 
-    ``session`` is the worker's pid, which is the session of everything that did not call setsid. Only for who serves one user:
-    who reads an environment may wait as long as that process likes (``apart``).
+    ``session`` is the worker's pid, which is the session of everything that did not call setsid. ``of``: nobody else's processes are
+    looked into; who reads an environment may wait as long as that process likes (``orphans``).
     """
     killed = 0
     for _ in range(rounds):
-        children = psutil.Process().children()
+        children = [child for child in psutil.Process().children() if of is None or _uid(child) == of]
         roots = [child for child in children if _belongs(child, worker_id) and child.pid != session and started_at(child.pid) >= younger_than]
         if not roots:
             break
@@ -200,6 +200,14 @@ def _belongs(process: psutil.Process, worker_id: str) -> bool:
         return not _is_zombie(process) and process.environ().get(WORKER_VARIABLE) == worker_id
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return False
+
+
+def _uid(process: psutil.Process) -> int:
+    """-1: it is gone."""
+    try:
+        return int(process.uids().real)
+    except psutil.NoSuchProcess:
+        return -1
 
 
 def _is_zombie(process: psutil.Process) -> bool:

@@ -72,16 +72,16 @@ class Stewards:
         found = self._known.get(identity)
         if found is None or not found.is_open:
             begin = {"settings": self._settings.model_dump(mode="json"), "uv": self._uv}
-            family = self._make_family()
+            family = self._make_family(identity)
             becoming = self._become(identity).inside(family.group)
             found = self._known[identity] = _Steward(becoming, family, begin, lambda: self._forget(identity))
         return found
 
-    def _make_family(self) -> Family:
+    def _make_family(self, identity: Identity) -> Family:
         """Whatever an installer starts ends with its steward."""
         name = f"steward-{secrets.token_hex(8)}"
         try:
-            return Family(name, self._cgroups.make(name, Bounds(tasks=_TASKS)) if self._cgroups is not None else None)
+            return Family(name, self._cgroups.make(name, Bounds(tasks=_TASKS)) if self._cgroups is not None else None, uid=identity.uid)
         except OSError as error:
             raise EnvironmentFailed(f"cannot look after your environments: no cgroup can be made for their steward: {error}") from error
 

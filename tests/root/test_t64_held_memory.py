@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.harness import wait_until
@@ -51,9 +52,19 @@ time.sleep(1000)
 """
 
 
+#: A host where nothing can be made in a cgroup.
+WITHOUT_GROUPS = ("unshare", "--mount", "sh", "-c", 'umount --lazy --all --types cgroup,cgroup2; exec "$@"', "sh")
+
+
+@pytest.fixture(params=[(), WITHOUT_GROUPS], ids=["groups", "no-groups"])
+def wrapper(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    found: tuple[str, ...] = request.param
+    return found
+
+
 @pytest.fixture
-def served() -> Iterator[tuple[SystemHost, Path, subprocess.Popen[str]]]:
-    """A daemon, the file, and its server. When its server ends the kernel lets go whoever waits for it; before that the daemon could not end."""
+def served(wrapper: tuple[str, ...]) -> Iterator[tuple[SystemHost, Path, subprocess.Popen[str]]]:
+    """A daemon, the file, and its server. When its server ends the kernel lets go whoever waits for it."""
     with system_host() as house:
         point = house.prefix / "point"
         point.mkdir()
@@ -61,7 +72,7 @@ def served() -> Iterator[tuple[SystemHost, Path, subprocess.Popen[str]]]:
             assert server.stdout is not None
             assert server.stdout.readline() == "ready\n"
             try:
-                yield house.start(), point / "file", server
+                yield house.start(wrapper=wrapper), point / "file", server
             finally:
                 server.kill()
                 server.wait()
@@ -114,6 +125,26 @@ def test_t57_t64_processes_that_no_signal_ends_put_off_neither_the_daemons_end_n
         server.kill()
         holding.kill()
         holding.communicate()
+
+
+ORPHAN = """
+import os, subprocess, sys
+from remoted_client import CpuLiveServerless, remote
+@remote(CpuLiveServerless(name="orphan", workersMax=1), max_retries=0)
+def f(pid):
+    from pathlib import Path
+    Path(pid).write_text(str(subprocess.Popen(["sleep", "1000"], start_new_session=True).pid))
+    os.kill(os.getpid(), 9)
+print(f(sys.argv[1]).result(timeout=40).status)
+"""
+
+
+def test_t45_what_a_dead_worker_has_left_is_found_without_groups() -> None:
+    with system_host() as house:
+        alice = house.start(wrapper=WITHOUT_GROUPS).user("alice", 60001)
+        pid = alice.home / "pid"
+        assert alice.run(ORPHAN, str(pid)).out == "FAILED\n"
+        assert not psutil.pid_exists(int(pid.read_text()))
 
 
 def _is_held(pid: Path) -> bool:
