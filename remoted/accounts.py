@@ -20,6 +20,8 @@ _KNOWN_SECONDS = 600.0
 _UNKNOWN_SECONDS = 10.0
 #: Look-ups that hang keep their threads; more of them are not begun.
 _AT_ONCE = 16
+#: With so many in memory, those that are too old to be believed go.
+_ANSWERS_MOST = 4096
 
 
 class Accounts:
@@ -71,4 +73,7 @@ class Accounts:
 
     def _remember(self, uid: int, found: bool) -> None:
         del self._asking[uid]
+        if len(self._answers) >= _ANSWERS_MOST:  # a user may have 65,536 uids (subuid(5))
+            now = self._clock.monotonic()
+            self._answers = {known: answer for known, answer in self._answers.items() if answer[1] > now}
         self._answers[uid] = (found, self._clock.monotonic() + (_KNOWN_SECONDS if found else _UNKNOWN_SECONDS))

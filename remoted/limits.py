@@ -133,6 +133,25 @@ class Limits:
     def connections(self, uid: int) -> int:
         return _own(self.share(uid).connections, self.connections_per_uid)
 
+    def full_for_one(self, uid: int, own: int) -> str:
+        """The cap that a user with so many connections at one door has reached, with its value; "" if there is room."""
+        return f"connections_per_uid is {self.connections(uid)}" if own >= self.connections(uid) else ""
+
+    def full_for_all(self, own: int, everybodys: int) -> str:
+        """The same of all users. Who has few has a reserve that the others together cannot fill."""
+        most = self.connections_total + (self.connections_reserve if own < _FEW else 0)
+        return f"connections_total is {self.connections_total}" if everybodys >= most else ""
+
+    @property
+    def connections_reserve(self) -> int:
+        """Beyond ``connections_total``."""
+        return self.connections_total // _RESERVE_PART
+
+
+#: Connections that an ordinary user has at once.
+_FEW = 8
+_RESERVE_PART = 8
+
 
 def _own(own: int | None, everybodys: int) -> int:
     return everybodys if own is None else own

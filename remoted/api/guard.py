@@ -13,7 +13,6 @@ import contextlib
 import logging
 import socket
 import struct
-from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
@@ -38,6 +37,8 @@ class Door:
         self._access = access
         self._tally = tally
         self._inside = tally.connections["api"]
+        #: Those whose next request has not begun to be answered, the one that has waited for longest first.
+        self.waiting: dict[Connection, None] = {}
 
     def admit(self, sock: socket.socket) -> Peer | None:
         """The peer, counted until ``leave``; or None, and the socket is closed."""
@@ -57,11 +58,20 @@ class Door:
 
     def _reached(self, peer: Peer) -> str:
         """The cap that is reached, with its value; "" if there is room."""
-        if self._inside[peer.uid] >= self._limits.connections(peer.uid):
-            return f"connections_per_uid is {self._limits.connections(peer.uid)}"
-        if self._inside.total() >= self._limits.connections_total:
-            return f"connections_total is {self._limits.connections_total}"
-        return ""
+        own = self._inside[peer.uid]
+        if full := self._limits.full_for_one(peer.uid, own):
+            return full
+        full = self._limits.full_for_all(own, self._inside.total())
+        return full if full and not self._drop_waiting() else ""
+
+    def _drop_waiting(self) -> bool:
+        """Who has sent nothing for longest goes: a user of many uids (subuid(5)) may fill the house, but only with silence."""
+        oldest = next(iter(self.waiting), None)
+        if oldest is None:
+            return False
+        del self.waiting[oldest]
+        oldest.force_close()
+        return True
 
     def leave(self, peer: Peer) -> None:
         self._inside[peer.uid] -= 1
@@ -149,13 +159,21 @@ class Impatient(web.RequestHandler):
 class Connection(Impatient):
     """One admitted connection. Its peer was settled when it was accepted and never changes."""
 
-    __slots__ = ("_on_gone", "peer")
+    __slots__ = ("_door", "peer")
 
-    def __init__(self, server: web.Server, peer: Peer, limits: Limits, on_gone: Callable[[Peer], None]) -> None:
+    def __init__(self, server: web.Server, peer: Peer, limits: Limits, door: Door) -> None:
         super().__init__(server, limits)
         self.peer = peer
-        self._on_gone = on_gone
+        self._door = door
+
+    def _await_head(self) -> None:
+        super()._await_head()
+        self._door.waiting[self] = None
+
+    def head_arrived(self) -> None:
+        super().head_arrived()
+        self._door.waiting.pop(self, None)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
-        self._on_gone(self.peer)
+        self._door.leave(self.peer)

@@ -79,7 +79,7 @@ def _check_disk(services: Services) -> schemas.Check:
 def _check_descriptors(services: Services) -> schemas.Check:
     """Two sockets may be full, and every worker takes some ten descriptors."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 2 * services.limits.connections_total + 256
+    wanted = 2 * (services.limits.connections_total + services.limits.connections_reserve) + 256
     fits = soft == resource.RLIM_INFINITY or soft >= wanted
     advice = "" if fits else f"raise the limit of open files above {wanted} (ulimit -n), or lower connections_total"
     return schemas.Check(name="descriptors", ok=fits, detail=f"the daemon may open {soft} files", advice=advice)

@@ -77,7 +77,7 @@ class ApiServer:
             return
         sock = ByteSocket(fileno=sock.detach())
         sock.setblocking(False)
-        task = self._loop.create_task(self._attach(sock, Connection(self._server, peer, self._limits, self._door.leave)))
+        task = self._loop.create_task(self._attach(sock, Connection(self._server, peer, self._limits, self._door)))
         self._arriving.add(task)
         task.add_done_callback(self._arriving.discard)
 

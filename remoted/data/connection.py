@@ -67,6 +67,14 @@ class Connection:
         """Done once what it has sent and cannot be taken is closed; None if there is nothing of the kind."""
         return self._transport.foreign
 
+    @property
+    def has_greeted(self) -> bool:
+        return self._greeted
+
+    def turn_away(self, code: str, message: str) -> None:
+        """It hears why, and that is the end."""
+        self._transport.refuse_and_close(code, message)
+
     def close(self) -> None:
         """Idempotent: forget everything about this client but its jobs."""
         self._transport.close()

@@ -35,6 +35,8 @@ class DataServer:
         self._access = access
         self._accounts = accounts
         self._connections: set[Connection] = set()
+        #: Those that had not greeted when that was last looked at, the oldest first.
+        self._silent: dict[Connection, None] = {}
         self._clients: Clients = {}
         self._tally = tally
         self._rate = Rate(lambda: limits.frames_per_second_per_uid, clock)
@@ -62,7 +64,7 @@ class DataServer:
         except (OSError, ValueError, struct.error):
             foreign.leave(sock)
             return
-        limit = self._reached(peer.uid)
+        limit = self._limits.full_for_one(peer.uid, self._per_uid[peer.uid]) or self._full_for_all(peer.uid)
         if limit or not self._access.admits(peer):
             code, why = ("OVER_LIMIT", f"the limit {limit}; [limits] in config.toml raises it") if limit else ("FORBIDDEN", "this daemon serves another user")
             self._tally.note_refusal(code)
@@ -80,17 +82,26 @@ class DataServer:
             return
         self._per_uid[peer.uid] += 1
         self._connections.add(connection)
+        self._silent[connection] = None
 
-    def _reached(self, uid: int) -> str:
-        """The cap that is reached, with its value; "" if there is room."""
-        if self._per_uid[uid] >= self._limits.connections(uid):
-            return f"connections_per_uid is {self._limits.connections(uid)}"
-        if len(self._connections) >= self._limits.connections_total:
-            return f"connections_total is {self._limits.connections_total}"
-        return ""
+    def _full_for_all(self, uid: int) -> str:
+        """The cap that is reached, unless somebody makes room. A user of many uids (subuid(5)) may fill the house, but only with silence."""
+        full = self._limits.full_for_all(self._per_uid[uid], len(self._connections))
+        return full if full and not self._drop_silent(full) else ""
+
+    def _drop_silent(self, full: str) -> bool:
+        """Who has been silent for longest goes: an honest client greets at once, and who greets has an account."""
+        while self._silent:
+            oldest = next(iter(self._silent))
+            del self._silent[oldest]
+            if not oldest.has_greeted:
+                oldest.turn_away("OVER_LIMIT", f"cannot wait any longer for your greeting: the limit {full}")
+                return True
+        return False
 
     def _gone(self, connection: Connection) -> None:
         self._connections.discard(connection)
+        self._silent.pop(connection, None)
         if connection.foreign is None:
             self._leave_room(connection.peer.uid)
         else:  # whoever passes what cannot be closed has the fewer connections for it

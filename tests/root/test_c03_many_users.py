@@ -183,6 +183,54 @@ def test_t13_the_cap_of_connections_is_each_users_own() -> None:
         flood.communicate()
 
 
+SILENT = """
+import os, socket, sys
+held = []
+for door in ("data.sock", "api.sock"):
+    for _ in range(20):
+        held.append(socket.socket(socket.AF_UNIX)); held[-1].connect(os.environ["REMOTED_SOCKET"] + "/" + door)
+print("silent", flush=True)
+import time; time.sleep(60)
+"""
+GREETED = """
+import os, socket, sys
+sys.path.insert(0, os.environ["PYTHONPATH"])
+from remoted_client import wire
+held = []
+for _ in range(20):
+    held.append(socket.socket(socket.AF_UNIX)); held[-1].connect(os.environ["REMOTED_SOCKET"] + "/data.sock")
+    wire.send(held[-1], wire.encode({"op": "hello", "protocol": wire.PROTOCOL, "started": 0}))
+    assert held[-1].recv(1)
+print("greeted", flush=True)
+import time; time.sleep(60)
+"""
+
+
+def test_t13_many_uids_of_one_user_fill_the_house_with_silence_and_others_come_in() -> None:
+    """As newuidmap(1) lends them: none has an account."""
+    with accounts("remoted-bob") as [account], system_host("[limits]\nconnections_per_uid = 20\nconnections_total = 40\n") as host:
+        host.start()
+        bob = host.user(account.pw_name, account.pw_uid, account.pw_gid)
+        silent = [host.user(f"sub{number}", 100_000 + number).popen(SILENT) for number in range(5)]
+        assert [each.stdout.readline() for each in silent if each.stdout is not None] == ["silent\n"] * 5
+        assert bob.run(ONCE).json == 1
+        assert bob.remotectl("ps").code == 0
+        for each in silent:
+            each.kill()
+            each.communicate()
+
+
+def test_t13_who_has_few_connections_has_a_reserve_when_others_have_all() -> None:
+    with system_host("[users]\nallow_unknown_uids = true\n[limits]\nconnections_per_uid = 20\nconnections_total = 40\n") as host:
+        host.start()
+        greeted = [host.user(f"user{number}", 60010 + number).popen(GREETED) for number in range(2)]
+        assert [each.stdout.readline() for each in greeted if each.stdout is not None] == ["greeted\n"] * 2
+        assert host.user("bob", 60002).run(ONCE).json == 1
+        for each in greeted:
+            each.kill()
+            each.communicate()
+
+
 # -- the way in --------------------------------------------------------------------------------------------
 
 

@@ -142,15 +142,27 @@ async def test_t13_a_place_is_free_again_when_its_connection_ends(tmp_path: Path
 
 async def test_t13_the_global_cap_holds_for_everybody_together(tmp_path: Path) -> None:
     async with running(tmp_path, Limits(connections_per_uid=9, connections_total=1)) as daemon:
-        first = await daemon.connect()
-        await exchange(*first, "GET", "/v1/version")
+        call = await daemon.submit()
+        followed, following = await daemon.connect()
+        following.write(f"GET /v1/jobs/{call.id}/logs?follow=true HTTP/1.1\r\nHost: remoted\r\n\r\n".encode())
+        await followed.readuntil(b"\r\n\r\n")
 
         reader, writer = await daemon.connect()
         status, body, _ = await read_answer(reader)
 
         assert (status, b"connections_total is 1" in body) == (429, True)
-        for opened in (first[1], writer):
+        for opened in (following, writer):
             opened.close()
+
+
+async def test_t13_who_asks_for_nothing_makes_room_for_who_does(tmp_path: Path) -> None:
+    async with running(tmp_path, Limits(connections_per_uid=9, connections_total=1)) as daemon:
+        idle, writer = await daemon.connect()
+        await exchange(idle, writer, "GET", "/v1/version")
+
+        assert (await daemon.ask("GET", "/v1/version"))[0] == 200
+        assert await _ended(idle) == b""
+        writer.close()
 
 
 FLOOD = """
