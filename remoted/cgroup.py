@@ -37,6 +37,10 @@ _FREEZE_ROUNDS = 1000
 _FREEZE_PAUSE_SECONDS = 0.001
 
 
+class NotStill(OSError):
+    """Somebody in the group is in a system call that nothing interrupts."""
+
+
 @dataclass(frozen=True, slots=True)
 class Bounds:
     """What the processes of a group may use together; None is what the host has."""
@@ -379,7 +383,7 @@ def _await_frozen(folder: Path) -> None:
         if "frozen 1" in _read(folder / "cgroup.events"):
             return
         pause.wait(_FREEZE_PAUSE_SECONDS)
-    raise OSError(f"the processes in {folder.name} do not hold still")
+    raise NotStill(f"its processes in {folder.name} do not hold still")
 
 
 def _make(folder: Path) -> None:

@@ -135,6 +135,8 @@ class Births:
         problem, until = self._unfit.get(recipe, ("", 0.0))
         if problem and self._clock.monotonic() < until:
             raise ForkRefused(problem)
+        if dying := next((server for server in self.servers.values() if server.is_unfit and server.recipe.serves(recipe)), None):
+            raise ForkRefused(dying.problem)  # another one would be no better, and this one may take long to die
         server = next((server for server in self.servers.values() if server.recipe.serves(recipe) and not server.problem), None)
         if server is None:
             server = self._new_server(recipe, start.becoming)

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from remoted import channel, foreign
 from remoted.access import Identity
-from remoted.cgroup import Group
+from remoted.apart import Apart
+from remoted.cgroup import Group, NotStill
 from remoted.clock import Clock
 from remoted.errors import SpawnError
 from remoted.limits import Limits
@@ -101,6 +102,8 @@ class ForkServer:
         self._output = bytearray()
         #: Births of which the server has not said yet that it is up to date, by token.
         self._fresh: dict[str, asyncio.Future[None]] = {}
+        self._moving = asyncio.Lock()
+        self._apart = Apart(limits.launch_deadline_seconds)
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._gone: asyncio.Future[None] = self._loop.create_future()
 
@@ -169,7 +172,7 @@ class ForkServer:
         if len(body) > wire.INLINE_BYTES:
             raise ForkRefused(f"its environment has {len(body)} bytes, more than go in one message")
         if self._link is None or self._door is None or self.problem or not self._link.is_open:
-            raise ForkRefused(self.problem or "the fork server has ended", is_stale=True)
+            raise ForkRefused(self.problem or "the fork server has ended", is_stale=not self.is_unfit)
         if group is not None and (self._group is None or not self._group.can_freeze):
             raise ForkRefused("this host cannot hold a forked worker still while it gets its own limits (cgroup.freeze)")
         if self._becoming is not None:
@@ -201,7 +204,7 @@ class ForkServer:
                 process, sock = await born
                 await fresh
                 if group is not None and self._group is not None:
-                    await asyncio.to_thread(usher, process, self._group, group)
+                    await self._move(process, self._group, group)
                 wire.send(sock, wire.encode({"op": "welcome"}))
         except BaseException as error:
             _turn_away(born)
@@ -209,6 +212,18 @@ class ForkServer:
                 raise ForkRefused(f"the worker ended before it was one: {error}") from error
             raise
         return process, sock
+
+    async def _move(self, newborn: launch.Process, own: Group, group: Group) -> None:
+        """One at a time, for the first to end lets everybody in the server's group run again; in a thread apart, for somebody there may keep it from holding still."""
+        async with self._moving:
+            if self.problem:
+                raise ForkRefused(self.problem)
+            try:
+                if not await self._apart.do(self.id, lambda: usher(newborn, own, group)):
+                    raise TimeoutError
+            except NotStill as error:
+                self._give_up(f"the fork server cannot be held still: {error}", is_unfit=True)
+                raise ForkRefused(self.problem) from error
 
     # -- what it says --------------------------------------------------------------------------------------
 
@@ -304,9 +319,9 @@ class ForkServer:
         if self._link is not None:
             self._link.close()
         for token in list(self._fresh):
-            self._refuse_birth(token, ForkRefused(self.problem, is_stale=True))
+            self._refuse_birth(token, ForkRefused(self.problem, is_stale=not self.is_unfit))
         if self._door is not None:
-            self._door.close(ForkRefused(self.problem, is_stale=True))
+            self._door.close(ForkRefused(self.problem, is_stale=not self.is_unfit))
         self._close_pipe()
 
     def _close_pipe(self) -> None:

@@ -12,8 +12,8 @@ from remoted.spawn.door import NotBelieved, lives, parent_of
 from remoted.spawn.launch import Process
 
 
-def usher(newborn: Process, server: Group, own: Group) -> None:
-    """Blocking, and quick. Raises NotBelieved when it is not in the server's group, OSError when it cannot be moved."""
+def usher(newborn: Process, server: Group, own: Group) -> bool:
+    """True once it is there. Blocking, for a second where somebody does not hold still, else quick. One at a time of one server. Raises NotBelieved when it is not in the server's group, OSError when it cannot be moved."""
     with server.frozen():
         inside = server.pids()
         if not lives(newborn.pidfd):
@@ -22,3 +22,4 @@ def usher(newborn: Process, server: Group, own: Group) -> None:
             raise NotBelieved("a worker came from another group than its fork server's")
         own.take_in(newborn.pid)
     own.keep_rules()
+    return True

@@ -127,6 +127,41 @@ def test_t57_t64_processes_that_no_signal_ends_put_off_neither_the_daemons_end_n
         holding.communicate()
 
 
+#: What alice's interpreter does before it is a fork server: it leaves somebody in its group who cannot be held still.
+AT_START = """
+import os, subprocess, sys, time
+from pathlib import Path
+if len(sys.orig_argv) == 4 and sys.orig_argv[1].endswith(".pyz"):
+    pid = Path(os.environ["HOME"], f"pid{os.getpid()}")
+    subprocess.run(["sh", "-c", '"$@" >/dev/null 2>&1 &', "sh", sys.executable, "-S", os.environ["HOME"] + "/alone.py", os.environ["PYTHON_SILENT"], str(pid)], check=True)
+    def is_held():
+        return pid.exists() and pid.read_text() and any((task / "stat").read_text().rsplit(")", 1)[1].split()[0] == "D" for task in Path("/proc", pid.read_text(), "task").iterdir())
+    while not is_held():
+        time.sleep(0.05)
+"""
+TWELVE = """
+from remoted_client import CpuLiveServerless, remote
+@remote(CpuLiveServerless(name="twelve", workersMax=12))
+def f(x):
+    import time; time.sleep(0.5)
+jobs = [f(x) for x in range(12)]
+print(*{job.result(timeout=60).status for job in jobs})
+"""
+
+
+@pytest.mark.parametrize("wrapper", [()], ids=["groups"])
+def test_t58_t64_a_fork_server_that_cannot_be_held_still_is_given_up_at_once(served: tuple[SystemHost, Path, subprocess.Popen[str]]) -> None:
+    """Each worker that it bears would take a second of a thread."""
+    house, silent, _ = served
+    alice = house.user("alice", 60001)
+    (alice.home / "sitecustomize.py").write_text(AT_START)
+    (alice.home / "alone.py").write_text(HEAD.replace("from remoted_client import CpuLiveServerless, remote\n", "") + "hold(*sys.argv[1:])")
+    assert alice.run(TWELVE, PYTHONPATH=f"{alice.home}:{house.library}", PYTHON_SILENT=str(silent)).out == "COMPLETED\n"
+    wait_until(lambda: "cannot be held still" in house.log(), 20, house.log)
+    assert house.log().count("cannot be held still") == 1
+    assert house.log().count("another fork server is started") == 0
+
+
 ORPHAN = """
 import os, subprocess, sys
 from remoted_client import CpuLiveServerless, remote
