@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -28,6 +28,7 @@ from remoted.model import Reason
 from remoted.replies import end_of
 from remoted_client import wire
 
+log = logging.getLogger(__name__)
 _WORKER = re.compile(r"w[0-9a-f]{1,16}-[0-9]{1,12}")
 _LENGTH_BYTES = 4
 #: As ``worker/streams.py`` keeps it, with room for the heads of records.
@@ -140,7 +141,10 @@ class Spool:
             return None
         try:
             return next((read(record) for record in islice(_records(fd), _OUTCOMES) if record.head.get("attempt") == token), None)
-        except (OSError, ValueError, KeyError, TypeError, MemoryError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError, wire.WireError):
+            return None
+        except Exception:  # whatever stands there: it must keep no daemon from its start
+            log.exception("what worker %s has left cannot be read", worker)
             return None
         finally:
             os.close(fd)
@@ -159,13 +163,13 @@ class _Record:
 
 
 def _records(fd: int) -> Iterator[_Record]:
-    """Raises ValueError at something that is no record; what comes before it counts."""
+    """Raises WireError or ValueError at something that is no record; what comes before it counts."""
     end, offset = os.fstat(fd).st_size, 0
     while offset < end:
         length = int.from_bytes(os.pread(fd, _LENGTH_BYTES, offset), "big")
         if length > wire.HEADER_BYTES:
             raise ValueError("the head of an outcome is too long")
-        head = json.loads(os.pread(fd, length, offset + _LENGTH_BYTES))
+        head = wire.parse_header(os.pread(fd, length, offset + _LENGTH_BYTES))
         start, size = offset + _LENGTH_BYTES + length, head["payload_size"]
         if not isinstance(size, int) or not 0 <= size <= end:
             raise ValueError("the payload of an outcome is not in its file")
