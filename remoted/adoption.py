@@ -30,7 +30,7 @@ from remoted.clock import Clock
 from remoted.contents import Contents
 from remoted.direct import DirectCalls
 from remoted.engine import Engine
-from remoted.errors import RemotedError
+from remoted.errors import RemotedError, StoreError
 from remoted.family import adopted
 from remoted.fdstore import Entry
 from remoted.jobs import Jobs
@@ -104,16 +104,26 @@ class Adoption:
         return len(rows)
 
     async def _revive(self, row: Row) -> Call | None:
+        """None: it can never run here again, and has ended as FAILED. One job keeps no daemon from its start."""
+        try:
+            return await self._revived(row)
+        except StoreError:
+            raise
+        except RemotedError as error:
+            why = str(error)
+        except Exception as error:
+            log.exception("cannot take job %s over", row["id"])
+            why = f"cannot take it over after a restart of the daemon: {type(error).__name__}; the daemon's log says more"
+        await self._jobs.bury(row, why)
+        return None
+
+    async def _revived(self, row: Row) -> Call:
         request = _request(row)
         digests = {digest for digest in (request.spec, request.code, request.modules, request.arguments) if digest}
         if request.instance is not None:
             digests.add(request.instance[2])
         await self._contents.recover(row["uid"], digests, request.context)
-        try:
-            return self._jobs.revive(row, request, await self._jobs.records.stored_items(row["id"]))
-        except RemotedError as error:
-            await self._jobs.bury(row, str(error))
-            return None
+        return self._jobs.revive(row, request, await self._jobs.records.stored_items(row["id"]))
 
     # -- workers that systemd has kept ---------------------------------------------------------------------
 

@@ -140,6 +140,32 @@ def test_t52_a_database_of_the_first_schema_is_copied_and_then_changed(daemon: H
     db.close()
 
 
+def test_t54_a_job_that_cannot_be_taken_over_fails_and_the_others_go_on(daemon: Host) -> None:
+    """Whatever stands in its row."""
+    gate = daemon.project / "gate"
+    script = (
+        HEAD
+        + f"""
+import time
+@remote(CpuLiveServerless(name="one", workersMax=1))
+def slow(n):
+    while not os.path.exists({str(gate)!r}): time.sleep(0.01)
+    return n
+print(json.dumps([slow.options(detach=True)(n).id for n in range(3)]))
+"""
+    )
+    ids = daemon.run(script).json
+    daemon.kill()
+    with sqlite3.connect(database(daemon)) as db:
+        db.execute("UPDATE jobs SET options = ? WHERE id = ?", ('{"identity": 5}', ids[2]))
+    db.close()
+    daemon.start()
+    gate.touch()
+    found = daemon.run(HEAD + f"print(json.dumps([[o.status, o.output, o.error] for o in (Job.from_id(i).result(timeout=30) for i in {ids!r})]))").json
+    assert [each[:2] for each in found] == [["COMPLETED", 0], ["COMPLETED", 1], ["FAILED", None]]
+    assert "cannot take it over after a restart" in found[2][2]
+
+
 def test_t52_jobs_that_wait_and_run_outlive_a_change_of_the_schema(daemon: Host) -> None:
     marks, gate = daemon.project / "marks", daemon.project / "gate"
     script = (
