@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -125,6 +127,9 @@ def test_t57_t64_processes_that_no_signal_ends_put_off_neither_the_daemons_end_n
         server.kill()
         holding.kill()
         holding.communicate()
+        for number in range(10):  # who was left by a daemon without groups
+            with contextlib.suppress(OSError, ValueError):
+                os.kill(int((alice.home / f"pid{number}").read_text()), signal.SIGKILL)
 
 
 #: What alice's interpreter does before it is a fork server: it leaves somebody in its group who cannot be held still.
