@@ -26,11 +26,11 @@ from remoted.gate import Gate
 from remoted.gpu.facts import Devices
 from remoted.gpu.locks import DeviceLocks
 from remoted.gpu.nvml import Nvml, NvmlError
-from remoted.gpu.strangers import UNSEEN, Strangers, find_strangers
+from remoted.gpu.strangers import find_all
 from remoted.hearers import Hearers
 from remoted.holders import Holders
 from remoted.limits import Limits
-from remoted.model import DeviceUse, DeviceUuid, Reason, WorkerId
+from remoted.model import DeviceUuid, Reason, WorkerId
 from remoted.owners import TicketOwner
 from remoted.plans import Plans
 from remoted.scheduler import events
@@ -436,20 +436,11 @@ class Engine:
                 self.devices.problem = str(error)
                 self.handle(events.DevicesSeen((), problem=str(error)))
                 return
-            found = await asyncio.to_thread(self._find_strangers, uses) if uses else {}
+            found = await asyncio.to_thread(find_all, uses, self._processes_of_holder, self._locks.taken_by_others) if uses else {}
             foreign = {uuid: strangers.taking for uuid, strangers in found.items() if strangers.taking}
             desktop = {uuid: strangers.desktop for uuid, strangers in found.items() if strangers.desktop}
             self.devices = Devices(known, uses, foreign, desktop, cuda, self._clock.monotonic(), "; ".join(self._nvml.lost))
             self.handle(events.DevicesSeen(known, tuple(foreign.items())))
-
-    def _find_strangers(self, uses: tuple[DeviceUse, ...]) -> dict[DeviceUuid, Strangers]:
-        """Processes on devices that are not below the worker which holds the device."""
-        locked = self._locks.taken_by_others(tuple(use.uuid for use in uses))
-        found = {use.uuid: find_strangers(use, self._processes_of_holder(use.uuid)) for use in uses}
-        return {
-            uuid: Strangers((UNSEEN,), strangers.desktop) if uuid in locked and not strangers.taking else strangers
-            for uuid, strangers in found.items()
-        }
 
     def _processes_of_holder(self, uuid: DeviceUuid) -> set[int]:
         worker = self.workers.get(self.scheduler.ledger.holders.get(uuid, WorkerId("")))

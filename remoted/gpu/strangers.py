@@ -7,10 +7,10 @@ user of the card, however little memory it holds.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
-from remoted.model import DeviceProcess, DeviceUse
+from remoted.model import DeviceProcess, DeviceUse, DeviceUuid
 
 #: What all processes that only draw may hold together on a device that is still lent. Xorg, a compositor and a browser
 #: hold 100 to 600 MiB on one or two 4K monitors; a game or a renderer begins above 1 GiB.
@@ -44,6 +44,14 @@ def find_strangers(use: DeviceUse, own: Collection[int]) -> Strangers:
     if not taking and not own and (use.memory_used_bytes or 0) - desktop_bytes > _UNEXPLAINED_BYTES:
         taking = (UNSEEN,)
     return Strangers(taking, tuple(process.pid for process in drawing))
+
+
+def find_all(uses: Iterable[DeviceUse], of_holder: Callable[[DeviceUuid], Collection[int]], locked: Callable[[tuple[DeviceUuid, ...]], Collection[DeviceUuid]]) -> dict[DeviceUuid, Strangers]:
+    """The same of each device; what another daemon has ``locked`` is taken, whether or not anybody is seen on it. Blocking."""
+    uses = tuple(uses)
+    others = locked(tuple(use.uuid for use in uses))
+    found = {use.uuid: find_strangers(use, of_holder(use.uuid)) for use in uses}
+    return {uuid: Strangers((UNSEEN,), each.desktop) if uuid in others and not each.taking else each for uuid, each in found.items()}
 
 
 def _size(process: DeviceProcess) -> float:
