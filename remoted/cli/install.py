@@ -35,7 +35,7 @@ _SYSTEM_PYTHON = "/usr/bin/python3"
 _OLDEST = (3, 11)
 _CONFIG = """\
 # The system's remoted. Every value below is the default; `remotectl config check FILE` reads a file without using it.
-# After a change: systemctl reload remoted; what that cannot change is named in the log (then: restart; running jobs go on).
+# After a change: systemctl reload remoted (a mistake makes it fail); what that cannot change is named in the log (then: restart; running jobs go on).
 
 # cpus = 8                        # how many are lent; by default all
 

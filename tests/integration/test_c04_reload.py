@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 
-from tests.harness import Host, wait_until
+from tests.harness import ROOT, Host, wait_until
 from tests.integration.test_c04_remotectl import Terminal
 
 LIMITED = """
@@ -46,6 +48,21 @@ def test_c04_a_reload_changes_limits_live_names_what_waits_and_a_bad_file_change
     (folder / "10.toml").unlink()
     _reload(host, "the configuration was reloaded")
     assert host.run(LIMITED).json == 1
+
+
+def test_c04_the_units_reload_fails_where_the_daemon_would_keep_what_it_has(bare_host: Host) -> None:
+    unit = (ROOT / "systemd" / "system" / "remoted.service").read_text(encoding="utf-8").splitlines()
+    (start,) = [line.partition("=")[2] for line in unit if line.startswith("ExecStart=")]
+    check = [sys.executable, "-m", "remoted", "--user", "--config", os.fspath(bare_host.config), "--check"]
+
+    assert [line.partition("=")[2] for line in unit if line.startswith("ExecReload=")] == [f"{start} --check", "/bin/kill -HUP $MAINPID"]
+    good = subprocess.run(check, env=bare_host.environ, capture_output=True, text=True, check=False)
+    assert (good.returncode, good.stdout, good.stderr) == (0, "", "")
+    assert not bare_host.sockets.exists(), "nothing was started"
+    bare_host.config.write_text("[limits]\nspeed = 1\n", encoding="utf-8")
+    bad = subprocess.run(check, env=bare_host.environ, capture_output=True, text=True, check=False)
+    assert bad.returncode == 1
+    assert f"{bare_host.config}: limits.speed: this limit does not exist" in bad.stderr
 
 
 def test_c04_config_check_reports_every_problem_with_its_file(bare_host: Host) -> None:

@@ -58,6 +58,8 @@ say installed "$(/v/bin/remotectl install --json 2>&1)"
 say active "$(systemctl is-active remoted.service remoted.socket | tr '\n' ' ')"
 systemd-analyze verify /etc/systemd/system/remoted.service /etc/systemd/system/remoted.socket /etc/systemd/system/remoted-workers.slice >/trial/verify 2>&1; say verify "$? $(cat /trial/verify)"
 mkdir -p /run/systemd/system/remoted.service.d; printf '[Service]\nWatchdogSec=6\n' >/run/systemd/system/remoted.service.d/soon.conf; systemctl daemon-reload; systemctl restart remoted
+mkdir -p /etc/remoted/conf.d; printf '[limits]\nspeed = 1\n' >/etc/remoted/conf.d/bad.toml; systemctl reload remoted; say reload_bad "$? $(systemctl is-active remoted) $(journalctl -u remoted -o cat --no-pager | grep -c 'limits.speed: this limit')"
+rm /etc/remoted/conf.d/bad.toml; systemctl reload remoted; say reload_good "$? $(systemctl is-active remoted)"
 say doctor "$(remotectl doctor --json 2>&1)"
 say alice "$(job alice who)"; say bob "$(job bob who)"
 say workers "$(as alice remotectl workers --json)"
@@ -100,6 +102,13 @@ def test_c01_install_puts_a_running_daemon_there(said: dict[str, str]) -> None:
 
 def test_c01_the_units_are_clean(said: dict[str, str]) -> None:
     assert said["verify"].strip() == "0"
+
+
+def test_c04_a_reload_of_a_bad_configuration_fails_and_the_daemon_goes_on(said: dict[str, str]) -> None:
+    code, state, named = said["reload_bad"].split()
+
+    assert (code != "0", state, named != "0") == (True, "active", True)
+    assert said["reload_good"].split() == ["0", "active"]
 
 
 def test_c01_the_security_score_is_no_worse_than_agreed() -> None:
