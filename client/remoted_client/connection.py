@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoted_client import context, wire
 from remoted_client.attendant import Attendant
-from remoted_client.daemon import connect, connect_or_start
+from remoted_client.daemon import await_word, connect, connect_or_start, where_to_look
 from remoted_client.errors import DaemonUnreachable, RemotedError, VersionMismatch, WorkerLost, for_code
 from remoted_client.greeting import hello
 from remoted_client.lease import LINE, Lease
@@ -163,9 +163,9 @@ class Connection:
             try:
                 self._introduce(deadline)
                 return
-            except _HungUp:
+            except _HungUp as error:
                 if time.monotonic() > deadline:
-                    raise
+                    raise DaemonUnreachable(f"{error} before it had answered, again and again for {_RECONNECT_SECONDS:g} s; {where_to_look()}") from error
                 self._sock.close()
                 self._reader = wire.FrameReader()
                 time.sleep(0.05)
@@ -221,6 +221,7 @@ class Connection:
         with contextlib.suppress(BrokenPipeError):  # refused at the door: the reason can still be read
             self._sock.sendall(hello(self.name))
         frames: list[wire.Frame] = []
+        await_word(self._sock)
         try:
             while not frames:
                 data, fds = wire.receive(self._sock, _READ_BYTES)
@@ -230,7 +231,7 @@ class Connection:
         except wire.WireError as error:
             raise for_code("VERSION_MISMATCH", str(error)) from error
         except TimeoutError as error:
-            raise DaemonUnreachable(f"the daemon does not answer: it has taken the connection and said nothing within {_RECONNECT_SECONDS:g} s") from error
+            raise DaemonUnreachable(f"the daemon does not answer: it has taken the connection and said nothing within {_RECONNECT_SECONDS:g} s; {where_to_look()}") from error
         except OSError as error:
             raise _HungUp(f"the daemon went away: {error}") from error
         if frames[0].op == "refused":
