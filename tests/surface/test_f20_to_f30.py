@@ -204,6 +204,22 @@ print("ok")
     assert not bare_host.sockets.exists()
 
 
+def test_f24_by_default_an_ordinary_exception_is_tried_once_more(shared_daemon: Host) -> None:
+    result = shared_daemon.run(
+        HEAD
+        + """
+@remote(queue)
+def f(path):
+    with open(path, "a") as file: file.write("x")
+    raise ValueError("an ordinary one")
+out = f(sys.argv[1]).result()
+print(json.dumps([str(out.status), open(sys.argv[1]).read()]))
+""",
+        str(shared_daemon.project / "f24-default"),
+    )
+    assert result.json == ["FAILED", "xx"]
+
+
 def test_f24_retries_with_back_off_and_a_timeout_that_really_stops(shared_daemon: Host) -> None:
     result = shared_daemon.run(
         HEAD
