@@ -51,7 +51,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
     reading = config_files.read(arguments.config or _paths(arguments).config, is_shared=arguments.system).require()
     for problem in reading.problems:
-        print(f"remoted: {problem}", file=sys.stderr)
+        print(f"remoted: warning: {problem}", file=sys.stderr)
 
 
 def _run(arguments: argparse.Namespace) -> None:

@@ -99,9 +99,10 @@ def _daemon() -> list[Check]:
 def _configuration() -> Check:
     """Of the daemon that this command would ask: what it does not take may be why it does not start."""
     path, is_shared = configured()
-    problems = config_files.read(path, is_shared).problems
+    reading = config_files.read(path, is_shared)
+    problems = (*reading.fatal, *reading.problems)
     advice = "see `remotectl config check`" if problems else ""
-    return _check("configuration", not problems, str(problems[0]) if problems else f"{path}{'' if path.exists() else ': not there, so the defaults hold'}", advice)
+    return _check("configuration", not reading.fatal, str(problems[0]) if problems else f"{path}{'' if path.exists() else ': not there, so the defaults hold'}", advice)
 
 
 def configured() -> tuple[Path, bool]:

@@ -34,7 +34,7 @@ STATE = Path("/var/lib/remoted")
 _SYSTEM_PYTHON = "/usr/bin/python3"
 _OLDEST = (3, 11)
 _CONFIG = """\
-# The system's remoted. Every value below is the default; `remotectl config check FILE` reads a file without using it.
+# The system's remoted. Every value below is the default (`remotectl config defaults` lists all); `remotectl config check FILE` reads a file without using it.
 # After a change: systemctl reload remoted (a mistake makes it fail); what that cannot change is named in the log (then: restart; running jobs go on).
 
 # cpus = 8                        # how many are lent; by default all

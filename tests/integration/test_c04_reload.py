@@ -77,6 +77,15 @@ def test_c04_config_check_reports_every_problem_with_its_file(bare_host: Host) -
     assert code == 1
     for expected in (f"{file}: gpu.pol_seconds: ", f"{other}: limits.speed: ", f"{other}: users.nobody-has-this-name: "):
         assert expected in err
+    file.write_text("", encoding="utf-8")
+    other.write_text("[users.nobody-has-this-name]\nweight = 2\n", encoding="utf-8")
+    code, out, err = remotectl("config", "check", str(file))
+    warning = f"{other}: users.nobody-has-this-name: there is no such account (and no such setting), so nothing comes of it"
+    assert (code, out, err) == (0, f"{file}: good\n{other}: good\n", f"remotectl: warning: {warning}\n")
+    bare_host.config.write_text(other.read_text(encoding="utf-8"), encoding="utf-8")
+    bare_host.start()
+    assert "WARNING" in bare_host.log()
+    assert warning.replace(str(other), str(bare_host.config)) in bare_host.log(), "the daemon starts, and says the same"
     file.write_text("cpus = 2\n[limits]\nnesting_depth = 3\n[gpu]\n[environments]\n", encoding="utf-8")
     other.unlink()
     document = remotectl.json("config", "check", str(file))

@@ -163,6 +163,9 @@ def test_c04_environments_and_configuration(remotectl: Terminal) -> None:
     assert remotectl.json("env", "prune") == {"removed": []}
     assert remotectl.json("config", "show")["limits"]["connections_per_uid"] == 512
     assert "connections_per_uid = 512\n" in remotectl("config", "show")[1]
+    defaults = remotectl.json("config", "defaults")
+    assert defaults["limits"] == remotectl.json("config", "show")["limits"]
+    assert "\n[limits]\nconnections_per_uid = 512\n" in remotectl("config", "defaults")[1]
 
 
 # -- GPUs --------------------------------------------------------------------------------------------------
