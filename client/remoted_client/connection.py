@@ -23,6 +23,7 @@ from remoted_client.attendant import Attendant
 from remoted_client.daemon import await_word, connect, connect_or_start, where_to_look
 from remoted_client.errors import DaemonUnreachable, RemotedError, VersionMismatch, WorkerLost, for_code
 from remoted_client.greeting import hello
+from remoted_client.interrupts import interrupts
 from remoted_client.lease import LINE, Lease
 from remoted_client.outbox import Outbox
 from remoted_client.payload import Payload
@@ -91,6 +92,7 @@ class Connection:
         self.pools: dict[tuple[str, str], LeasePool] = {}
         self._leases: dict[str, tuple[LeasePool, Lease]] = {}
         self._known: dict[str, set[str]] = {}
+        interrupts.show_plainly()
         atexit.register(self._at_exit)
 
     # -- calls ---------------------------------------------------------------------------------------------
@@ -423,7 +425,7 @@ class Connection:
             self._hear_all(deadline)
         self._tell_refused([state for state in states if state.is_detached and not (state.accepted or state.is_over)])
         left = [state for state in states if state.is_mine and not state.is_over and not state.was_awaited]
-        if left:
+        if left and not interrupts.is_told:
             names = ", ".join(sorted({state.name for state in left})[:3])
             sys.stderr.write(f"remoted: {len(left)} {'calls were' if len(left) > 1 else 'call was'} not awaited and ended with this script ({names}); .options(detach=True) lets a call run on\n")
 
