@@ -155,7 +155,7 @@ def doctor(as_json: bool) -> int:
         print_json({"checks": found})
     else:
         for check in found:
-            mark = paint("ok  ", "green") if check["ok"] else paint("BAD ", "red")
+            mark = paint("BAD ", "red") if not check["ok"] else paint("warn", "yellow") if check.get("warning") else paint("ok  ", "green")
             advice = f"\n       {escape(check['advice'])}" if check["advice"] else ""
             print(f"{mark} {check['name'] + ':':<14} {escape(check['detail'])}{advice}")
     return 0 if all(check["ok"] for check in found) else 1
