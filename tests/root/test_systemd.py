@@ -77,8 +77,12 @@ J=$(begin /home/alice/four); B=$(systemctl show -p NRestarts --value remoted); k
 while [ "$(systemctl show -p NRestarts --value remoted)" = "$B" ]; do sleep 0.2; done
 as alice touch /home/alice/four; say watchdog "$(job alice outcome $J)"
 journalctl -u remoted --no-pager >/trial/journal
-say uninstalled "$(/v/bin/remotectl uninstall --json 2>&1)"
-say left "$(ls -d /opt/remoted /usr/local/bin/remotectl /etc/systemd/system/remoted* /run/remoted/*.sock 2>/dev/null | tr '\n' ' ')$(systemctl list-units --all --no-legend 'remoted-*.scope')"
+mkdir /opt/remoted-interrup; touch /opt/remoted-interrup/pyvenv.cfg; J=$(begin /home/alice/last)
+say unasked "$(/v/bin/remotectl uninstall 2>&1 </dev/null; echo "$?")"
+say declined "$(echo n | script -qec '/v/bin/remotectl uninstall' /dev/null; echo "$?")"; say after_no "$(systemctl is-active remoted) $(job bob who | wc -l)"
+say swept "$(/v/bin/remotectl install --no-start --json 2>&1)"
+say uninstalled "$(/v/bin/remotectl uninstall --yes --json 2>&1)"
+say left "$(ls -d /opt/remoted* /usr/local/bin/remotectl /etc/systemd/system/remoted* /run/remoted 2>/dev/null | tr '\n' ' ')$(systemctl list-units --all --no-legend 'remoted*')"
 """
 
 
@@ -191,6 +195,17 @@ def test_c09_stopping_the_slice_ends_everything(said: dict[str, str]) -> None:
     status, reason, *_ = _read(said, "slice")
 
     assert (status, reason) == ("FAILED", "WORKER_DIED")
+
+
+def test_c01_uninstall_asks_before_it_ends_running_jobs_and_a_script_has_to_say_yes(said: dict[str, str]) -> None:
+    assert "cannot uninstall: 1 job of 1 user runs; `--yes` ends that" in said["unasked"]
+    assert said["unasked"].split()[-1] == "1"
+    assert "1 job of 1 user runs; end it? [y/N]:" in said["declined"]
+    assert said["after_no"].split() == ["active", "1"]
+
+
+def test_c01_the_next_install_takes_away_what_an_interrupted_one_left(said: dict[str, str]) -> None:
+    assert any(step.startswith("removed /opt/remoted-interrup,") for step in _read(said, "swept")["done"])
 
 
 def test_c01_uninstall_leaves_no_program_and_no_unit(said: dict[str, str]) -> None:
