@@ -79,7 +79,7 @@ as alice touch /home/alice/four; say watchdog "$(job alice outcome $J)"
 journalctl -u remoted --no-pager >/trial/journal
 mkdir /opt/remoted-interrup; touch /opt/remoted-interrup/pyvenv.cfg; J=$(begin /home/alice/last)
 say unasked "$(/v/bin/remotectl uninstall 2>&1 </dev/null; echo "$?")"
-say declined "$(echo n | script -qec '/v/bin/remotectl uninstall' /dev/null; echo "$?")"; say after_no "$(systemctl is-active remoted) $(job bob who | wc -l)"
+say declined "$(echo n | /v/bin/python -c 'import pty; pty.spawn(["/v/bin/remotectl", "uninstall"])' | tr -d '\r')"; say after_no "$(systemctl is-active remoted) $(job bob who | wc -l)"
 say swept "$(/v/bin/remotectl install --no-start --json 2>&1)"
 say uninstalled "$(/v/bin/remotectl uninstall --yes --json 2>&1)"
 say left "$(ls -d /opt/remoted* /usr/local/bin/remotectl /etc/systemd/system/remoted* /run/remoted 2>/dev/null | tr '\n' ' ')$(systemctl list-units --all --no-legend 'remoted*')"
