@@ -9,8 +9,12 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import remoted
+
+if TYPE_CHECKING:
+    from remoted.paths import Paths
 
 # Every socket of the daemon is a Unix socket and none speaks TLS. asyncio and aiohttp go without where there is none; it would take 4 MB.
 sys.modules["ssl"] = None  # type: ignore[assignment]
@@ -35,22 +39,31 @@ def main() -> None:
     from remoted.errors import StartupError, StoreBroken
 
     try:
-        _run(arguments)
+        (_check if arguments.check else _run)(arguments)
     except (StartupError, StoreBroken) as error:
         print(f"remoted: {error}", file=sys.stderr)
         sys.exit(1)
 
 
+def _check(arguments: argparse.Namespace) -> None:
+    """Say what a start or a reload would say of the configuration: the unit's first step of a reload. Raises StartupError."""
+    from remoted import config_files
+
+    reading = config_files.read(arguments.config or _paths(arguments).config, is_shared=arguments.system).require()
+    for problem in reading.problems:
+        print(f"remoted: warning: {problem}", file=sys.stderr)
+
+
 def _run(arguments: argparse.Namespace) -> None:
     import asyncio
 
-    from remoted import app, config_files, house, paths
+    from remoted import app, config_files, house
     from remoted.settings import Settings
 
     for name in _WITHOUT_TLS:
         sys.modules.pop(name, None)
 
-    found = paths.system_paths(arguments.prefix) if arguments.system else paths.user_paths(dict(os.environ))
+    found = _paths(arguments)
     file = arguments.config or found.config
     if arguments.system:
         house.prepare(file)
@@ -66,12 +79,19 @@ def _run(arguments: argparse.Namespace) -> None:
     asyncio.run(app.Daemon(found, settings, idle, rules).run())
 
 
+def _paths(arguments: argparse.Namespace) -> Paths:
+    from remoted import paths
+
+    return paths.system_paths(arguments.prefix) if arguments.system else paths.user_paths(dict(os.environ))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="remoted", description=remoted.__doc__)
     parser.add_argument("--user", action="store_true", help="serve the calling user, on sockets of their own")
     parser.add_argument("--system", action="store_true", help="serve every user of this host, as root, on /run/remoted")
     parser.add_argument("--prefix", type=Path, default=Path("/"), help="of --system: the folder in which its /run, /var/lib and /etc lie")
     parser.add_argument("--config", type=Path, help="configuration file (TOML)")
+    parser.add_argument("--check", action="store_true", help="start nothing: only say whether it could live with its configuration")
     parser.add_argument("--idle-exit", action="store_true", help="of --user: end after 15 idle minutes (as when a first call starts it)")
     parser.add_argument("--log-file", type=Path, help="append the log to this file instead of standard error")
     parser.add_argument("--version", action="version", version=f"remoted {remoted.__version__}")

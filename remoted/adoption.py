@@ -183,11 +183,16 @@ class Adoption:
                 self._jobs.instances.remember(worker, view.need.uid, instance)
             await self._resume_leases(worker, view)
         if not answered:
-            self._engine.retire(worker, "it did not answer the new daemon")
+            self._retire(worker, "it did not answer the new daemon")
         elif not await worker.free():
-            self._engine.retire(worker, "it runs a call that nobody waits for")
+            self._retire(worker, "it runs a call that nobody waits for")
         else:
             self._engine.handle(events.WorkerReady(worker.id))
+
+    def _retire(self, worker: AdoptedWorker, why: str) -> None:
+        if worker.is_alive:
+            log.warning("worker %s (pid %d) is ended: %s", worker.id, worker.pid, why)
+        self._engine.retire(worker, why)
 
     async def _resume_leases(self, worker: AdoptedWorker, view: WorkerView) -> None:
         """Each is a call again. What one needs is looked for first: it may end meanwhile."""

@@ -314,7 +314,7 @@ class Daemon:
         self._supervisor.say("STATUS=reading the configuration")
         reading = await asyncio.to_thread(config_files.read, self._settings.file, self._house.is_shared)
         for problem in reading.problems:
-            log.error("in the configuration: %s", problem)
+            log.log(logging.ERROR if problem.fatal else logging.WARNING, "%s", problem)
         try:
             changes = self._settings.take(reading)
         except StartupError:

@@ -24,7 +24,7 @@ from remoted.errors import BadRequest, Conflict, Forbidden, NotFound
 from remoted.instances import Instances
 from remoted.items import Items
 from remoted.limits import Limits
-from remoted.logs import STDERR, JobLog
+from remoted.logs import ATTEMPT, STDERR, JobLog
 from remoted.model import AttemptToken, DeviceUuid, Reason, Status, Uid, WorkerId
 from remoted.needs import Needs, Wanted
 from remoted.paths import Paths
@@ -380,6 +380,11 @@ class CallRunner:
         call.log.append(stream, said)
         for watcher in list(call.watchers):
             watcher.on_output(call, stream, said if isinstance(said, bytes) else said.data, offset)
+
+    def divide_output(self, call: Call, end: AttemptEnd) -> None:
+        """What comes from here on is of the next attempt. One that a stale worker refused was none; nothing is divided where nothing more is kept."""
+        if end.kind != "stale" and not call.log.dropped:
+            self.add_output(call, ATTEMPT, f"{call.attempts + 1} {call.max_retries + 1}".encode())
 
     def add_item(self, call: Call, token: AttemptToken, number: int, payload: bytes | int, size: int) -> None:
         raise NotImplementedError

@@ -15,10 +15,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from remoted.config import SHARED_LIMITS, Config
+from remoted.config import SHARED_LIMITS, Config, UserSettings, UserShare
 from remoted.errors import StartupError
 from remoted.limits import Limits, Share
 from remoted.trust import require_trusted
+from remoted_client.suggest import did_you_mean
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -132,7 +133,7 @@ class _Documents:
         except ValidationError as error:
             for item in error.errors(include_input=False, include_url=False):
                 key = tuple(map(str, item["loc"]))
-                self.blame(path, key, item["msg"])
+                self.blame(path, key, _unknown("setting", key[-1], _beside(key)) if item["type"] == "extra_forbidden" else item["msg"])
                 _drop(self.merged, key)
         return self.validate(path)
 
@@ -175,17 +176,34 @@ def _drop(document: dict[str, Any], key: _Key) -> None:
 _Blame = Callable[..., None]
 
 
+def _unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """One that may be meant, and where the others are."""
+    return f"this {what} does not exist{did_you_mean(name, known) or ';'} `remotectl config defaults` lists those that do"
+
+
+def _beside(key: _Key) -> Iterable[str]:
+    """What could stand where this key does."""
+    model: Any = Config
+    for name in key[:-1]:
+        model = UserShare if model is UserSettings else model.model_fields[name].annotation
+    return list(model.model_fields)
+
+
+def default_limits(is_shared: bool) -> Limits:
+    return Limits(**(SHARED_LIMITS if is_shared else {}))  # type: ignore[arg-type]
+
+
 def _limits(config: Config, is_shared: bool, blame: _Blame) -> Limits:
     """The defaults with ``[limits]`` over them."""
-    known = {name: kind for name, kind in ((found.name, found.type) for found in fields(Limits)) if name in Limits().values()}
-    chosen: dict[str, int | float] = dict(SHARED_LIMITS if is_shared else {})
+    chosen = default_limits(is_shared).values()
+    kinds = {found.name: found.type for found in fields(Limits)}
     for name, value in config.limits.items():
-        if name not in known:
-            blame(Path(), ("limits", name), f"this limit does not exist; known are {', '.join(sorted(known))}")
+        if name not in chosen:
+            blame(Path(), ("limits", name), _unknown("limit", name, chosen))
         elif value < 0:
             blame(Path(), ("limits", name), f"{value:g} is negative")
         else:
-            chosen[name] = int(value) if known[name] == "int" else value
+            chosen[name] = int(value) if kinds[name] == "int" else value
     return Limits(**chosen)  # type: ignore[arg-type]
 
 
@@ -196,7 +214,7 @@ def _shares(config: Config, look_up: _LookUp, blame: _Blame) -> dict[int, Share]
         try:
             uid = int(name) if name.isdecimal() else look_up(name)
         except (KeyError, OSError):
-            blame(Path(), ("users", name), "there is no such account (and no such setting)", fatal=False)
+            blame(Path(), ("users", name), "there is no such account (and no such setting), so nothing comes of it", fatal=False)
             continue
         if uid in found:
             blame(Path(), ("users", name), f"uid {uid} is named twice")

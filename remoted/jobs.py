@@ -202,7 +202,6 @@ class Jobs(CallRunner):
         call.status, call.is_ahead = Status.IN_QUEUE, False
         call.attempts -= 1
         call.tries -= 1
-
         job, number = call.seq, call.tries + 1
 
         def take_back(db: Statements) -> None:
@@ -289,6 +288,7 @@ class Jobs(CallRunner):
         if call.stop_requested is not None:
             self._finish(call, Status.CANCELLED, call.stop_requested, None, then)
             return
+        self.divide_output(call, end)
         self._retry_later(call, 0.0 if end.kind == "stale" else self.limits.retry_pause(call.attempts))
         then()
 

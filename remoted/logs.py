@@ -1,6 +1,6 @@
 """What a job prints: kept in order, stdout and stderr apart, byte for byte, up to a cap.
 
-A log is a file of records (stream u8, length u32, bytes). Watchers read it by offset, so a slow one costs a
+A log is a file of records (stream u8, length u32, bytes); where a job is tried again, a record says which attempt begins. Watchers read it by offset, so a slow one costs a
 number and not memory. The cap is told in the log itself; what comes after it is counted, and the count is its last line.
 
 What comes through a pipe goes from there into the file in one system call, behind a header that says how much it will be:
@@ -18,7 +18,9 @@ from remoted.pipes import Unread
 
 _RECORD = struct.Struct("!BI")
 RECORD_OVERHEAD = _RECORD.size
-STDOUT, STDERR = 1, 2
+#: ATTEMPT is nothing printed: what stands behind it is of another attempt, "2 4" of the second of at most four.
+STDOUT, STDERR, ATTEMPT = 1, 2, 3
+_STREAMS = (STDOUT, STDERR, ATTEMPT)
 #: No record is larger; what is appended comes in reads of a pipe.
 _RECORD_BYTES = 16 << 20
 _SCAN_BYTES = 1 << 20
@@ -119,7 +121,7 @@ def _mend(path: Path) -> int:
     try:
         left = os.fstat(file).st_size - end - RECORD_OVERHEAD
         stream = os.pread(file, 1, end)
-        if left <= 0 or left > _RECORD_BYTES or stream[0] not in (STDOUT, STDERR):
+        if left <= 0 or left > _RECORD_BYTES or stream[0] not in _STREAMS:
             os.ftruncate(file, end)
             return end
         os.pwrite(file, _RECORD.pack(stream[0], left), end)
@@ -147,7 +149,7 @@ def read_records(path: Path, offset: int, limit_bytes: int) -> tuple[list[tuple[
         taken = 0
         while taken < limit_bytes and len(head := file.read(RECORD_OVERHEAD)) == RECORD_OVERHEAD:
             stream, length = _RECORD.unpack(head)
-            if length > _RECORD_BYTES or stream not in (STDOUT, STDERR):
+            if length > _RECORD_BYTES or stream not in _STREAMS:
                 break  # a reader's offset that is no record's beginning, or what a power cut has left
             data = file.read(length)
             if len(data) < length:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterable
@@ -39,6 +40,7 @@ from remoted.spool import Spool
 from remoted.workload import Attempt, Workload
 from remoted_client import wire
 
+log = logging.getLogger(__name__)
 _EARLY_BYTES = 64 * 1024
 #: The kernel counts start times in ticks of 10 ms.
 _TICK_SECONDS = 0.02
@@ -175,8 +177,7 @@ class Worker:
             self._tell({"op": "revoke", "attempt": token})
 
     def _cannot_read(self, token: AttemptToken, error: OSError) -> None:
-        end = AttemptEnd("died", message=f"cannot read what the call needs: {error}", reason=Reason.LOST)
-        self._loop.call_soon(self._end_attempt, token, end)
+        self._loop.call_soon(self._end_attempt, token, AttemptEnd("died", message=f"cannot read what the call needs: {error}", reason=Reason.LOST))
 
     def _was_sent(self, attempt: Attempt) -> bool:
         """Did it go to a living worker? Else its listener hears of its end soon."""
@@ -243,8 +244,7 @@ class Worker:
 
     def close_stream(self, token: AttemptToken) -> None:
         """The caller left its loop: GeneratorExit at the next yield, then the ladder."""
-        attempt = self._workload.find(token)
-        if attempt is None:
+        if (attempt := self._workload.find(token)) is None:
             return
         self._tell({"op": "close_stream", "attempt": token})
         attempt.timers.append(self._loop.call_later(self._limits.cancel_term_seconds, self.stop, token, Reason.CANCELLED))
@@ -275,8 +275,7 @@ class Worker:
 
     def _recall(self, attempts: Iterable[Attempt]) -> None:
         """The worker says which of these it will not begin any more; the others it has begun, or will have ended soon."""
-        tokens = [attempt.token for attempt in attempts]
-        if tokens:
+        if tokens := [attempt.token for attempt in attempts]:
             self._tell({"op": "recall", "attempts": tokens})
 
     def _on_recalled(self, tokens: list[object]) -> None:
@@ -289,8 +288,7 @@ class Worker:
 
     def _begin_next(self) -> None:
         """What had begun is over: the worker is at the next one."""
-        attempt = self._workload.take_next()
-        if attempt is None:
+        if (attempt := self._workload.take_next()) is None:
             return
         attempt.started = self._clock.boottime()
         attempt.listener.on_begin()
@@ -305,8 +303,7 @@ class Worker:
     def _lose_patience(self, before: Attempt | None) -> None:
         """Whoever still runs after all this time is no short call: the others need not wait for it."""
         self._patience = None
-        attempt = self._workload.newest_begun
-        if attempt is None:
+        if (attempt := self._workload.newest_begun) is None:
             return
         if attempt is before:
             self._set_timeout(attempt)
@@ -346,8 +343,13 @@ class Worker:
 
     def break_off(self, why: str) -> None:
         """Nothing that it says is of use any more, and it may go on to say a lot."""
-        if not self._kill_reason:
-            self._kill_reason = f"it broke the protocol: {why}"
+        self._kill(f"it broke the protocol: {why}")
+
+    def _kill(self, why: str) -> None:
+        """Once, and not without a word in the log: its user hears of it only if it ran something."""
+        if not (self._kill_reason or self._exited):
+            self._kill_reason = why
+            log.warning("worker %s (pid %d) is killed: %.300s", self.id, self.pid, why)
             self._strike(signal.SIGKILL)
 
     def _on_done(self, attempt: Attempt | None, frame: wire.Frame) -> None:
@@ -376,8 +378,7 @@ class Worker:
         self._end_attempt(attempt.token, end)
 
     def _end_attempt(self, token: str, end: AttemptEnd) -> None:
-        attempt = self._workload.remove(token)
-        if attempt is None:
+        if (attempt := self._workload.remove(token)) is None:
             close_payload(end.payload)
             return
         if attempt.timers:
@@ -388,8 +389,7 @@ class Worker:
             self._pipes.watch()
 
     def _deliver(self, stream: int, said: Unread) -> None:
-        attempt = self._workload.newest_begun
-        if attempt is not None:
+        if (attempt := self._workload.newest_begun) is not None:
             attempt.listener.on_output(stream, said)
         else:
             self._early_output += said.data[: _EARLY_BYTES - len(self._early_output)]
@@ -400,7 +400,7 @@ class Worker:
         """A worker without a channel is of no use, whatever it still does."""
         if self._process is not None:
             self._loop.call_later(0.2, self._fail_greeting, why)
-        self._loop.call_later(self._limits.cancel_term_seconds, self._strike, signal.SIGKILL)
+        self._loop.call_later(self._limits.cancel_term_seconds, self._kill, f"{why}, and it did not end after that")
 
     def _fail_greeting(self, why: str) -> None:
         if not self._greeted.done():

@@ -267,7 +267,9 @@ class CallState:
         if self.status is not Status.IN_QUEUE:
             _told.pop(self.name, None)
             return
-        reason = self.reason or ("" if self.accepted else "WAITING_WORKER" if self.known else "NO_ANSWER")
+        # Before there is a line to the daemon, that is the line's to say (``daemon.await_word``).
+        silent = "NO_ANSWER" if self.was_sent or not self.is_durable else ""
+        reason = self.reason or ("" if self.accepted else "WAITING_WORKER" if self.known else silent)
         if reason and _told.get(self.name) != reason:
             _told[self.name] = reason
             words = _WAITING.get(reason, "").format(f" (workersMax={self.workers_max})" if self.workers_max else "")

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoted_client import context, wire
 from remoted_client.attendant import Attendant
-from remoted_client.daemon import connect, connect_or_start
+from remoted_client.daemon import await_word, connect, connect_or_start, where_to_look
 from remoted_client.errors import DaemonUnreachable, RemotedError, VersionMismatch, WorkerLost, for_code
 from remoted_client.greeting import hello
+from remoted_client.interrupts import interrupts
 from remoted_client.lease import LINE, Lease
 from remoted_client.outbox import Outbox
 from remoted_client.payload import Payload
@@ -91,6 +92,7 @@ class Connection:
         self.pools: dict[tuple[str, str], LeasePool] = {}
         self._leases: dict[str, tuple[LeasePool, Lease]] = {}
         self._known: dict[str, set[str]] = {}
+        interrupts.show_plainly()
         atexit.register(self._at_exit)
 
     # -- calls ---------------------------------------------------------------------------------------------
@@ -163,9 +165,9 @@ class Connection:
             try:
                 self._introduce(deadline)
                 return
-            except _HungUp:
+            except _HungUp as error:
                 if time.monotonic() > deadline:
-                    raise
+                    raise DaemonUnreachable(f"{error} before it had answered, again and again for {_RECONNECT_SECONDS:g} s; {where_to_look()}") from error
                 self._sock.close()
                 self._reader = wire.FrameReader()
                 time.sleep(0.05)
@@ -221,6 +223,7 @@ class Connection:
         with contextlib.suppress(BrokenPipeError):  # refused at the door: the reason can still be read
             self._sock.sendall(hello(self.name))
         frames: list[wire.Frame] = []
+        await_word(self._sock)
         try:
             while not frames:
                 data, fds = wire.receive(self._sock, _READ_BYTES)
@@ -230,7 +233,7 @@ class Connection:
         except wire.WireError as error:
             raise for_code("VERSION_MISMATCH", str(error)) from error
         except TimeoutError as error:
-            raise DaemonUnreachable(f"the daemon does not answer: it has taken the connection and said nothing within {_RECONNECT_SECONDS:g} s") from error
+            raise DaemonUnreachable(f"the daemon does not answer: it has taken the connection and said nothing within {_RECONNECT_SECONDS:g} s; {where_to_look()}") from error
         except OSError as error:
             raise _HungUp(f"the daemon went away: {error}") from error
         if frames[0].op == "refused":
@@ -422,7 +425,7 @@ class Connection:
             self._hear_all(deadline)
         self._tell_refused([state for state in states if state.is_detached and not (state.accepted or state.is_over)])
         left = [state for state in states if state.is_mine and not state.is_over and not state.was_awaited]
-        if left:
+        if left and not interrupts.is_told:
             names = ", ".join(sorted({state.name for state in left})[:3])
             sys.stderr.write(f"remoted: {len(left)} {'calls were' if len(left) > 1 else 'call was'} not awaited and ended with this script ({names}); .options(detach=True) lets a call run on\n")
 

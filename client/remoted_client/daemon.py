@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import select
 import socket
 import struct
 import subprocess
@@ -13,12 +14,15 @@ import time
 
 from remoted_client import context
 from remoted_client.errors import DaemonUnreachable
+from remoted_client.printed import echo
 
 #: Where the system's daemon listens; root's folder, so nobody else can put sockets there.
 SYSTEM_DIRECTORY = "/run/remoted"
 _START_SECONDS = 30.0
 #: A system's daemon that restarts is back sooner.
 _RESTART_SECONDS = 10.0
+#: A restart that goes well takes less: nobody hears of it.
+_SILENCE_SECONDS = 3.0
 #: In the sentence of a daemon that found the lock taken (``remoted/app.py``).
 _OTHER_DAEMON = "another daemon"
 #: The other one may be starting, or about to end; one that is still there after these is there to stay.
@@ -60,6 +64,21 @@ def _peer(sock: socket.socket) -> tuple[int, int]:
     """(pid, uid) of the process that listens."""
     pid, uid, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return pid, uid
+
+
+def await_word(sock: socket.socket) -> None:
+    """Tell who waits for the first word of a daemon that says none: systemd holds its sockets whether or not it can start."""
+    poller = select.poll()
+    poller.register(sock, select.POLLIN)
+    if not context.in_worker and not poller.poll(_SILENCE_SECONDS * 1000):
+        echo.show(2, f"remoted: the daemon in {socket_directory()} takes connections and has not answered yet, waiting ...; {where_to_look()}\n")
+
+
+def where_to_look() -> str:
+    """The end of a sentence about a daemon that does not answer."""
+    if socket_directory() == SYSTEM_DIRECTORY:
+        return "`systemctl status remoted` and `journalctl -u remoted` say why"
+    return f"{_log_path()} may say why"
 
 
 def connect_or_start() -> socket.socket:
@@ -123,7 +142,7 @@ def _wait_for(process: subprocess.Popen[bytes] | None, seconds: float = _START_S
         return sock
     if socket_directory() == SYSTEM_DIRECTORY:
         raise DaemonUnreachable(
-            f"no daemon answers in {SYSTEM_DIRECTORY}: the system's daemon does not run; ask your administrator for `systemctl start remoted`, or name the folder of your own in REMOTED_SOCKET"
+            f"no daemon answers in {SYSTEM_DIRECTORY}: the system's daemon does not run; {where_to_look()}; ask your administrator for `systemctl start remoted`, or name the folder of your own in REMOTED_SOCKET"
         )
     raise DaemonUnreachable(f"cannot reach a daemon in {socket_directory()}: it did not start within {_START_SECONDS:g} s; see {_log_path()}")
 

@@ -128,7 +128,7 @@ def remote(
         system_dependencies: system packages that must be on the host.
         accelerate_downloads: let the installer download in parallel.
         env: variables of the workers; None as a value means the caller's own value at call time.
-        max_retries: further attempts of a queue call after an exception or a lost worker.
+        max_retries: further attempts of a queue call after an exception of any kind or a lost worker; 0 for a body that must not run twice.
         timeout: seconds per attempt in which it runs.
         local: run the calls here instead, with the same types.
         method, path: the HTTP route of a load-balanced function.

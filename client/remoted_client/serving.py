@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from remoted_client import connection, wire
-from remoted_client.daemon import connect, connect_or_start, socket_directory
+from remoted_client.daemon import await_word, connect, connect_or_start, socket_directory
 from remoted_client.errors import DaemonUnreachable, RemotedError, for_code
 from remoted_client.function import RemoteFunction
 from remoted_client.greeting import hello
@@ -122,6 +122,7 @@ class Served:
             self._reader, self._frames = wire.FrameReader(), []
             with contextlib.suppress(BrokenPipeError):  # refused at the door: the reason can still be read
                 sock.sendall(hello(""))
+            await_word(sock)
             self._expect(sock, "welcome", "")
             sent: set[str] = set()
             for route in self._routes:

@@ -2,7 +2,7 @@
 
 ``stream=stdout`` or ``stderr`` gives the bytes as they were printed (application/octet-stream). ``both`` gives the
 log's own records in the order of printing (application/x-remoted-log): stream u8 (1 stdout, 2 stderr), length u32
-big endian, bytes. ``offset`` counts bytes of such records from the beginning, so a client that comes back goes on
+big endian, bytes; a record of stream 3 was not printed: another attempt begins, "2 4" is the second of at most four. ``offset`` counts bytes of such records from the beginning, so a client that comes back goes on
 behind the last record that it has read whole. A stream that was cut off lacks its last chunk: it is not an end.
 """
 
@@ -24,7 +24,7 @@ from remoted.calls import Call
 
 _RECORD = struct.Struct("!BI")
 _READ_BYTES = 256 * 1024
-_WANTED = {"stdout": (logs.STDOUT,), "stderr": (logs.STDERR,), "both": (logs.STDOUT, logs.STDERR)}
+_WANTED = {"stdout": (logs.STDOUT,), "stderr": (logs.STDERR,), "both": (logs.STDOUT, logs.STDERR, logs.ATTEMPT)}
 
 
 async def read_logs(services: Services, ask: Ask) -> web.StreamResponse:

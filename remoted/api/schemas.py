@@ -366,10 +366,13 @@ class Users(_Shape):
 
 
 class Check(_Shape):
+    """``warning``: nothing is ill, but somebody may have meant it otherwise."""
+
     name: str
     ok: bool
     detail: str
     advice: str
+    warning: bool = False
 
 
 class Doctor(_Shape):

@@ -14,6 +14,7 @@ from remoted.access import Rule
 from remoted.api import devices, others, schemas, views, workers
 from remoted.api.exchange import Ask, reply
 from remoted.api.services import Services
+from remoted.config import Seen
 from remoted.gate import Drain
 from remoted.model import Status
 from remoted_client import wire
@@ -45,7 +46,7 @@ async def status(services: Services, ask: Ask) -> web.StreamResponse:
             running=[views.of_call(services, call) for call in calls.values() if call.status is Status.IN_PROGRESS],
             queue=views.queue(services, ask.peer, calls),
             others=others.work(services, ask.peer),
-            counts=_counts(services, [call.status for call in calls.values()]),
+            counts=_counts(services, [call.status for call in calls.values()], len(found) if others.seen(services, ask.peer) is Seen.NOTHING else None),
         )
     )
 
@@ -66,12 +67,13 @@ def _daemon(services: Services) -> schemas.Daemon:
     )
 
 
-def _counts(services: Services, statuses: list[Status]) -> schemas.Counts:
+def _counts(services: Services, statuses: list[Status], workers: int | None) -> schemas.Counts:
+    """``workers``: how many may be told of; None is everybody's."""
     scheduler = services.engine.scheduler
     return schemas.Counts(
         queued=statuses.count(Status.IN_QUEUE),
         running=statuses.count(Status.IN_PROGRESS),
-        workers=len(scheduler.workers),
+        workers=len(scheduler.workers) if workers is None else workers,
         completed=services.jobs.completed,
         cpus=scheduler.cpus,
         cpus_used=scheduler.cpus_used(),

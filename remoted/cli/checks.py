@@ -20,6 +20,9 @@ _PACKAGES = ("aiohttp", "pydantic", "pynvml", "psutil", "prometheus_client", "cl
 _MINIMUM = (3, 10)
 _FREE_BYTES = 1 << 30
 _DAEMON_SECONDS = 10.0
+_PCI_DEVICES = Path("/sys/bus/pci/devices")
+#: PCI's words: the vendor, and the first byte of a class.
+_NVIDIA, _DISPLAY = 0x10DE, 0x03
 
 
 def run() -> list[Check]:
@@ -32,8 +35,9 @@ def run() -> list[Check]:
     return [*(check() for check in local), *daemon]
 
 
-def _check(name: str, ok: bool, detail: str, advice: str = "") -> Check:
-    return {"name": name, "ok": ok, "detail": detail, "advice": advice}
+def _check(name: str, ok: bool, detail: str, advice: str = "", warning: bool = False) -> Check:
+    """In the shape of the daemon's (``api.schemas.Check``)."""
+    return {"name": name, "ok": ok, "detail": detail, "advice": advice, "warning": warning}
 
 
 def _python() -> Check:
@@ -60,8 +64,29 @@ def _nvml() -> Check:
     try:
         ctypes.CDLL("libnvidia-ml.so.1")
     except OSError as error:
-        return _check("nvml", True, f"no NVIDIA driver library: {error}", "without it there are CPU workers only")
+        return without_driver(f"no NVIDIA driver library: {error}", nvidia_cards())
     return _check("nvml", True, "libnvidia-ml.so.1 loads")
+
+
+def without_driver(problem: str, cards: list[str]) -> Check:
+    """Well where there is nothing to drive."""
+    if not cards:
+        return _check("nvml", True, problem, "without it there are CPU workers only")
+    found = f"{problem}, but an NVIDIA card is on the PCI bus ({', '.join(cards)})"
+    advice = "install NVIDIA's driver (Debian: apt-get install nvidia-driver), restart, and see whether `nvidia-smi` lists the card; a container must be given it (--gpus all); until then there are CPU workers only"
+    return _check("nvml", True, found, advice, warning=True)
+
+
+def nvidia_cards(devices: Path = _PCI_DEVICES) -> list[str]:
+    """The PCI addresses of those that the kernel sees, with a driver or without."""
+    return sorted(device.name for device in devices.glob("*") if _id(device / "vendor") == _NVIDIA and _id(device / "class") >> 16 == _DISPLAY)
+
+
+def _id(file: Path) -> int:
+    try:
+        return int(file.read_text(encoding="ascii"), 16)
+    except (OSError, ValueError):
+        return 0
 
 
 def _state() -> Check:
@@ -99,9 +124,10 @@ def _daemon() -> list[Check]:
 def _configuration() -> Check:
     """Of the daemon that this command would ask: what it does not take may be why it does not start."""
     path, is_shared = configured()
-    problems = config_files.read(path, is_shared).problems
+    reading = config_files.read(path, is_shared)
+    problems = (*reading.fatal, *reading.problems)
     advice = "see `remotectl config check`" if problems else ""
-    return _check("configuration", not problems, str(problems[0]) if problems else f"{path}{'' if path.exists() else ': not there, so the defaults hold'}", advice)
+    return _check("configuration", not reading.fatal, str(problems[0]) if problems else f"{path}{'' if path.exists() else ': not there, so the defaults hold'}", advice)
 
 
 def configured() -> tuple[Path, bool]:

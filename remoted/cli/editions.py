@@ -10,8 +10,10 @@ start leaves the one before as it was.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -25,6 +27,8 @@ PREFIX = Path("/opt/remoted")
 UNITS = Path("/etc/systemd/system")
 LINK = Path("/usr/local/bin/remotectl")
 NAMES = ("remoted.service", "remoted.socket", "remoted-workers.slice")
+#: The end of such a folder's name, by mkdtemp.
+_MADE = re.compile(r"-[a-z0-9_]{8}")
 _SHIPPED = Path("share/remoted/systemd/system")
 _ASK = "import json, remoted, remoted.store; print(json.dumps([remoted.__version__, remoted.store.SCHEMA_VERSION]))"
 #: "user version" in the header of a database (sqlite.org/fileformat2.html); the daemon that runs has the file for itself.
@@ -60,15 +64,52 @@ class Edition:
 
     def remove_others(self) -> None:
         """Nothing runs from them any more."""
-        for folder in _folders():
-            if folder != self.folder:
+        for folder in _folders(PREFIX):
+            if folder != self.folder and not _is_being_made(folder):
                 shutil.rmtree(folder)
+
+
+def remove_unused(prefix: Path = PREFIX, units: Path = UNITS) -> Iterator[Path]:
+    """What interrupted installations left: no link and no unit names it, no daemon runs from it, and nobody makes it now."""
+    unit = units / "remoted.service"
+    words = (unit.read_text(encoding="utf-8") if unit.exists() else "") + _daemons_command()
+    for folder in _folders(prefix):
+        if folder != prefix.resolve() and f"{folder}/" not in words and not _is_being_made(folder):
+            shutil.rmtree(folder)
+            yield folder
+
+
+def _daemons_command() -> str:
+    """It may run from an edition that has been replaced and is in force until the next restart."""
+    try:
+        shown = subprocess.run(["systemctl", "show", "--property=MainPID", "--value", "remoted.service"], capture_output=True, text=True, check=False)
+        return Path(f"/proc/{int(shown.stdout)}/cmdline").read_text(encoding="utf-8", errors="replace")
+    except (OSError, ValueError):
+        return ""
+
+
+def _claim(folder: Path) -> None:
+    """It is being made for as long as this process lives."""
+    fcntl.flock(os.open(folder, os.O_RDONLY | os.O_CLOEXEC), fcntl.LOCK_EX)
+
+
+def _is_being_made(folder: Path) -> bool:
+    """By another process."""
+    file = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+    return False
 
 
 def make(python: str, uv: str, requirement: str) -> Edition:
     """A new one beside what is there. Raises CliError, and leaves nothing then."""
     folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX.name}-", dir=PREFIX.parent))
     try:
+        _claim(folder)
         folder.chmod(0o755)
         run(python, "-m", "venv", "--without-pip", os.fspath(folder))
         _fill(folder, uv, requirement)
@@ -101,7 +142,7 @@ def in_force() -> Edition | None:
 
 def remove_all() -> Iterator[Path]:
     """Links, units and folders."""
-    for path in [*(UNITS / name for name in NAMES), LINK, PREFIX, *_folders()]:
+    for path in [*(UNITS / name for name in NAMES), LINK, PREFIX, *_folders(PREFIX)]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -122,9 +163,10 @@ def _read(folder: Path) -> Edition:
     return Edition(folder, version, schema)
 
 
-def _folders() -> list[Path]:
-    """Every edition, whole or not; nothing else that somebody may have called so."""
-    return [path for path in PREFIX.parent.glob(f"{PREFIX.name}-*") if path.is_dir() and (path / "pyvenv.cfg").exists()]
+def _folders(prefix: Path) -> list[Path]:
+    """Every edition, whole or hardly begun; nothing else that somebody may have called so."""
+    named = [path for path in prefix.parent.glob(f"{prefix.name}-*") if _MADE.fullmatch(path.name.removeprefix(prefix.name)) and path.is_dir()]
+    return [path for path in named if (path / "pyvenv.cfg").exists() or not any(path.iterdir())]
 
 
 def _point(link: Path, target: Path) -> None:

@@ -18,6 +18,8 @@ from remoted.cli.jobs import path_of
 from remoted.cli.text import cell, duration, escape, print_json, print_json_line, short
 
 _STREAMS = {1: "stdout", 2: "stderr"}
+#: No stream, but where another attempt begins.
+_ATTEMPT = 3
 _RECORD = struct.Struct("!BI")
 _PROGRESS_SECONDS = 1.0
 _WAIT_SECONDS = 60.0
@@ -29,7 +31,7 @@ _TERMINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
 @click.option("-f", "--follow", is_flag=True, help="Stay until the job ends; exit 1 unless it completed.")
 @click.option("--stdout", "stream", flag_value="stdout", help="Only what it wrote to standard output.")
 @click.option("--stderr", "stream", flag_value="stderr", help="Only what it wrote to standard error.")
-@click.option("--json", "as_json", is_flag=True, help='A line per piece: {"stream": ..., "text": ...}; what is not UTF-8 is escaped.')
+@click.option("--json", "as_json", is_flag=True, help='A line per piece: {"attempt": ..., "stream": ..., "text": ...}; what is not UTF-8 is escaped.')
 def logs(job: str, follow: bool, stream: str | None, as_json: bool) -> int:
     """What a job printed: its stdout on stdout, its stderr on stderr, byte for byte."""
     if as_json:
@@ -62,16 +64,29 @@ def _logs_as_json(job: str, follow: bool, stream: str | None) -> int:
     answer = transport.request("GET", path_of(job, f"/logs?stream=both&follow={int(follow)}"), timeout=None if follow else 60.0)
     # A character may be split between two pieces of its stream.
     readers = {number: codecs.getincrementaldecoder("utf-8")("backslashreplace") for number in _STREAMS}
+    attempt = 1
     for number, data in _records(answer.chunks()):
+        if number == _ATTEMPT:
+            attempt = int(data.split()[0])
+        if number not in readers:
+            continue
         text = readers[number].decode(data)
         if text and stream in (None, _STREAMS[number]):
-            print_json_line({"stream": _STREAMS[number], "text": text})
+            print_json_line({"attempt": attempt, "stream": _STREAMS[number], "text": text})
     return exit_code(transport.get(path_of(answer.headers.get("x-remoted-job", job)))) if follow else 0
 
 
 def _copy_both(chunks: Iterator[bytes]) -> None:
+    """Attempts are told apart where somebody looks; a file or a pipe gets what was printed and nothing else."""
+    shows, last = sys.stderr.isatty(), b"\n"
     for stream, data in _records(chunks):
-        _write(stream, data)
+        if stream in _STREAMS:
+            _write(stream, data)
+            last = data[-1:] or last
+        elif stream == _ATTEMPT and shows:
+            attempt, most = data.decode().split()
+            _write(2, (b"" if last == b"\n" else b"\n") + f"-- attempt {attempt} of {most} --\n".encode())
+            last = b"\n"
 
 
 def _records(chunks: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:

@@ -3,7 +3,8 @@
     /opt/remoted, its folder, units, /usr/local/bin/remotectl    an edition (``editions``)
     /etc/remoted/config.toml                                     with comments; an existing one is kept
 
-An install over another one is an upgrade: running jobs and warm workers go on over it, as over any restart.
+An install over another one is an upgrade: running jobs and warm workers go on over it, as over any restart. What ends them, an
+uninstall, asks first.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 import click
 
 import remoted
-from remoted.cli import editions
+from remoted.cli import editions, transport
 from remoted.cli.editions import Edition
 from remoted.cli.ending import CliError
 from remoted.cli.text import print_json
@@ -31,11 +32,14 @@ from remoted.trust import require_trusted
 
 CONFIG = Path("/etc/remoted/config.toml")
 STATE = Path("/var/lib/remoted")
+_SLICES = ("remoted-workers.slice", "remoted.slice")
+#: For the daemon to say what runs; one that does not run is started by the question.
+_ANSWER_SECONDS = 20.0
 _SYSTEM_PYTHON = "/usr/bin/python3"
 _OLDEST = (3, 11)
 _CONFIG = """\
-# The system's remoted. Every value below is the default; `remotectl config check FILE` reads a file without using it.
-# After a change: systemctl reload remoted; what that cannot change is named in the log (then: restart; running jobs go on).
+# The system's remoted. Every value below is the default (`remotectl config defaults` lists all); `remotectl config check FILE` reads a file without using it.
+# After a change: systemctl reload remoted (a mistake makes it fail); what that cannot change is named in the log (then: restart; running jobs go on).
 
 # cpus = 8                        # how many are lent; by default all
 
@@ -77,10 +81,13 @@ def install(source: str | None, start: bool, as_json: bool) -> int:
 
 @click.command()
 @click.option("--purge", is_flag=True, help="Remove configuration, queue and results too.")
+@click.option("--yes", is_flag=True, help="End running jobs without asking.")
 @click.option("--json", "as_json", is_flag=True, help="Print documents with stable keys.")
-def uninstall(purge: bool, as_json: bool) -> int:
-    """Take the system's daemon away again; running jobs end. Queue, results and configuration stay."""
+def uninstall(purge: bool, yes: bool, as_json: bool) -> int:
+    """Take the system's daemon away again; running jobs end, after a question. Queue, results and configuration stay."""
     _require_root("uninstall")
+    if not yes and (running := _running()):
+        _require_consent(running)
     _report(_uninstall(purge), as_json)
     return 0
 
@@ -97,6 +104,8 @@ def _report(steps: Iterator[str], as_json: bool) -> None:
 
 def _install(source: str, start: bool) -> Iterator[str]:
     os.umask(0o022)
+    for folder in editions.remove_unused():
+        yield f"removed {folder}, which an interrupted installation had left"
     python = _find_python()
     edition = editions.make(python, _uv(), _requirement(source))
     try:
@@ -145,13 +154,44 @@ def _start(changed: list[Path]) -> None:
         raise CliError(f"cannot start the daemon: {said.stdout.strip()[-2000:] or error}") from None
 
 
+def _running() -> str:
+    """What an uninstall would end, in words; "" if nothing runs."""
+    os.environ["REMOTED_SOCKET"] = transport.SYSTEM_DIRECTORY
+    try:
+        users = [user["running"] for user in transport.get("/v1/users", timeout=_ANSWER_SECONDS)["users"] if user["running"]]
+    except CliError:  # whatever ails it, what it started is there to be seen
+        scopes = subprocess.run(["systemctl", "list-units", "--no-legend", "--state=running", "remoted-w*.scope"], capture_output=True, text=True, check=False)
+        count = len(scopes.stdout.splitlines())
+        return f"{_count(count, 'worker')} of a daemon that does not answer {_run(count)}" if count else ""
+    return f"{_count(sum(users), 'job')} of {_count(len(users), 'user')} {_run(sum(users))}" if users else ""
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _run(number: int) -> str:
+    return "runs" if number == 1 else "run"
+
+
+def _require_consent(running: str) -> None:
+    """Raises CliError without it."""
+    if not sys.stdin.isatty():
+        raise CliError(f"cannot uninstall: {running}; `--yes` ends that, `remotectl drain --wait` before it lets it finish")
+    if not click.confirm(f"{running}; end {'it' if running.startswith('1 ') else 'them'}?", err=True):
+        raise CliError("nothing was uninstalled; `remotectl drain --wait` lets what runs finish")
+
+
 def _uninstall(purge: bool) -> Iterator[str]:
-    for verb in (("disable", "--quiet", "--now", "remoted.service", "remoted.socket"), ("stop", "remoted-workers.slice")):
+    for verb in (("disable", "--quiet", "--now", "remoted.service", "remoted.socket"), ("stop", *_SLICES)):
         subprocess.run(["systemctl", *verb], check=False, capture_output=True)
     yield "remoted.service is stopped, and so are its workers"
     for path in editions.remove_all():
         yield f"removed {path}"
     editions.run("systemctl", "daemon-reload")
+    subprocess.run(["systemctl", "reset-failed", "remoted*"], check=False, capture_output=True)
+    shutil.rmtree(transport.SYSTEM_DIRECTORY, ignore_errors=True)
+    yield f"removed {transport.SYSTEM_DIRECTORY}"
     if not purge:
         yield f"kept {CONFIG} and {STATE}: `remotectl uninstall --purge` removes them too"
         return

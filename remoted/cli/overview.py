@@ -68,9 +68,15 @@ def _head(document: Document) -> list[str]:
     draining = paint(f"; {_draining(daemon['drain'])}", "yellow") if daemon["draining"] else ""
     return [
         f"remoted {daemon['version']}, {daemon['mode']} mode, pid {daemon['pid']}, up {duration(daemon['uptime_seconds'])}{draining}",
-        f"{counts['running']} running, {counts['queued']} queued, {counts['workers']} worker{'' if counts['workers'] == 1 else 's'}, "
-        f"{counts['cpus_used']:g} of {counts['cpus']:g} CPUs reserved",
+        f"{counts['running']} running, {counts['queued']} queued, {_workers(document)}, {counts['cpus_used']:g} of {counts['cpus']:g} CPUs reserved",
     ]
+
+
+def _workers(document: Document) -> str:
+    """Those of others are no rows here, but have their share of the CPUs."""
+    own = len(document["workers"])
+    others = document["counts"]["workers"] - own
+    return f"{own} worker{'' if own == 1 else 's'}" + (f" (and {others} of others)" if others > 0 else "")
 
 
 def _draining(drain: Document | None) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import select
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -76,6 +78,28 @@ def _show_config(as_json: bool) -> int:
     print(f"# {escape(document['file'])}")
     if document["at_restart"]:
         print(f"# after a restart something else holds for: {escape(', '.join(document['at_restart']))}")
+    _print_configuration(document)
+    return 0
+
+
+@config.command("defaults")
+@_json
+def config_defaults(as_json: bool) -> int:
+    """Every setting that there is, with its value where no file says another one; [users.NAME] may have weight, queued_jobs, running_jobs, stored_bytes and connections."""
+    from remoted import config_files
+    from remoted.cli.checks import configured
+    from remoted.config import Config
+
+    _, is_shared = configured()
+    document = {"config": Config().model_dump(mode="json", exclude={"limits"}), "limits": config_files.default_limits(is_shared).values()}
+    if as_json:
+        print_json(document)
+    else:
+        _print_configuration(document)
+    return 0
+
+
+def _print_configuration(document: dict[str, Any]) -> None:
     sections = {name: value for name, value in document["config"].items() if isinstance(value, dict)}
     for name, value in document["config"].items():
         if name not in sections:
@@ -83,7 +107,6 @@ def _show_config(as_json: bool) -> int:
     for name, section in {**sections, "limits": document["limits"]}.items():
         print(f"\n[{name}]")
         print("\n".join(f"{key} = {_toml(value)}" for key, value in section.items()))
-    return 0
 
 
 def _toml(value: object) -> str:
@@ -105,14 +128,16 @@ def config_check(file: Path | None, as_json: bool) -> int:
         raise CliError(f"cannot read {path}: there is no such file")
     found = config_files.read(path, is_shared)
     later = [key for key in found.keys if not settings.is_live(key)]
-    problem = "\n".join(map(str, found.problems))
+    problem = "\n".join(map(str, found.problems)) if found.fatal else ""
     if as_json:
-        problems = [{"file": str(each.file), "key": each.key, "reason": each.reason} for each in found.problems]
+        problems = [{"file": str(each.file), "key": each.key, "reason": each.reason, "fatal": each.fatal} for each in found.problems]
         named = {"file": str(path), "exists": path.exists(), "files": [str(each) for each in found.files]}
         print_json({**named, "good": not problem, "problem": problem, "problems": problems, "at_restart": later})
         return int(bool(problem))
     if problem:
         raise CliError(problem)
+    for each in found.problems:
+        print(f"remotectl: warning: {escape(str(each))}", file=sys.stderr)
     print("\n".join(f"{escape(str(each))}: good" for each in found.files) or f"{escape(str(path))}: not there, so the defaults hold")
     if later:
         print(f"a reload changes everything but: {escape(', '.join(later))}")
@@ -130,7 +155,7 @@ def doctor(as_json: bool) -> int:
         print_json({"checks": found})
     else:
         for check in found:
-            mark = paint("ok  ", "green") if check["ok"] else paint("BAD ", "red")
+            mark = paint("BAD ", "red") if not check["ok"] else paint("warn", "yellow") if check.get("warning") else paint("ok  ", "green")
             advice = f"\n       {escape(check['advice'])}" if check["advice"] else ""
             print(f"{mark} {check['name'] + ':':<14} {escape(check['detail'])}{advice}")
     return 0 if all(check["ok"] for check in found) else 1

@@ -125,7 +125,7 @@ def request(method: str, path: str, body: Any = None, timeout: float | None = _T
 
 def _say_that_it_waits(sock: socket.socket) -> None:
     if sys.stderr.isatty() and not select.select([sock], [], [], _SILENCE_SECONDS)[0]:
-        print("remotectl: the daemon has not answered yet, waiting ...", file=sys.stderr, flush=True)
+        print(f"remotectl: the daemon has not answered yet, waiting ...{_where_to_look()}", file=sys.stderr, flush=True)
 
 
 def _refusal(answer: Answer) -> Refusal:

@@ -21,7 +21,8 @@ def users(as_json: bool) -> int:
     rows = [_row(user) for user in document["users"]]
     if (others := document["others"]) is not None:
         uses = [duration(others[period][what]) for period in ("day", "week") for what in ("gpu_seconds", "cpu_seconds")]
-        rows.append([f"{others['users']} others", str(others["queued"]), str(others["running"]), "", *uses, ""])
+        # What is used up may be of people who are not here now.
+        rows.append([f"others ({others['users']} active)", str(others["queued"]), str(others["running"]), "", *uses, ""])
     print("\n".join(table(["USER", "QUEUED", "RUNNING", "SHARE", "GPU DAY", "CPU DAY", "GPU WEEK", "CPU WEEK", "DISK"], rows)))
     return 0
 

@@ -135,6 +135,8 @@ class Following:
             self._tell_mark(call)
 
     def _send_record(self, call_id: str, stream: int, data: bytes, behind: int) -> None:
+        if stream == logs.ATTEMPT:
+            return
         for start in range(0, len(data), _OUTPUT_CHUNK_BYTES):
             last = start + _OUTPUT_CHUNK_BYTES >= len(data)
             header = {"op": "output", "id": call_id, "stream": stream, **({"offset": behind} if last else {})}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import select
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -483,3 +486,34 @@ print(f.options(detach=True)().id)
     worker.wait(20)
     assert manager.names() == set()
     assert host.run(HEAD + f"print(json.dumps(Job.from_id({job!r}).result().state_reason))").json == "LOST"
+
+
+def test_c09_who_waits_for_a_daemon_that_cannot_start_is_told_so_and_where_to_look(bare_host: Host) -> None:
+    """systemd holds the sockets: connecting succeeds, and nobody answers. No terminal is needed to hear of it."""
+    manager = ServiceManager(bare_host)
+    process = bare_host.popen(HEAD + "@remote(one)\ndef f(): return 5\nprint(f().result().unwrap())\n")
+    assert process.stderr is not None
+    told = process.stderr.readline()
+
+    assert "takes connections and has not answered yet, waiting ...; " in told
+    assert "daemon.log may say why" in told
+    manager.start()
+    assert process.communicate(timeout=60) == ("5\n", "")
+    bare_host.stop()
+    manager.close()
+
+
+def test_c09_a_daemon_that_ends_every_connection_unheard_is_an_error_that_says_so(bare_host: Host) -> None:
+    bare_host.sockets.mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(bare_host.sockets / "data.sock"))
+        listening.listen(64)
+        process = bare_host.popen("import remoted_client.connection as line\nline._RECONNECT_SECONDS = 0.5\n" + HEAD + "@remote(one)\ndef f(): return 5\nf().result()\n")
+        end = os.pidfd_open(process.pid)
+        while end not in select.select([listening, end], [], [], 60)[0]:
+            listening.accept()[0].close()
+        os.close(end)
+        _, err = process.communicate(timeout=30)
+
+    assert process.returncode == 1
+    assert "before it had answered, again and again for 0.5 s; " in err.splitlines()[-1]

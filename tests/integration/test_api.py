@@ -418,6 +418,21 @@ async def test_f22_logs_keep_streams_apart_and_bytes_intact(daemon: Daemon) -> N
     assert rest == both[13:]
 
 
+async def test_f22_where_another_attempt_begins_is_a_record_that_no_stream_has(daemon: Daemon) -> None:
+    call = await daemon.submit()
+    daemon.jobs.add_output(call, 1, b"once\n")
+    daemon.jobs.divide_output(call, AttemptEnd("stale"))
+    daemon.jobs.divide_output(call, AttemptEnd("raised"))
+    daemon.jobs.add_output(call, 1, b"twice\n")
+
+    _, out, _ = await daemon.ask("GET", f"/v1/jobs/{call.id}/logs?stream=stdout")
+    _, both, _ = await daemon.ask("GET", f"/v1/jobs/{call.id}/logs")
+
+    assert out == b"once\ntwice\n"
+    assert both.count(b"\x03\0\0\0\x031 1") == 1
+    assert both == call.log.path.read_bytes()
+
+
 async def test_f22_followed_logs_come_live_and_end_with_the_job(daemon: Daemon) -> None:
     call = await daemon.submit()
     reader, writer = await daemon.connect()

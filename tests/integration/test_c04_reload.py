@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 
-from tests.harness import Host, wait_until
+from tests.harness import ROOT, Host, wait_until
 from tests.integration.test_c04_remotectl import Terminal
 
 LIMITED = """
@@ -48,6 +50,21 @@ def test_c04_a_reload_changes_limits_live_names_what_waits_and_a_bad_file_change
     assert host.run(LIMITED).json == 1
 
 
+def test_c04_the_units_reload_fails_where_the_daemon_would_keep_what_it_has(bare_host: Host) -> None:
+    unit = (ROOT / "systemd" / "system" / "remoted.service").read_text(encoding="utf-8").splitlines()
+    (start,) = [line.partition("=")[2] for line in unit if line.startswith("ExecStart=")]
+    check = [sys.executable, "-m", "remoted", "--user", "--config", os.fspath(bare_host.config), "--check"]
+
+    assert [line.partition("=")[2] for line in unit if line.startswith("ExecReload=")] == [f"{start} --check", "/bin/kill -HUP $MAINPID"]
+    good = subprocess.run(check, env=bare_host.environ, capture_output=True, text=True, check=False)
+    assert (good.returncode, good.stdout, good.stderr) == (0, "", "")
+    assert not bare_host.sockets.exists(), "nothing was started"
+    bare_host.config.write_text("[limits]\nspeed = 1\n", encoding="utf-8")
+    bad = subprocess.run(check, env=bare_host.environ, capture_output=True, text=True, check=False)
+    assert bad.returncode == 1
+    assert f"{bare_host.config}: limits.speed: this limit does not exist" in bad.stderr
+
+
 def test_c04_config_check_reports_every_problem_with_its_file(bare_host: Host) -> None:
     remotectl = Terminal(bare_host)
     (remotectl.folder / "conf.d").mkdir()
@@ -60,6 +77,15 @@ def test_c04_config_check_reports_every_problem_with_its_file(bare_host: Host) -
     assert code == 1
     for expected in (f"{file}: gpu.pol_seconds: ", f"{other}: limits.speed: ", f"{other}: users.nobody-has-this-name: "):
         assert expected in err
+    file.write_text("", encoding="utf-8")
+    other.write_text("[users.nobody-has-this-name]\nweight = 2\n", encoding="utf-8")
+    code, out, err = remotectl("config", "check", str(file))
+    warning = f"{other}: users.nobody-has-this-name: there is no such account (and no such setting), so nothing comes of it"
+    assert (code, out, err) == (0, f"{file}: good\n{other}: good\n", f"remotectl: warning: {warning}\n")
+    bare_host.config.write_text(other.read_text(encoding="utf-8"), encoding="utf-8")
+    bare_host.start()
+    assert "WARNING" in bare_host.log()
+    assert warning.replace(str(other), str(bare_host.config)) in bare_host.log(), "the daemon starts, and says the same"
     file.write_text("cpus = 2\n[limits]\nnesting_depth = 3\n[gpu]\n[environments]\n", encoding="utf-8")
     other.unlink()
     document = remotectl.json("config", "check", str(file))

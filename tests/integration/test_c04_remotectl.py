@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import shutil
 import signal
@@ -46,6 +47,18 @@ class Terminal:
         process = self.start(*arguments)
         out, err = process.communicate(timeout=PATIENCE_SECONDS)
         return process.returncode, out.decode(), err.decode()
+
+    def on_a_screen(self, *arguments: str) -> tuple[int, list[str]]:
+        """(exit code, lines) of one command whose output, a little, goes to a terminal."""
+        ours, theirs = pty.openpty()
+        command = [sys.executable, "-c", MAIN, *arguments]
+        process = subprocess.Popen(command, env=self.environ, cwd=self.folder, stdin=theirs, stdout=theirs, stderr=theirs)
+        try:
+            os.close(theirs)
+            code = process.wait(PATIENCE_SECONDS)
+            return code, os.read(ours, 65536).decode().splitlines()
+        finally:
+            os.close(ours)
 
     def json(self, *arguments: str) -> Any:
         code, out, err = self(*arguments, "--json")
@@ -150,6 +163,9 @@ def test_c04_environments_and_configuration(remotectl: Terminal) -> None:
     assert remotectl.json("env", "prune") == {"removed": []}
     assert remotectl.json("config", "show")["limits"]["connections_per_uid"] == 512
     assert "connections_per_uid = 512\n" in remotectl("config", "show")[1]
+    defaults = remotectl.json("config", "defaults")
+    assert defaults["limits"] == remotectl.json("config", "show")["limits"]
+    assert "\n[limits]\nconnections_per_uid = 512\n" in remotectl("config", "defaults")[1]
 
 
 # -- GPUs --------------------------------------------------------------------------------------------------

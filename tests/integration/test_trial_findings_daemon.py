@@ -198,3 +198,30 @@ def test_l20_a_running_job_has_run_for_some_time(daemon: Host) -> None:
     wait.communicate(timeout=PATIENCE_SECONDS)
     (shown,) = terminal.json("ps")["jobs"]
     assert 0.5 < shown["run_seconds"] < 30
+
+
+def test_f22_logs_tell_attempts_apart_where_somebody_looks_and_give_files_the_bytes_alone(remotectl: Terminal, shared_daemon: Host) -> None:  # noqa: F811
+    job = shared_daemon.run(
+        HEAD
+        + """
+@remote(queue, max_retries=2)
+def f(path):
+    print("try", end="")
+    with open(path, "a") as file: file.write("x")
+    if os.path.getsize(path) < 3: raise OSError("not yet")
+    return 5
+out = f(sys.argv[1]).result()
+print()
+print(json.dumps([out.id, out.stdout]))
+""",
+        str(shared_daemon.project / "f22-attempts"),
+    )
+    job_id, printed = job.json
+
+    assert printed == "trytrytry"
+    assert job.out.startswith(printed), "the caller saw what was printed and nothing else"
+    assert remotectl("logs", job_id) == (0, "trytrytry", "")
+    assert remotectl("logs", job_id, "--stdout")[1] == "trytrytry"
+    lines = [json.loads(line) for line in remotectl("logs", job_id, "--json")[1].splitlines()]
+    assert lines == [{"attempt": number, "stream": "stdout", "text": "try"} for number in (1, 2, 3)]
+    assert remotectl.on_a_screen("logs", job_id) == (0, ["try", "-- attempt 2 of 3 --", "try", "-- attempt 3 of 3 --", "try"])

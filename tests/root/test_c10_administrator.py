@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Iterator
 
@@ -55,7 +56,8 @@ def test_c10_users_shows_root_everybody_and_others_themselves(people: tuple[User
 
     assert "60001" in root.remotectl("users").out
     assert "60001" not in bob.remotectl("users", "--json").out
-    assert "others" in bob.remotectl("users").out
+    assert "others (0 active)" in bob.remotectl("users").out
+    assert "others" not in root.remotectl("users").out
 
 
 def test_c04_only_root_may_drain_and_everybody_sees_it(people: tuple[User, User, User]) -> None:
@@ -110,7 +112,9 @@ def test_t10_of_others_no_more_is_seen_than_the_configuration_lets(host: SystemH
         assert {name: seen[name] for name in ("uid", "name", "pool", "status", "gpus")} == {"uid": 60001, "name": SECRET, "pool": SECRET, "status": "IN_PROGRESS", "gpus": []}
         assert set(seen) == {"uid", "name", "pool", "status", "gpus", "submitted_at", "started_at"}
         assert not [word for word in (SECRET, own["id"], "__main__", "the argument") if word in json.dumps(status) + bob.remotectl("ps", "-a", "--json").out]
-        assert SECRET in bob.remotectl("status").out
+        shown = bob.remotectl("status").out
+        assert SECRET in shown
+        assert re.search(r"^0 running, 0 queued, 0 workers \(and [1-9]\d* of others\), ", shown, re.MULTILINE)
 
         _reload(host, '[privacy]\nothers = "totals"\n')
         assert json.loads(bob.remotectl("status", "--json").out)["others"] == []
@@ -119,6 +123,7 @@ def test_t10_of_others_no_more_is_seen_than_the_configuration_lets(host: SystemH
 
         _reload(host, '[privacy]\nothers = "nothing"\n')
         assert json.loads(bob.remotectl("users", "--json").out)["others"] is None
+        assert json.loads(bob.remotectl("status", "--json").out)["counts"]["workers"] == 0
     finally:
         _reload(host, "")
         (alice.home / "go").touch()

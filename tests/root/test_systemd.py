@@ -58,6 +58,8 @@ say installed "$(/v/bin/remotectl install --json 2>&1)"
 say active "$(systemctl is-active remoted.service remoted.socket | tr '\n' ' ')"
 systemd-analyze verify /etc/systemd/system/remoted.service /etc/systemd/system/remoted.socket /etc/systemd/system/remoted-workers.slice >/trial/verify 2>&1; say verify "$? $(cat /trial/verify)"
 mkdir -p /run/systemd/system/remoted.service.d; printf '[Service]\nWatchdogSec=6\n' >/run/systemd/system/remoted.service.d/soon.conf; systemctl daemon-reload; systemctl restart remoted
+mkdir -p /etc/remoted/conf.d; printf '[limits]\nspeed = 1\n' >/etc/remoted/conf.d/bad.toml; systemctl reload remoted; say reload_bad "$? $(systemctl is-active remoted) $(journalctl -u remoted -o cat --no-pager | grep -c 'limits.speed: this limit')"
+rm /etc/remoted/conf.d/bad.toml; systemctl reload remoted; say reload_good "$? $(systemctl is-active remoted)"
 say doctor "$(remotectl doctor --json 2>&1)"
 say alice "$(job alice who)"; say bob "$(job bob who)"
 say workers "$(as alice remotectl workers --json)"
@@ -75,8 +77,12 @@ J=$(begin /home/alice/four); B=$(systemctl show -p NRestarts --value remoted); k
 while [ "$(systemctl show -p NRestarts --value remoted)" = "$B" ]; do sleep 0.2; done
 as alice touch /home/alice/four; say watchdog "$(job alice outcome $J)"
 journalctl -u remoted --no-pager >/trial/journal
-say uninstalled "$(/v/bin/remotectl uninstall --json 2>&1)"
-say left "$(ls -d /opt/remoted /usr/local/bin/remotectl /etc/systemd/system/remoted* /run/remoted/*.sock 2>/dev/null | tr '\n' ' ')$(systemctl list-units --all --no-legend 'remoted-*.scope')"
+mkdir /opt/remoted-interrup; touch /opt/remoted-interrup/pyvenv.cfg; J=$(begin /home/alice/last)
+say unasked "$(/v/bin/remotectl uninstall 2>&1 </dev/null; echo "$?")"
+say declined "$(echo n | /v/bin/python -c 'import pty; pty.spawn(["/v/bin/remotectl", "uninstall"])' | tr -d '\r')"; say after_no "$(systemctl is-active remoted) $(job bob who | wc -l)"
+say swept "$(/v/bin/remotectl install --no-start --json 2>&1)"
+say uninstalled "$(/v/bin/remotectl uninstall --yes --json 2>&1)"
+say left "$(ls -d /opt/remoted* /usr/local/bin/remotectl /etc/systemd/system/remoted* /run/remoted 2>/dev/null | tr '\n' ' ')$(systemctl list-units --all --no-legend 'remoted*')"
 """
 
 
@@ -100,6 +106,13 @@ def test_c01_install_puts_a_running_daemon_there(said: dict[str, str]) -> None:
 
 def test_c01_the_units_are_clean(said: dict[str, str]) -> None:
     assert said["verify"].strip() == "0"
+
+
+def test_c04_a_reload_of_a_bad_configuration_fails_and_the_daemon_goes_on(said: dict[str, str]) -> None:
+    code, state, named = said["reload_bad"].split()
+
+    assert (code != "0", state, named != "0") == (True, "active", True)
+    assert said["reload_good"].split() == ["0", "active"]
 
 
 def test_c01_the_security_score_is_no_worse_than_agreed() -> None:
@@ -182,6 +195,17 @@ def test_c09_stopping_the_slice_ends_everything(said: dict[str, str]) -> None:
     status, reason, *_ = _read(said, "slice")
 
     assert (status, reason) == ("FAILED", "WORKER_DIED")
+
+
+def test_c01_uninstall_asks_before_it_ends_running_jobs_and_a_script_has_to_say_yes(said: dict[str, str]) -> None:
+    assert "cannot uninstall: 1 job of 1 user runs; `--yes` ends that" in said["unasked"]
+    assert said["unasked"].split()[-1] == "1"
+    assert "1 job of 1 user runs; end it? [y/N]:" in said["declined"]
+    assert said["after_no"].split() == ["active", "1"]
+
+
+def test_c01_the_next_install_takes_away_what_an_interrupted_one_left(said: dict[str, str]) -> None:
+    assert any(step.startswith("removed /opt/remoted-interrup,") for step in _read(said, "swept")["done"])
 
 
 def test_c01_uninstall_leaves_no_program_and_no_unit(said: dict[str, str]) -> None:

@@ -253,3 +253,27 @@ def test_t34_a_leases_page_must_be_memory_that_nobody_can_cut_off(tmp_path: Path
     wire.close_all((sealed, unsealed, file, reading, writing))
     ours.close()
     theirs.close()
+
+
+async def test_c10_the_log_says_why_a_worker_is_killed_that_closed_its_channel_and_went_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with impostor(tmp_path, begun=1) as them:
+        mine = them.has("mine", 1)
+        await them.ask()
+
+        them.sock.close()
+        await asyncio.wait_for(them.dead.wait(), 20)
+
+        why = "the worker closed its channel, and it did not end after that"
+        assert f"worker {NAME} (pid {them.process.pid}) is killed: {why}" in caplog.text
+        assert [end.message for end in mine.ends] == [f"the worker was killed by signal 9 (SIGKILL): {why}"]
+
+
+async def test_c10_a_worker_that_ends_when_it_closes_its_channel_is_not_spoken_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with impostor(tmp_path) as them:
+        await them.ask()
+
+        them.sock.close()
+        them.process.terminate()
+        await asyncio.wait_for(them.dead.wait(), 20)
+
+    assert "is killed" not in caplog.text

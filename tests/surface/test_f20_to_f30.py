@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+
+import pytest
 
 from tests.harness import Host, wait_until
 from tests.surface.test_f01_to_f06_calls import HEAD
@@ -204,6 +207,22 @@ print("ok")
     assert not bare_host.sockets.exists()
 
 
+def test_f24_by_default_an_ordinary_exception_is_tried_once_more(shared_daemon: Host) -> None:
+    result = shared_daemon.run(
+        HEAD
+        + """
+@remote(queue)
+def f(path):
+    with open(path, "a") as file: file.write("x")
+    raise ValueError("an ordinary one")
+out = f(sys.argv[1]).result()
+print(json.dumps([str(out.status), open(sys.argv[1]).read()]))
+""",
+        str(shared_daemon.project / "f24-default"),
+    )
+    assert result.json == ["FAILED", "xx"]
+
+
 def test_f24_retries_with_back_off_and_a_timeout_that_really_stops(shared_daemon: Host) -> None:
     result = shared_daemon.run(
         HEAD
@@ -282,9 +301,56 @@ forever(sys.argv[1]).result()
     )
     wait_until((shared_daemon.project / "ctrlc").exists, 20)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
-    assert process.returncode not in (0, None)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGINT
+    (line,) = err.splitlines()
+    assert line.startswith(f"remoted: interrupted at {shared_daemon.project / 'script.py'}:")
+    assert line.endswith(", while it waited; the calls of this script are cancelled, but for detached ones")
     wait_until((shared_daemon.project / "ctrlc.stopped").exists, 20)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio tells nobody that a task was cancelled by Ctrl-C")
+def test_f25_ctrl_c_in_a_script_with_asyncio_is_the_same_sentence(shared_daemon: Host) -> None:
+    process = shared_daemon.popen(
+        HEAD
+        + """
+import asyncio
+@remote(direct)
+def forever(path):
+    open(path, "w").close()
+    time.sleep(600)
+async def main(): await asyncio.gather(forever(sys.argv[1]), forever(sys.argv[1]))
+asyncio.run(main())
+""",
+        str(shared_daemon.project / "ctrlc-async"),
+    )
+    wait_until((shared_daemon.project / "ctrlc-async").exists, 20)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGINT
+    assert [line[:24] for line in err.splitlines()] == ["remoted: interrupted at "]
+
+
+def test_f25_ctrl_c_in_code_of_the_scripts_own_is_shown_as_ever(shared_daemon: Host) -> None:
+    process = shared_daemon.popen(
+        HEAD
+        + """
+@remote(direct)
+def f(): return 1
+f().result()
+def mine():
+    print("begun", flush=True)
+    time.sleep(600)
+f.local() and mine()
+"""
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGINT
+    assert err.splitlines()[0].startswith("Traceback")
+    assert "in mine" in err
 
 
 def test_f25_the_callers_death_ends_a_blocking_call_and_not_a_detached_one(shared_daemon: Host) -> None:

@@ -478,7 +478,7 @@ def parent(path):
     h = child()
     with open(path + "_", "w") as file: file.write(h.id)
     os.rename(path + "_", path)
-    h.result()
+    h.result().unwrap()  # its end may come before the interrupt
 h = parent(sys.argv[1])
 while not os.path.exists(sys.argv[1]): time.sleep(0.01)
 h.cancel()

@@ -70,6 +70,17 @@ def test_c04_every_problem_is_named_with_file_and_key(file: Path) -> None:
     assert read(file).limits.workers_total == 8, "what is right is read all the same"
 
 
+def test_c04_a_setting_that_does_not_exist_is_answered_with_the_nearest_one_and_where_the_list_is(file: Path) -> None:
+    file.write_text("[limits]\nworker_totals = 8\nspeed = 1\n[gpu]\npol_seconds = 1\n[users.alice]\nweigth = 2\n", encoding="utf-8")
+
+    assert {problem.key: problem.reason for problem in read(file, look_up=USERS.__getitem__).problems} == {
+        "gpu.pol_seconds": "this setting does not exist; did you mean 'poll_seconds'? `remotectl config defaults` lists those that do",
+        "limits.speed": "this limit does not exist; `remotectl config defaults` lists those that do",
+        "limits.worker_totals": "this limit does not exist; did you mean 'workers_total'? `remotectl config defaults` lists those that do",
+        "users.alice.weigth": "this setting does not exist; did you mean 'weight'? `remotectl config defaults` lists those that do",
+    }
+
+
 def test_c04_a_daemon_starts_although_an_account_is_gone_and_with_no_other_problem(file: Path) -> None:
     file.write_text("[users.carol]\nweight = 2\n", encoding="utf-8")
     assert read(file, look_up=USERS.__getitem__).require().limits.users == {}

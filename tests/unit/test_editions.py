@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from remoted.cli.editions import Edition
+from remoted.cli.editions import Edition, remove_unused
 from remoted.cli.ending import CliError
 from remoted.spawn import runtime
 from remoted.store import SCHEMA_VERSION, Store
@@ -49,3 +51,23 @@ def test_a_program_that_a_process_runs_stays_and_others_go(tmp_path: Path) -> No
     runtime.sweep(tmp_path, current)
 
     assert list(tmp_path.iterdir()) == [current]
+
+
+def test_what_an_interrupted_installation_left_goes_and_nothing_that_is_used_or_somebody_elses(tmp_path: Path) -> None:
+    """Named by the link, by the unit; being made; of somebody who liked the name; half made; hardly begun."""
+    names = ("remoted-linked00", "remoted-in_unit0", "remoted-making00", "remoted-theirs00", "remoted-backups", "remoted-half0000", "remoted-begun000")
+    linked, in_unit, making, theirs, backups, half, begun = folders = [tmp_path / name for name in names]
+    for folder in folders:
+        folder.mkdir()
+    for folder in (linked, in_unit, making, backups, half):
+        (folder / "pyvenv.cfg").touch()
+    (theirs / "notes").touch()
+    (tmp_path / "remoted").symlink_to(linked)
+    (tmp_path / "remoted.service").write_text(f"[Service]\nExecStart={in_unit}/bin/python -I -m remoted --system\n", encoding="utf-8")
+    lock = os.open(making, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+
+    assert sorted(remove_unused(tmp_path / "remoted", tmp_path)) == [begun, half]
+    assert all(folder.exists() for folder in (linked, in_unit, making, theirs, backups))
+    os.close(lock)
+    assert list(remove_unused(tmp_path / "remoted", tmp_path)) == [making]
