@@ -172,7 +172,7 @@ class DirectCalls(CallRunner):
         call.error, call.error_type, call.traceback = end.message, end.error_type, end.traceback
         status, reason = _verdict(end)
         if status is Status.TIMED_OUT:
-            call.error = f"the call ran longer than its timeout of {call.timeout_seconds:g} s and was stopped"
+            call.error = f"the call ran longer than its timeout of {_timeout_of(call):g} s and was stopped"
         self._finish(call, status, reason)
         if isinstance(end.payload, int):
             os.close(end.payload)
@@ -242,6 +242,11 @@ def _content(payload: bytes | int) -> Content:
     if isinstance(payload, int):
         return Content("", None, fd=payload)
     return Content("", payload, None)
+
+
+def _timeout_of(call: Call) -> float | None:
+    """A lease is named after the call that opened it; the one that was stopped has its own, which stands in the page."""
+    return (call.last_page.timeout_seconds if isinstance(call, Lease) else 0.0) or call.timeout_seconds
 
 
 def _verdict(end: AttemptEnd) -> tuple[Status, Reason | None]:

@@ -34,6 +34,8 @@ class MapResult(Generic[T]):
         self._total = total
         self._return_exceptions = return_exceptions
         self._flying: deque[Any] = deque()
+        #: What iterating over the arguments raised: told behind the results of those that came before.
+        self._broken: Exception | None = None
         self._shows_progress = progress
         self._progress: _Progress | None = None
 
@@ -87,6 +89,8 @@ class MapResult(Generic[T]):
             self._progress = _Progress(self._name, self._total)
         if not self._flying:
             self._fill()
+        if not self._flying and self._broken is not None:
+            raise self._broken
         return bool(self._flying)
 
     def _fill(self) -> None:
@@ -95,6 +99,9 @@ class MapResult(Generic[T]):
                 try:
                     arguments = next(self._arguments)
                 except StopIteration:
+                    return
+                except Exception as error:
+                    self._arguments, self._broken = iter(()), error
                     return
                 self._flying.append(self._call(*arguments))
 
@@ -117,7 +124,7 @@ class MapResult(Generic[T]):
             self._progress.step(getattr(getattr(handle, "_state", None), "status", ""))
 
     def _stop(self) -> None:
-        self._arguments = iter(())
+        self._arguments, self._broken = iter(()), None
         for handle in self._flying:
             handle.cancel()
         self._flying.clear()

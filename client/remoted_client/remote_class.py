@@ -122,6 +122,8 @@ class _Methods:
     _known: dict[str, _Method]
 
     def __getattr__(self, name: str) -> Any:
+        if "_known" not in self.__dict__:  # a copy that is being made asks before it has anything
+            raise AttributeError(name)
         self._look_up(name)
         return RemoteMethod(self, name, {word: value for word, value in self._options.items() if word != "name"} if self._options else {})
 
@@ -206,6 +208,10 @@ class RemoteInstance(_Methods):
                 self.__dict__[name] = value
                 return
             raise AttributeError(f"cannot set {name}: the instance of {self._class.__qualname__} lives in a worker; give the class a method that sets it")
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        name = self._class.__qualname__
+        raise TypeError(f"an instance of a remote class belongs to its process; call its methods here, or give it a name, {name}.options(name=...)(...), and construct it by that name there")
 
     def __repr__(self) -> str:
         return f"<remote instance {self._home.id[:8]} of {self._class.__qualname__}>"

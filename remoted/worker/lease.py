@@ -133,13 +133,17 @@ class Lease:
             return
         except (OSError, wire.WireError):
             data, frames = b"", []
+        self._heed(frames)
+        if not data:
+            self.window.leave()
+
+    def _heed(self, frames: list[wire.Frame]) -> None:
+        """Words about the stream in hand are taken at once, whatever else came is for later."""
         for frame in frames:
             if frame.op in ("credit", "close_stream"):
                 self._credit(frame.header)
             else:
                 self._frames.append(frame)
-        if not data:
-            self.window.leave()
 
     def _credit(self, header: dict[str, Any]) -> None:
         """It may come too late: then it concerns nobody."""
@@ -175,6 +179,10 @@ class Lease:
             self._accepted = before
             frame.close()
             return None
+        if self.window is not None and self._frames:  # who leaves at once is read together with the call
+            together = list(self._frames)
+            self._frames.clear()
+            self._heed(together)
         self._began, self._timeout = time.clock_gettime_ns(time.CLOCK_BOOTTIME), use["timeout_ms"]
         self._note()
         buffers, problem = self._buffers(header, frame)

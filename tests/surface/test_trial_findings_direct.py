@@ -1,0 +1,120 @@
+"""What a newcomer found on the fast path: each test is a script that misled somebody once."""
+
+from __future__ import annotations
+
+from tests.harness import Host
+
+HEAD = """
+import asyncio, copy, itertools, json, sys, time
+from remoted_client import *
+direct = CpuLiveLoadBalancer(name="direct", workersMax=1)
+queue = CpuLiveServerless(name="queue", workersMax=1)
+"""
+
+
+def test_f06_a_group_comes_home_as_one_whatever_its_members_are(shared_daemon: Host) -> None:
+    result = shared_daemon.run(
+        HEAD
+        + """
+class Own(Exception):
+    def __init__(self, a, b):
+        super().__init__(f"{a} and {b}")
+        self.a, self.b = a, b
+@remote(direct)
+async def work(n):
+    async def fail(i):
+        try: [][i]
+        except IndexError as error: raise Own(i, "no") from error
+    async with asyncio.TaskGroup() as group:
+        for i in range(n): group.create_task(fail(i))
+@remote(direct)
+def nested(): raise BaseExceptionGroup("outer", [ExceptionGroup("inner", [Own(1, 2)]), KeyboardInterrupt()])
+found = []
+if sys.version_info < (3, 11): sys.exit(print("null"))
+for n in (2, 100):
+    try: work(n).result()
+    except ExceptionGroup as group:
+        found.append([type(group).__name__, len(group.exceptions), type(group.exceptions[1]) is Own, group.exceptions[1].a, repr(group.exceptions[0].__cause__)[:10]])
+        found.append("Own: 0 and no" in group.remote_traceback)
+try: nested().result()
+except BaseExceptionGroup as group: found.append([type(group).__name__, type(group.exceptions[0]).__name__, group.subgroup(Own).exceptions[0].exceptions[0].b])
+print(json.dumps(found))
+"""
+    )
+    assert result.json in (
+        None,
+        [["ExceptionGroup", 2, True, 1, "IndexError"], True, ["ExceptionGroup", 100, True, 1, "IndexError"], True, ["BaseExceptionGroup", "ExceptionGroup", 2]],
+    )
+
+
+def test_f24_who_is_stopped_on_a_lease_that_another_call_opened_is_told_its_own_timeout(shared_daemon: Host) -> None:
+    result = shared_daemon.run(
+        HEAD
+        + """
+@remote(direct, timeout=1800)
+def opens(): pass
+@remote(direct, timeout=0.4)
+async def stubborn():
+    while True:
+        try: await asyncio.sleep(60)
+        except asyncio.CancelledError: pass
+opens().result()
+try: stubborn().result()
+except JobTimedOut as error: print(error)
+"""
+    )
+    assert result.out.strip() == "the call ran longer than its timeout of 0.4 s and was stopped"
+
+
+def test_f20_an_instance_in_an_argument_is_refused_by_name(shared_daemon: Host) -> None:
+    result = shared_daemon.run(
+        HEAD
+        + """
+@remote(direct)
+class Counter:
+    def count(self): return 1
+@remote(direct)
+def use(counter): return counter.count().result()
+counter = Counter()
+for attempt in (lambda: use(counter), lambda: use({"c": [counter]}), lambda: use(counter.count), lambda: copy.deepcopy(counter),
+                lambda: remote(direct)(lambda: counter.count().result())()):
+    try: print(attempt())
+    except Exception as error: print(type(error).__name__, error)
+print(counter.count().result(), copy.deepcopy(Counter.local()).count().result())
+"""
+    )
+    *refused, works = result.out.splitlines()
+    reason = "an instance of a remote class belongs to its process; call its methods here, or give it a name, Counter.options(name=...)(...), and construct it by that name there"
+    assert len(refused) == 5
+    assert all(line.endswith(reason) for line in refused)
+    assert refused[0].startswith("SerializationError cannot send argument 'counter' (")
+    assert refused[1].startswith("SerializationError cannot send argument 'counter'['c'][0] (")
+    assert works == "1 1"
+
+
+def test_f03_results_come_before_what_iterating_over_the_arguments_raises(shared_daemon: Host) -> None:
+    result = shared_daemon.run(
+        HEAD
+        + """
+@remote(direct)
+def double(x): return 2 * x
+@remote(queue)
+def triple(x): return 3 * x
+def source():
+    yield from range(3)
+    raise RuntimeError("the source broke")
+async def main():
+    async for value in double.map(source()): found.append(value)
+found = []
+for results in (double.map(source()), triple.map(source())):
+    try:
+        for value in results: found.append(getattr(value, "output", value))
+    except RuntimeError as error: found.append(str(error))
+    found.append(list(results))
+try: asyncio.run(main())
+except RuntimeError as error: found.append(str(error))
+print(json.dumps(found))
+"""
+    )
+    broke = "the source broke"
+    assert result.json == [0, 2, 4, broke, [], 0, 3, 6, broke, [], 0, 2, 4, broke]
