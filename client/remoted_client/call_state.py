@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from remoted_client import context, wire
 from remoted_client.printed import Bookmark, Printed, echo, tell_preload
+from remoted_client.unread import Unread
 from remoted_client.wire import Status
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class CallState:
     _condition: threading.Condition | None = None
     _news_waiters = 0
     _printed: Printed | None = None
+    _unread: Unread | None = None
     _echo = True
     outgoing: Outgoing | None = None
     key = ""
@@ -114,6 +116,7 @@ class CallState:
             self.add_output(frame.header["stream"], self._bookmark.take(frame))
         elif frame.op == "item":
             with self._lock:
+                self._guard(frame)
                 self.items.append(frame)
                 self.items_received += 1
                 self._notify()
@@ -139,12 +142,19 @@ class CallState:
 
     def on_done(self, frame: wire.Frame) -> None:
         with self._lock:
+            self._guard(frame)
             self.known = self.is_over = True
             self.done_frame = frame
             self.id = frame.header["id"]
             self.status, self.reason = _STATUSES[frame.header["status"]], frame.header["reason"]
             self.worker = frame.header["worker"]
         self._end()
+
+    def _guard(self, frame: wire.Frame) -> None:
+        if frame.fds:
+            if self._unread is None:
+                self._unread = Unread()
+            self._unread.add(frame)
 
     def fail(self, error: BaseException) -> None:
         """The call was not taken, or its record cannot be reached."""
@@ -293,7 +303,22 @@ class CallState:
 
     def take_item(self) -> wire.Frame | None:
         with self._lock:
-            return self.items.popleft() if self.items else None
+            return self._take(self.items.popleft()) if self.items else None
+
+    def take_outcome(self) -> wire.Frame:
+        """With its descriptors, which can be read once."""
+        with self._lock:
+            assert self.done_frame is not None
+            frame = self._take(self.done_frame)
+            if frame.fds:
+                self.done_frame = frame._replace(fds=())
+            return frame
+
+    def _take(self, frame: wire.Frame) -> wire.Frame:
+        """Its descriptors are the caller's to close from now on."""
+        if frame.fds and self._unread is not None:
+            self._unread.take(frame)
+        return frame
 
 
 def _is_watched() -> bool:

@@ -18,6 +18,7 @@ from remoted_client.call_state import CallState, payload_of
 from remoted_client.errors import RemoteExecutionError, for_code, for_outcome
 from remoted_client.output import JobOutput, from_done
 from remoted_client.suggest import bad_value, check_amount, check_type
+from remoted_client.unread import drop
 from remoted_client.wire import Frame, Status
 
 T_co = TypeVar("T_co", covariant=True)
@@ -205,12 +206,13 @@ class Handle(Coroutine[Any, Any, T_co], Generic[T_co]):
         if state.returned is not None:
             return plain.loads(state.returned), None
         assert state.done_frame is not None
-        output, exception = _decode_done(state.done_frame)
+        done = state.take_outcome()
+        output, exception = _decode_done(done)
         if self._state.is_stream and exception is None:
             output = [_decode(frame) for frame in iter(state.take_item, None)]
         if state.is_durable:
-            return from_done(state.done_frame.header, output, exception, state.text(1), state.text(2)), None
-        return _direct_outcome(state.done_frame.header, output, exception)
+            return from_done(done.header, output, exception, state.text(1), state.text(2)), None
+        return _direct_outcome(done.header, output, exception)
 
 
 def _not_yet(handle: Handle[Any]) -> str:
@@ -305,7 +307,7 @@ class StreamHandle(Handle[T_co], Generic[T_co]):
         assert state.done_frame is not None
         header = state.done_frame.header
         if header["status"] != Status.COMPLETED:
-            _, exception = _decode_done(state.done_frame)
+            _, exception = _decode_done(state.take_outcome())
             raise _failure_of(header, exception)
 
 
@@ -391,7 +393,7 @@ def _decode_done(frame: Frame) -> tuple[Any, BaseException | None]:
         return None, RemoteExecutionError(frame.header["lost"])
     # A stopped body's last exception (KeyboardInterrupt, CancelledError) is ours, not the caller's.
     if kind not in ("returned", "raised", "exited", "unsendable") or not (frame.body or frame.fds):
-        frame.close()
+        drop(frame)
         return None, None
     try:
         value = _decode(frame)

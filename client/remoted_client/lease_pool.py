@@ -17,6 +17,7 @@ from remoted_client.lease import LINE, Lease
 from remoted_client.leased_call import LeasedCall, header_of, translated
 from remoted_client.printed import tell_preload
 from remoted_client.provision import Provision
+from remoted_client.unread import drop
 from remoted_client.wire import Frame, Status
 
 if TYPE_CHECKING:
@@ -261,15 +262,14 @@ class LeasePool:
         self._take_back(lease, frame.header)
         call = lease.call
         if call is None or frame.header["n"] != call.number:
-            frame.close()
+            drop(frame)
             return
-        if "segment" in frame.header:
-            frame.header["releases"] = lease.releases
         call.on_event(frame)
 
     def _take_back(self, lease: Lease, header: dict[str, Any]) -> None:
         for number in header.get("freed", ()):
             self._line.segments.take_back(number, lease.worker)
+        header["releases"] = lease.releases  # where its own segment is given back
 
     def on_answer(self, lease: Lease, frame: Frame) -> None:
         header = frame.header
@@ -277,7 +277,7 @@ class LeasePool:
             call = lease.call
             self._take_back(lease, header)
             if call is None or header["n"] != call.number:
-                frame.close()
+                drop(frame)
                 return
             if header.get("printed") and lease.printed < call.number and not lease.is_closed:
                 lease.held = lambda: self._conclude(lease, call, frame)

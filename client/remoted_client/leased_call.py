@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from remoted_client.call_state import CallState
 from remoted_client.lease import Lease
+from remoted_client.unread import drop
 from remoted_client.wire import Frame, Status
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class LeasedCall(CallState):
 
     def on_event(self, frame: Frame) -> None:
         if frame.op == "item" and self._is_left:
-            frame.close()
+            drop(frame)
         else:
             super().on_event(frame)
 
@@ -147,9 +148,9 @@ class LeasedCall(CallState):
     def leave(self, send: Callable[[dict[str, Any]], None]) -> None:
         with self._lock:
             self._is_left = True
-            unread, self.items = self.items, deque()
+            unread, self.items = [self._take(frame) for frame in self.items], deque()
         for frame in unread:
-            frame.close()
+            drop(frame)
         if self.pool.withdraw(self):
             return
         self.pool.tell(self, {"op": "close_stream", "n": self.number})
@@ -233,7 +234,7 @@ async def _answered(lease: Lease, call: LeasedCall, condition: Callable[[], bool
 
 def translated(lease: Lease, call: LeasedCall, header: dict[str, Any]) -> dict[str, Any]:
     """A worker's answer as the daemon would have told it, with what its payload needs to be read."""
-    apart = {"segment": header["segment"], "buffers": header["buffers"], "releases": lease.releases} if "segment" in header else {}
+    apart = {"segment": header["segment"], "buffers": header["buffers"], "releases": header["releases"]} if "segment" in header else {}
     if call.home is not None and "constructed" in header:
         apart["reconstructed"] = call.home.note_construction()
     if "kind" not in header:

@@ -118,3 +118,65 @@ print(json.dumps(found))
     )
     broke = "the source broke"
     assert result.json == [0, 2, 4, broke, [], 0, 3, 6, broke, [], 0, 2, 4, broke]
+
+
+def test_f21_a_stream_that_is_left_before_its_first_item_leaves_its_worker_to_others(shared_daemon: Host) -> None:
+    result = shared_daemon.run(
+        HEAD
+        + """
+@remote(direct)
+def endless():
+    while True: yield 1
+@remote(direct)
+async def endless_too():
+    while True: yield 1
+@remote(direct)
+def next_one(): return "free"
+async def leave(function):
+    async def read():
+        async for item in function(): pass
+    task = asyncio.create_task(read())
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+next_one().result()
+for function in (endless, endless_too) * 5:
+    asyncio.run(leave(function))
+    print(next_one().result(timeout=20))
+"""
+    )
+    assert result.out.split() == ["free"] * 10
+
+
+def test_f18_results_and_items_that_nobody_reads_leave_nothing_behind(shared_daemon: Host) -> None:
+    result = shared_daemon.run(
+        HEAD
+        + """
+import gc, os
+import numpy as np
+@remote(direct)
+def ones(): return np.ones(100_000)
+@remote(queue)
+def text(): return "x" * 200_000
+@remote(direct)
+def stream():
+    while True: yield np.ones(100_000)
+@remote(direct)
+def held(): return sum("remoted-segment" in line for line in open("/proc/self/maps"))
+def leave():
+    for item in stream(): return
+def over(call):
+    handle = call()
+    while not handle.done(): time.sleep(0.001)
+def counted():
+    gc.collect()
+    return held().result() + len(os.listdir("/proc/self/fd"))
+for kind in (lambda: over(ones), lambda: over(text), leave):
+    for n in range(5): kind()
+before = counted()
+for kind in (lambda: over(ones), lambda: over(text), leave):
+    for n in range(30): kind()
+print(counted() - before)
+"""
+    )
+    assert int(result.out) < 30  # of 90; how many segments go round in a stream is a matter of pace
