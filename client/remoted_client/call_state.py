@@ -72,6 +72,8 @@ class CallState:
     _news_waiters = 0
     _printed: Printed | None = None
     _unread: Unread | None = None
+    #: How to say that items were taken, when nobody is left who reads them.
+    _along: Callable[[dict[str, Any]], None] | None = None
     _echo = True
     outgoing: Outgoing | None = None
     key = ""
@@ -120,6 +122,8 @@ class CallState:
                 self.items.append(frame)
                 self.items_received += 1
                 self._notify()
+            if self._along is not None:
+                self.credit(1, self._along)
             return
         elif frame.op == "state":
             with self._lock:
@@ -192,6 +196,11 @@ class CallState:
     def credit(self, items: int, send: Callable[[dict[str, Any]], None]) -> None:
         """So many more items were read."""
         send({"op": "credit", "id": self.id, "items": items})
+
+    def read_along(self, credited: int, send: Callable[[dict[str, Any]], None]) -> None:
+        """Its items count as read from now on, and those that came already."""
+        self._along = send
+        self.credit(self.items_received - credited, send)
 
     def leave(self, send: Callable[[dict[str, Any]], None]) -> None:
         """No more items are wanted."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
@@ -230,6 +231,14 @@ class StreamHandle(Handle[T_co], Generic[T_co]):
         super().__init__(state)
         self._credited: int = 0
         self._items: Iterator[Any] | None = None
+        self._line = connection.current()
+
+    def __del__(self) -> None:
+        """Nobody can read any more of it here. What follows is done in the connection's thread, for this one may hold any lock."""
+        with contextlib.suppress(Exception):  # at the end of the interpreter
+            state, credited, line = self._state, self._credited, self._line
+            if not (state.is_over or state.is_detached) and line.pid == os.getpid():
+                line.attendant.post(lambda: _abandon(state, credited, line.send))
 
     @overload
     def __next__(self: StreamHandle[JobOutput[list[Item]]]) -> Item: ...
@@ -309,6 +318,16 @@ class StreamHandle(Handle[T_co], Generic[T_co]):
         if header["status"] != Status.COMPLETED:
             _, exception = _decode_done(state.take_outcome())
             raise _failure_of(header, exception)
+
+
+def _abandon(state: CallState, credited: int, send: Callable[[dict[str, Any]], None]) -> None:
+    """The items of a job are stored, so it goes on as any job; those of a direct call are lost, as if its loop had been left."""
+    if state.is_over:
+        return
+    if state.is_durable:
+        state.read_along(credited, send)
+    else:
+        state.leave(send)
 
 
 class Job(Handle[Any]):

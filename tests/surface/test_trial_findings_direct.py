@@ -180,3 +180,29 @@ print(counted() - before)
 """
     )
     assert int(result.out) < 30  # of 90; how many segments go round in a stream is a matter of pace
+
+
+def test_f21_a_stream_whose_handle_is_dropped_keeps_no_worker(shared_daemon: Host) -> None:
+    result = shared_daemon.run(
+        HEAD
+        + """
+ended = []
+for config in (direct, queue):
+    @remote(config)
+    def stream(n):
+        for i in range(n): yield i
+    @remote(config)
+    def next_one(): return "free"
+    def give_up():
+        try: stream(200).result(timeout=0)
+        except TimeoutError: pass
+    stream(200)
+    give_up()
+    out = next_one().result(timeout=20)
+    ended.append(getattr(out, "output", out))
+job = stream(300).id
+ended.append(len(Job.from_id(job).result().output))
+print(json.dumps(ended))
+"""
+    )
+    assert result.json == ["free", "free", 300]
