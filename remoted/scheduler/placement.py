@@ -202,7 +202,8 @@ class Placement:
         kind = lane.kind
         if not kind.idle and not kind.shareable:
             return None
-        shareable = [worker for worker in kind.shareable.values() if self._may_use(worker, barred)]
+        callers = lane.tickets.head[1].ancestors  # they may hold their workers' main threads until it has ended
+        shareable = [worker for worker in kind.shareable.values() if self._may_use(worker, barred) and worker.running.keys().isdisjoint(callers)]
         if shareable:
             return max(shareable, key=lambda worker: (worker.since, -worker.number))
         return self._last_idle(kind, barred)

@@ -206,3 +206,20 @@ print(json.dumps(ended))
 """
     )
     assert result.json == ["free", "free", 300]
+
+
+def test_f29_what_a_blocking_body_calls_is_not_put_behind_it_in_its_own_worker(shared_daemon: Host) -> None:
+    result = shared_daemon.run(
+        HEAD
+        + """
+shared = CpuLiveLoadBalancer(name="shared", workersMax=1, max_concurrency=8)
+@remote(shared)
+def add(a, b): return a + b
+@remote(shared)
+def outer(a): return add(a, 1).result()
+@remote(shared)
+async def outer_too(a): return sum(await asyncio.gather(*(add(a, i) for i in range(5))))
+print([outer(i).result(timeout=20) for i in range(6)], outer_too(1).result(timeout=20))
+"""
+    )
+    assert result.out.strip() == "[1, 2, 3, 4, 5, 6] 15"
