@@ -54,6 +54,7 @@ class Needs:
             kind=kind,
             gpu=gpu,
             concurrency=spec.pool.max_concurrency,
+            is_alone=spec.function.blocks and spec.pool.max_concurrency > 1,
             environment=environment,
             instance=instance_key(uid, request.instance[0]) if request.instance else None,
         )

@@ -45,6 +45,8 @@ class FunctionSpec(_Checked):
     digest: str = Field(max_length=64)
     #: Large installed modules that it will import: hints for a fork server, names for nobody else.
     imports: tuple[_Module, ...] = Field(default=(), max_length=32)
+    #: With ``max_concurrency``: its body is not async and holds the main thread of its worker until it returns.
+    blocks: bool = False
 
 
 class VolumeSpec(_Checked):

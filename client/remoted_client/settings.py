@@ -33,6 +33,11 @@ def is_async(function: Any) -> bool:
     return inspect.iscoroutinefunction(target) or inspect.isasyncgenfunction(target) or inspect.iscoroutinefunction(call)
 
 
+def blocks(target: Any) -> bool:
+    """Does its body hold the main thread of its worker? Of a class each method is what it is, and a batch is one body for many calls."""
+    return not isinstance(target, type) and not hasattr(target, "max_batch_size") and not is_async(target)
+
+
 def name_of(target: Callable[..., Any]) -> str:
     return getattr(target, "__qualname__", type(target).__qualname__)
 
@@ -102,11 +107,11 @@ class Settings:
     def runs_here(self) -> bool:
         return self.local or (b"REMOTED_LOCAL" in _environ and os.environ.get("REMOTED_LOCAL", "").strip().lower() not in ("", "0", "false", "no", "off"))
 
-    def spec(self, identity: tuple[str, str, str], imports: tuple[str, ...], stream: bool, cwd: str, sys_path: list[str]) -> dict[str, Any]:
+    def spec(self, identity: tuple[str, str, str], imports: tuple[str, ...], stream: bool, is_alone: bool, cwd: str, sys_path: list[str]) -> dict[str, Any]:
         """The document that all calls of one function share."""
         module, qualname, digest = identity
         return {
-            "function": {"module": module, "qualname": qualname, "digest": digest, "imports": imports},
+            "function": {"module": module, "qualname": qualname, "digest": digest, "imports": imports, "blocks": is_alone},
             "pool": self.config.to_wire(),
             "dependencies": self.dependencies,
             "system_dependencies": self.system_dependencies,

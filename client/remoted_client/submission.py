@@ -27,7 +27,7 @@ from remoted_client.lease_pool import LeasePool
 from remoted_client.leased_call import LeasedCall
 from remoted_client.payload import FilePayload, Payload, PayloadWriter
 from remoted_client.segments import Collector
-from remoted_client.settings import Settings, name_of
+from remoted_client.settings import Settings, blocks, name_of
 from remoted_client.surroundings import current_directory, own_entries
 from remoted_client.wire import INLINE_BYTES
 
@@ -160,7 +160,7 @@ def _route(line: Connection, described: _Described, target: Callable[..., Any], 
         if len(line.pools) >= _POOLS_MOST:  # a script that changes its environment at every call
             for old in [old for old, pool in line.pools.items() if pool.is_unused]:
                 line.pools.pop(old).is_forgotten = True
-        line.pools.setdefault(key, LeasePool(line, spec_upload, context_upload, name, settings.config.workersMax, settings.config.max_concurrency))
+        line.pools.setdefault(key, LeasePool(line, spec_upload, context_upload, name, settings.config.workersMax, 1 if described.is_alone else settings.config.max_concurrency))
     timeout_ms = _milliseconds(described.timeout_seconds, described.execution_timeout_seconds)
     use = (code_upload.digest, modules.digest if modules else "", context_upload.digest, timeout_ms)
     uploads = (code_upload, context_upload, *((modules,) if modules else ()))
@@ -185,9 +185,10 @@ class _Described:
         self.execution_timeout_seconds: float | None = document["pool"]["execution_timeout_seconds"]
 
         self.route: _Route | None = None
+        self.is_alone: bool = document["function"]["blocks"]
         shared = {name: value for name, value in document.items() if name not in ("function", "timeout_seconds", "max_retries", "stream")}
         #: Calls with the same key can share a lease.
-        self.pool_key = json.dumps(shared, sort_keys=True)
+        self.pool_key = json.dumps({**shared, "alone": self.is_alone}, sort_keys=True)
 
 
 #: By the ids of target and settings, and whether the call streams. Both are kept, or another object could have the id of one that
@@ -208,7 +209,8 @@ def _describe(line: Connection, target: Callable[..., Any], settings: Settings, 
     known = _described.get(key)
     if known is None or known[0] is not target or known[1] is not settings or known[2].code.payload is not code.payload:
         cwd = current_directory()
-        document = settings.spec(function_identity(target), expected_imports(target), stream, cwd, own_entries(sys.path, cwd))
+        is_alone = settings.config.max_concurrency > 1 and blocks(target)
+        document = settings.spec(function_identity(target), expected_imports(target), stream, is_alone, cwd, own_entries(sys.path, cwd))
         known = _described[key] = (target, settings, _Described(code, document))
         if len(_described) > _DESCRIBED_MOST:
             _described.popitem(last=False)

@@ -202,10 +202,10 @@ class Placement:
         kind = lane.kind
         if not kind.idle and not kind.shareable:
             return None
-        callers = lane.tickets.head[1].ancestors  # they may hold their workers' main threads until it has ended
-        shareable = [worker for worker in kind.shareable.values() if self._may_use(worker, barred) and worker.running.keys().isdisjoint(callers)]
-        if shareable:
-            return max(shareable, key=lambda worker: (worker.since, -worker.number))
+        if not _must_wait_for_idle(lane):
+            shareable = [worker for worker in kind.shareable.values() if self._may_use(worker, barred)]
+            if shareable:
+                return max(shareable, key=lambda worker: (worker.since, -worker.number))
         return self._last_idle(kind, barred)
 
     def _last_idle(self, kind: Kind, barred: frozenset[DeviceUuid]) -> WorkerView | None:
@@ -270,7 +270,7 @@ class Placement:
             return False
         starting = len(lane.kind.starting)
         has_cpus = self._has_cpus(lane, self._fleet.promised_to(lane.need.uid) if lane.cpus else 0.0)
-        if starting and (not has_cpus or starting * lane.need.concurrency >= self._count_waiting(lane)):
+        if starting and (not has_cpus or starting * lane.need.at_once >= self._count_waiting(lane)):
             explain.explain_start(lane)
             return False
         if not has_cpus:
@@ -285,7 +285,7 @@ class Placement:
         homeless = {
             other.need.instance for other in lane.kind.lanes if other.need.instance is not None and self._fleet.home_of(other.need) is None
         }
-        return plain + len(homeless) * lane.need.concurrency
+        return plain + len(homeless) * lane.need.at_once
 
     def _try_start(self, lane: Lane, step: Step) -> bool:
         pool = lane.kind.pool
@@ -333,3 +333,11 @@ def _has_place(worker: WorkerView) -> bool:
     """A pool has more workers than its policy allows when some were started while bodies waited; no more of them run at once."""
     pool = worker.kind.pool
     return worker.state is not WorkerState.IDLE or len(pool.busy) < pool.policy.workers_max
+
+
+def _must_wait_for_idle(lane: Lane) -> bool:
+    """Who holds a main thread gets a worker that runs nothing: what stood behind him there would wait for what he calls, and that for others' like him.
+    Nobody who came later keeps such workers busy meanwhile, but for what running bodies call."""
+    if lane.need.is_alone:
+        return True
+    return not lane.tickets.head[1].ancestors and any(other.need.is_alone and other.rank < lane.rank for other in lane.kind.lanes)

@@ -34,10 +34,17 @@ class Need:
     pool: PoolKey
     kind: KindId
     gpu: GpuRequest | None = None
+    #: How many at once a worker takes, and whether these hold its main thread: one of them has the worker for itself.
     concurrency: int = 1
+    is_alone: bool = False
     environment: str | None = None
     #: An object of a remote class lives in one worker: the first call chooses it, all others follow (MECHANISMS 14).
     instance: str | None = None
+
+    @property
+    def at_once(self) -> int:
+        """So many of these one worker serves."""
+        return 1 if self.is_alone else self.concurrency
 
     @property
     def is_wide(self) -> bool:
@@ -104,7 +111,9 @@ class WorkerView:
     @property
     def is_shareable(self) -> bool:
         """It runs something, and may run one more beside it."""
-        return self.state is WorkerState.BUSY and not self.waiting and len(self.running) < self.need.concurrency
+        if self.state is not WorkerState.BUSY or self.waiting or len(self.running) >= self.need.concurrency:
+            return False
+        return not next(iter(self.running.values())).need.is_alone
 
 
 class Line:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.harness import Host
 
 HEAD = """
@@ -223,3 +225,47 @@ print([outer(i).result(timeout=20) for i in range(6)], outer_too(1).result(timeo
 """
     )
     assert result.out.strip() == "[1, 2, 3, 4, 5, 6] 15"
+
+
+@pytest.mark.parametrize("config", ["CpuLiveLoadBalancer", "CpuLiveServerless"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_f29_blocking_bodies_that_meet_in_shared_workers_do_not_wait_for_each_other(shared_daemon: Host, config: str, workers: int) -> None:
+    """Each would stand before what another one waits for; those that are async share workers as before."""
+    result = shared_daemon.run(
+        HEAD
+        + f"""
+shared = {config}(name="meet{workers}", workersMax={workers}, max_concurrency=8)
+@remote(shared)
+def add(a, b): return a + b
+@remote(shared)
+async def add_too(a, b): return a + b
+@remote(shared)
+def outer(a): return add(a, 1).result() if a % 2 else add_too(a, 1).result()
+@remote(shared)
+async def outer_too(a):
+    return await add(a, 1) if a % 2 else await add_too(a, 1)
+async def all_of_them(): return await asyncio.gather(*((outer, outer_too)[i // 2 % 2](i) for i in range(24)))
+def plain(value): return plain(value.unwrap()) if isinstance(value, JobOutput) else value
+print([plain(one) for one in asyncio.run(asyncio.wait_for(all_of_them(), 60))] == [i + 1 for i in range(24)])
+"""
+    )
+    assert result.out.strip() == "True"
+
+
+def test_f30_async_bodies_share_a_worker_and_one_that_blocks_has_it_alone(shared_daemon: Host) -> None:
+    result = shared_daemon.run(
+        HEAD
+        + """
+shared = CpuLiveLoadBalancer(name="beside", workersMax=1, max_concurrency=4)
+@remote(shared)
+async def wait(n): began = time.monotonic(); await asyncio.sleep(0.3); return began, time.monotonic()
+@remote(shared)
+def block(n): began = time.monotonic(); time.sleep(0.1); return began, time.monotonic()
+wait(0).result()
+handles = [wait(n) for n in range(3)] + [block(n) for n in range(2)] + [wait(n) for n in range(3)]
+spans = [handle.result() for handle in handles]
+def meet(a, b): return a[0] < b[1] and b[0] < a[1]
+print(meet(spans[0], spans[1]), any(meet(spans[n], other) for n in (3, 4) for other in spans if other is not spans[n]))
+"""
+    )
+    assert result.out.strip() == "True False"

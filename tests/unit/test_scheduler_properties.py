@@ -86,6 +86,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not assign.inline:
             line = self.order[self.line_of(ticket)]
             assert line[0] == assign.ticket, "overtaken in its own lane"
+            beside = [other.need.is_alone for other in self.scheduler.workers[assign.worker].running.values() if other is not ticket]
+            assert assign.ahead or (not (beside and ticket.need.is_alone) and not any(beside)), "beside one who is alone"
         self.leave_line(assign.ticket)
 
     def check_places(self, assign: events.Assign) -> None:
@@ -155,7 +157,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         instance = data.draw(st.sampled_from([None, None, None, "i"]), "instance")
         key = f"{uid}:{pool}:{kind}:{gpu}:{instance}" if instance else None
         environment = data.draw(st.sampled_from([None, None, None, "e"]), "environment")
-        need = Need(Uid(uid), (uid, "LiveServerless", f"p{pool}"), f"k{kind}", gpu, environment=environment, instance=key)
+        is_alone = bool(kind) and not key and data.draw(st.booleans(), "is_alone")
+        need = Need(Uid(uid), (uid, "LiveServerless", f"p{pool}"), f"k{kind}", gpu, 1 + 2 * kind, is_alone, environment, key)
         cpus = data.draw(st.sampled_from([0.0, 0.0, 1.0, 2.0, 4.0]), "cpus")
         ticket = Ticket(f"t{self.made}", need, cpus, data.draw(st.sampled_from([0, 0, 5]), "priority"), ancestors)
         self.tickets[ticket.id] = ticket
