@@ -183,7 +183,7 @@ def _parse(document: Mapping[str, Any]) -> About:
         pid=int(document["pid"]),
         born=float(document["born"]),
         started_at=float(document["started_at"]),
-        need=Need(Uid(need["uid"]), (uid, kind, name), need["kind"], gpu, need["concurrency"], need["environment"], need["instance"]),
+        need=Need(Uid(need["uid"]), (uid, kind, name), need["kind"], gpu, need["concurrency"], environment=need["environment"], instance=need["instance"]),
         policy=PoolPolicy(**document["policy"]),
         devices=_devices(document["devices"]),
         bounds=Bounds(**document["bounds"]),

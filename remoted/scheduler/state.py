@@ -34,12 +34,12 @@ class Need:
     pool: PoolKey
     kind: KindId
     gpu: GpuRequest | None = None
-    #: How many at once a worker takes, and whether these hold its main thread: one of them has the worker for itself.
     concurrency: int = 1
-    is_alone: bool = False
     environment: str | None = None
     #: An object of a remote class lives in one worker: the first call chooses it, all others follow (MECHANISMS 14).
     instance: str | None = None
+    #: Its body holds the main thread, however many at once the worker takes: it has the worker for itself.
+    is_alone: bool = False
 
     @property
     def at_once(self) -> int:

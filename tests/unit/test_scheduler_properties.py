@@ -158,7 +158,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         key = f"{uid}:{pool}:{kind}:{gpu}:{instance}" if instance else None
         environment = data.draw(st.sampled_from([None, None, None, "e"]), "environment")
         is_alone = bool(kind) and not key and data.draw(st.booleans(), "is_alone")
-        need = Need(Uid(uid), (uid, "LiveServerless", f"p{pool}"), f"k{kind}", gpu, 1 + 2 * kind, is_alone, environment, key)
+        need = Need(Uid(uid), (uid, "LiveServerless", f"p{pool}"), f"k{kind}", gpu, 1 + 2 * kind, environment, key, is_alone)
         cpus = data.draw(st.sampled_from([0.0, 0.0, 1.0, 2.0, 4.0]), "cpus")
         ticket = Ticket(f"t{self.made}", need, cpus, data.draw(st.sampled_from([0, 0, 5]), "priority"), ancestors)
         self.tickets[ticket.id] = ticket
