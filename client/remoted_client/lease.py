@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from remoted_client import wire
+from remoted_client.glance import Glance
 from remoted_client.printed import Bookmark
 from remoted_client.segments import Releases
 
@@ -77,6 +78,7 @@ class Lease:
         self._owner = owner
         self._client = client
         self._sock: socket.socket | None = None
+        self._glance: Glance | None = None
         self._frames = wire.FrameReader()
         self._number = 0
         #: The header of the answer that will probably come.
@@ -90,7 +92,7 @@ class Lease:
 
     def open(self, sock: socket.socket, hello: bytes, request: bytes) -> None:
         """Ask for it. Nothing more is sent until the worker speaks."""
-        self._sock = sock
+        self._sock, self._glance = sock, Glance(sock)
         self._sock.setblocking(True)
         with contextlib.suppress(BrokenPipeError):  # refused at the door: the reason can still be read
             self._sock.sendall(hello + request)
@@ -195,6 +197,8 @@ class Lease:
     def read(self, timeout: float | None) -> bool:
         """Block until something arrived and handle it. False on timeout. Ctrl-C works."""
         assert self._sock is not None
+        assert self._glance is not None
+        self._glance.wait()
         if timeout is not None:
             poller = select.poll()
             poller.register(self._sock, select.POLLIN)

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from remoted_client import segments, wire
+from remoted_client.glance import Glance
 
 from .calls import Run
 from .window import LeasedWindow
@@ -46,6 +47,7 @@ class Lease:
         self._client = ""
         self._releases = segments.Releases()
         self._sock = socket.socket(fileno=connection)
+        self._glance = Glance(self._sock)
         self._sock.setblocking(True)  # the flag travels with the descriptor
         self._page = mmap.mmap(page, wire.LEASE_PAGE_BYTES)
         self._page_fd = page
@@ -96,6 +98,7 @@ class Lease:
                     return None
                 if run is not None:
                     return run
+            self._glance.wait()
             try:
                 data, fds = wire.receive(self._sock, wire.SOME_BYTES)
                 if self._expected and not fds and (payload := self._reader.expected(self._expected, data)) is not None:
