@@ -6,21 +6,25 @@ import os
 import select
 import socket
 import time
+from collections.abc import Callable
 
-#: No longer than this; who sleeps then is woken as ever.
-_SECONDS = 40e-6
-#: After looks in vain so many waits at most go without.
-_RESTS_MOST = 1023
+#: No longer than this, which is enough for an answer by who had to be woken; who sleeps then is woken as ever.
+_SECONDS = 100e-6
+#: After looks in vain so many waits at most go without, and so many where others had this core meanwhile: they have it for milliseconds.
+_RESTS_MOST = 63
+_BUSY_RESTS = 15
+_BUSY_RESTS_MOST = 1023
 
 
 class Glance:
-    """One reader's. Where nothing comes in time, or others want the core, it looks ever more rarely."""
+    """One reader's. Where nothing comes in time, or others want the core, it looks ever more rarely; what comes in time makes it look more often again."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, clock: Callable[[], float] = time.perf_counter) -> None:
         poller = select.poll()
         poller.register(sock, select.POLLIN)
         self._has_come = poller.poll
-        #: So many waits go without a look after the last one in vain.
+        self._clock = clock
+        #: So many waits go without a look after the last one.
         self.rests = 0
         self._left = 0
 
@@ -29,10 +33,16 @@ class Glance:
         if self._left:
             self._left -= 1
             return
-        until = time.perf_counter() + _SECONDS
+        self._left = self.rests = self._look()
+
+    def _look(self) -> int:
+        """How many waits may go without the next one."""
+        until = self._clock() + _SECONDS
         while not self._has_come(0):
             os.sched_yield()  # whoever is to answer may need this core
-            if time.perf_counter() > until:
-                self.rests = self._left = min(2 * self.rests + 1, _RESTS_MOST)
-                return
-        self.rests = 0
+            late = self._clock() - until
+            if late > _SECONDS:
+                return min(2 * self.rests + _BUSY_RESTS, _BUSY_RESTS_MOST)
+            if late > 0:
+                return max(self.rests, min(2 * self.rests + 1, _RESTS_MOST))
+        return self.rests // 4

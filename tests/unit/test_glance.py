@@ -2,42 +2,51 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
+from collections.abc import Callable
 
 from remoted_client.glance import Glance
 
 
-def test_it_looks_ever_more_rarely_where_nothing_comes_and_at_once_again_where_something_does() -> None:
-    here, there = socket.socketpair()
-    with here, there:
-        glance = Glance(here)
-        seen = []
-        for _ in range(40):
-            glance.wait()
-            seen.append(glance.rests)
-        assert seen[:8] == [1, 1, 3, 3, 3, 3, 7, 7], "each look in vain doubles the waits without one"
-        there.send(b"x")
+def clock_of(step: float) -> Callable[[], float]:
+    """Seconds, so many more at each look at it."""
+    return itertools.count(0.0, step).__next__
+
+
+def rests_of(glance: Glance, looks: int) -> list[int]:
+    """How many waits it leaves out after each of so many looks."""
+    found = []
+    for _ in range(looks):
         for _ in range(glance.rests + 1):
             glance.wait()
-        assert glance.rests == 0
+        found.append(glance.rests)
+    return found
+
+
+def test_it_looks_ever_more_rarely_where_nothing_comes_and_more_often_again_where_something_does() -> None:
+    here, there = socket.socketpair()
+    with here, there:
+        glance = Glance(here, clock_of(60e-6))
+        assert rests_of(glance, 8) == [1, 3, 7, 15, 31, 63, 63, 63]
+        there.send(b"x")
+        assert rests_of(glance, 4) == [15, 3, 0, 0]
         here.recv(1)
-        glance.wait()
-        assert glance.rests == 1
+        assert rests_of(glance, 1) == [1]
+
+
+def test_it_leaves_the_core_for_long_to_others_who_want_it() -> None:
+    here, there = socket.socketpair()
+    with here, there:
+        glance = Glance(here, clock_of(3e-3))
+        assert rests_of(glance, 8) == [15, 45, 105, 225, 465, 945, 1023, 1023]
+        there.send(b"x")
+        assert rests_of(glance, 2) == [255, 63]
 
 
 def test_the_end_of_a_connection_is_something_that_has_come() -> None:
     here, there = socket.socketpair()
     with here:
-        glance = Glance(here)
+        glance = Glance(here, clock_of(60e-6))
         there.close()
-        glance.wait()
-        assert glance.rests == 0
-
-
-def test_it_never_rests_for_more_than_a_thousand_waits() -> None:
-    here, there = socket.socketpair()
-    with here, there:
-        glance = Glance(here)
-        for _ in range(5000):
-            glance.wait()
-        assert glance.rests == 1023
+        assert rests_of(glance, 2) == [0, 0]
