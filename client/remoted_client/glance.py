@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 #: No longer than this, which is enough for an answer by who had to be woken; who sleeps then is woken as ever.
-_SECONDS = 100e-6
+_SECONDS = 250e-6
 #: After looks in vain so many waits at most go without, and so many where others had this core meanwhile: they have it for milliseconds.
 _RESTS_MOST = 63
 _BUSY_RESTS = 15
