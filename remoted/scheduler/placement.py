@@ -202,7 +202,7 @@ class Placement:
         kind = lane.kind
         if not kind.idle and not kind.shareable:
             return None
-        if not _must_wait_for_idle(lane):
+        if kind.shareable and not _must_wait_for_idle(lane):
             shareable = [worker for worker in kind.shareable.values() if self._may_use(worker, barred)]
             if shareable:
                 return max(shareable, key=lambda worker: (worker.since, -worker.number))
