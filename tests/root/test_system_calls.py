@@ -73,7 +73,8 @@ def test_a_warm_leased_call_is_one_send_and_one_receive_on_each_side(daemon: Hos
     assert _per_call(calls, "sendto", "sendmsg", "write") == pytest.approx(1.0, abs=0.1), calls
     assert _per_call(calls, "recvmsg", "recvfrom") == pytest.approx(1.0, abs=0.1), calls
     assert _per_call(calls, "futex", "epoll_wait") <= 0.5, calls
-    assert _per_call(calls, "poll") <= 1.5, calls  # a tracer makes a look last as long as a glance may
+    # How often a look asks is the machine's matter: every poll in vain is followed by a yield, so what is left over is looks that ended.
+    assert calls["poll"] - calls["sched_yield"] <= 1.1 * CALLS, calls
     answers = Counter(re.findall(r"\b(sendto|sendmsg|recvmsg|futex|read|write)\(", worker_trace.read_text(encoding="utf-8", errors="replace")))
     assert answers["recvmsg"] <= 1.1 * answers["sendto"] + 20, answers
     assert answers["futex"] <= 0.1 * answers["sendto"] + 20, answers
