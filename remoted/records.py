@@ -104,7 +104,7 @@ class Records:
 
     def _unknown(self, job_id: str) -> NotFound:
         days = self._limits.result_seconds / 86_400
-        return NotFound("NOT_FOUND", f"cannot find job {job_id[:80]}: you have no job with this id (results are kept for {days:g} days)")
+        return NotFound("NOT_FOUND", f"cannot find job {job_id[:80]}: you have no job with this id (results are kept for {days:g} days; load-balanced calls have none)")
 
     async def expire(self) -> None:
         """Forget what ended long ago."""
