@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from remoted_client.lease import LINE
+from remoted_client.printed import tell_fault
 
 if TYPE_CHECKING:
     from remoted_client.lease import Lease
@@ -77,7 +78,7 @@ class Attendant:
 
     def _run_errands(self) -> None:
         while self._errands:
-            self._errands.popleft()()
+            _apart(self._errands.popleft())
 
     def _until_timer(self) -> float | None:
         with self._lock:
@@ -89,7 +90,7 @@ class Attendant:
                 if not self._timers or self._timers[0][0] > time.monotonic():
                     return
                 errand = heapq.heappop(self._timers)[2]
-            errand()
+            _apart(errand)
 
     def _read(self, lease: Lease) -> None:
         if lease.reader == LINE and not lease.is_closed:
@@ -112,3 +113,11 @@ class Attendant:
             if self._selector is not None:
                 with contextlib.suppress(KeyError, ValueError, OSError):
                     self._selector.unregister(fd)
+
+
+def _apart(errand: Callable[[], None]) -> None:
+    """What goes wrong with one errand does not end the thread that everybody's calls need."""
+    try:
+        errand()
+    except Exception:
+        tell_fault("a fault in the thread that talks with the daemon")

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from remoted_client import context, wire
-from remoted_client.printed import Bookmark, Printed, echo, tell_preload
+from remoted_client.printed import Bookmark, Printed, echo, tell_fault, tell_preload
 from remoted_client.unread import Unread
 from remoted_client.wire import Status
 
@@ -173,7 +173,7 @@ class CallState:
             self._notify()
             callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
-            callback()
+            _call_back(callback)
 
     def _notify_news(self) -> None:
         """Something short of the end: whoever waits for the end alone sleeps on (a wake-up costs 50 us)."""
@@ -229,7 +229,7 @@ class CallState:
             if not self.is_over:
                 self._callbacks.append(callback)
                 return
-        callback()
+        _call_back(callback)
 
     def wait(self, condition: Callable[[], bool], timeout: float | None, news: bool = True) -> bool:
         """Block this thread until ``condition()`` holds. False on timeout. Ctrl-C works. Without ``news`` only the end counts."""
@@ -340,6 +340,14 @@ def _is_watched() -> bool:
         except Exception:  # whatever stands there
             return False
     return _watched[1]
+
+
+def _call_back(callback: Callable[[], None]) -> None:
+    """What it raises is its own: the thread that ends a call has others to serve."""
+    try:
+        callback()
+    except (Exception, SystemExit):
+        tell_fault("a callback of add_done_callback has raised")
 
 
 def _wake(future: asyncio.Future[None]) -> None:

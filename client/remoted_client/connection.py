@@ -16,18 +16,19 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoted_client import context, wire
 from remoted_client.attendant import Attendant
 from remoted_client.daemon import await_word, connect, connect_or_start, where_to_look
-from remoted_client.errors import DaemonUnreachable, RemotedError, VersionMismatch, WorkerLost, for_code
+from remoted_client.errors import DaemonUnreachable, RemotedError, VersionMismatch, WorkerLost, for_code, for_fault
 from remoted_client.greeting import hello
 from remoted_client.interrupts import interrupts
-from remoted_client.lease import LINE, Lease
+from remoted_client.lease import Lease
 from remoted_client.outbox import Outbox
 from remoted_client.payload import Payload
-from remoted_client.printed import echo
+from remoted_client.printed import echo, tell_fault
 from remoted_client.segments import SegmentPool
 from remoted_client.surroundings import Surroundings
 
@@ -151,8 +152,8 @@ class Connection:
             try:
                 self._connect(first)
                 self._talk()
-            except RemotedError as error:
-                self._fail_all(error)
+            except Exception as error:  # whatever it was: the next call gets a thread
+                self._fail_all(for_fault(error))
             first = False
             if not self._rest():
                 return
@@ -273,8 +274,27 @@ class Connection:
         except (OSError, wire.WireError):
             return False
         for frame in frames:
-            self._dispatch(frame)
+            if frame.op in ("accepted", "done"):
+                for word, body in wire.calls_of(frame):
+                    self._apart(word, self._on_accepted if frame.op == "accepted" else self._on_done, word, body, frame.fds)
+            else:
+                self._apart(frame.header, self._dispatch, frame)
         return bool(data)
+
+    def _apart(self, word: dict[str, Any] | list[str], handle: Callable[..., None], *arguments: Any) -> None:
+        """What goes wrong with one call ends that one, and not the thread that everybody's calls need. ``word`` names it."""
+        try:
+            handle(*arguments)
+        except Exception as error:
+            names = word if isinstance(word, list) else [word.get("key", ""), word.get("id", "")]
+            states = [self._states[name] for name in names if name in self._states]
+            leased = [self._leases[name] for name in names if name in self._leases]
+            for state in states:
+                self._give_up(state, for_fault(error))
+            for pool, lease in leased:
+                pool.on_fault(lease, error)
+            if not states and not leased:
+                tell_fault("a fault in reading what the daemon says")
 
     # -- what the daemon says ------------------------------------------------------------------------------
 
@@ -282,10 +302,6 @@ class Connection:
         header = frame.header
         if frame.op == "pong":
             self._heard.set()
-            return
-        if frame.op in ("accepted", "done"):
-            for word, body in wire.calls_of(frame):
-                (self._on_accepted if frame.op == "accepted" else self._on_done)(word, body, frame.fds)
             return
         leased = self._leases.get(header.get("id", ""))
         if leased is not None and frame.op != "refused":
@@ -318,7 +334,10 @@ class Connection:
         elif state is not None:
             with self._lock:
                 self._forget(state)
-            state.on_done(frame)
+            try:
+                state.on_done(frame)
+            except Exception as error:
+                state.fail(for_fault(error))
         else:
             frame.close()
 
@@ -360,22 +379,16 @@ class Connection:
 
     # -- leases --------------------------------------------------------------------------------------------
 
-    def open_lease(self, pool: LeasePool, lease: Lease, uploads: tuple[Upload, ...], request: bytes) -> None:
-        """Ask for it on a connection of its own, from the thread, as soon as there is a daemon."""
+    def expect_lease(self, pool: LeasePool, lease: Lease) -> None:
+        """The daemon will be asked for it from the thread, and tell of it here."""
         self._leases[lease.id] = (pool, lease)
         self.ensure_thread()
-        self.attendant.post(lambda: self._open_lease(lease, uploads, request))
 
-    def _open_lease(self, lease: Lease, uploads: tuple[Upload, ...], request: bytes) -> None:
-        if lease.is_closed or lease.fileno() >= 0:
-            return
+    def bring(self, uploads: tuple[Upload, ...]) -> None:
+        """Content that the daemon does not have yet."""
         with self._lock:
             for upload in uploads:
                 self._outbox.put(upload)
-        with contextlib.suppress(OSError):  # the daemon is going: this connection ends too, and is made again
-            lease.open(connect(), hello(""), request)
-            lease.reader = LINE
-            self.attendant.attend(lease)
 
     def follow_lease(self, pool: LeasePool, lease: Lease) -> None:
         """The next daemon tells of it from here on."""

@@ -132,6 +132,15 @@ def _rebuild(kind: type[RemoteExecutionError], args: tuple[Any, ...], attributes
     return error
 
 
+def for_fault(error: Exception) -> RemotedError:
+    """What a call fails with when handling it went wrong here: a fault of this library, or something that this process lacks, such as descriptors."""
+    if isinstance(error, RemotedError):
+        return error
+    fault = RemotedError(f"cannot go on with this call: {error if isinstance(error, OSError) else repr(error)}; other calls go on")
+    fault.__cause__ = error
+    return fault
+
+
 def for_code(code: str, message: str) -> RemotedError:
     """The exception for a refusal by the daemon."""
     kinds: dict[str, type[SubmissionRefused]] = {"NO_MATCHING_GPU": NoMatchingGPU, "OVER_LIMIT": QuotaExceeded}

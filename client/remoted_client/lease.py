@@ -45,6 +45,9 @@ class Owner(Protocol):
 
     def on_item(self, lease: Lease, frame: wire.Frame) -> None: ...
     def on_closed(self, lease: Lease) -> None: ...
+    def on_fault(self, lease: Lease, error: Exception) -> None:
+        """What came could not be handled."""
+        ...
 
 
 class Lease:
@@ -94,14 +97,15 @@ class Lease:
         """Ask for it. Nothing more is sent until the worker speaks."""
         self._sock, self._glance = sock, Glance(sock)
         self._sock.setblocking(True)
-        with contextlib.suppress(BrokenPipeError):  # refused at the door: the reason can still be read
+        with contextlib.suppress(ConnectionError):  # refused at the door: the reason can still be read
             self._sock.sendall(hello + request)
 
     def ask_again(self, uploads: tuple[Upload, ...], request: bytes) -> None:
         """The daemon lacked some of these."""
-        for upload in uploads:
-            self._send_content(upload)
-        self._send(request)
+        with contextlib.suppress(ConnectionError):  # its end will be read
+            for upload in uploads:
+                self._send_content(upload)
+            self._send(request)
 
     def fileno(self) -> int:
         return self._sock.fileno() if self._sock is not None else -1
@@ -120,7 +124,7 @@ class Lease:
     # -- calls ---------------------------------------------------------------------------------------------
 
     def start(self, call: LeasedCall) -> bool:
-        """Send a call. False: the worker takes no more, and nothing of it was accepted."""
+        """Send a call. False: the worker takes no more, and nothing of it was accepted. Raises what is wrong with the call, or this process."""
         self._number += 1
         self.call = self.last_call = call
         call.number = self._number
@@ -134,7 +138,7 @@ class Lease:
             else:
                 head, fds = self._head(call, use)
                 self._send(wire.frame(head, call.payload.inline, len(fds)), fds)
-        except OSError:
+        except ConnectionError:
             self.call = None
             return False
         self._expected = b"" if call.is_stream else _PLAIN_ANSWER % self._number
@@ -185,7 +189,8 @@ class Lease:
             wire.close_all(fds)
 
     def _send(self, data: bytes, fds: tuple[int, ...] = ()) -> None:
-        assert self._sock is not None
+        if self._sock is None:
+            raise ConnectionAbortedError("this lease was given up")
         while True:
             sent = wire.send(self._sock, data, fds)
             if sent == len(data):
@@ -196,8 +201,8 @@ class Lease:
 
     def read(self, timeout: float | None) -> bool:
         """Block until something arrived and handle it. False on timeout. Ctrl-C works."""
-        assert self._sock is not None
-        assert self._glance is not None
+        if self._sock is None or self._glance is None:
+            return True  # given up meanwhile
         self._glance.wait()
         if timeout is not None:
             poller = select.poll()
@@ -212,7 +217,8 @@ class Lease:
         self._receive(socket.MSG_DONTWAIT)
 
     def _receive(self, flags: int) -> None:
-        assert self._sock is not None
+        if self._sock is None:
+            return
         try:
             data, fds = wire.receive(self._sock, wire.SOME_BYTES, flags)
             if self._expected and not fds and not self._told and (payload := self._frames.expected(self._expected, data)) is not None:
@@ -223,11 +229,24 @@ class Lease:
             return
         except (OSError, wire.WireError):
             data, frames = b"", []
-        for frame in frames:
-            self._handle(frame)
+        except Exception as error:
+            self._owner.on_fault(self, error)
+            return
+        self._handle_all(frames)
         if not data:
             self.is_closed = True
             self._owner.on_closed(self)
+
+    def _handle_all(self, frames: list[wire.Frame]) -> None:
+        """Of a lease that is given up because of one of them the others are of no use: several refusals come together."""
+        for frame in frames:
+            if self._sock is None:
+                frame.close()
+                continue
+            try:
+                self._handle(frame)
+            except Exception as error:
+                self._owner.on_fault(self, error)
 
     def _handle(self, frame: wire.Frame) -> None:
         header = frame.header

@@ -8,14 +8,14 @@ direct call is never run twice.
 from __future__ import annotations
 
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 from remoted_client.call_queue import CallQueue
-from remoted_client.errors import RemotedError, WorkerLost, for_code
+from remoted_client.errors import RemotedError, WorkerLost, for_code, for_fault
 from remoted_client.lease import LINE, Lease
 from remoted_client.leased_call import LeasedCall, header_of, translated
-from remoted_client.printed import tell_preload
+from remoted_client.patience import Patience
+from remoted_client.printed import tell_fault, tell_preload
 from remoted_client.provision import Provision
 from remoted_client.unread import drop
 from remoted_client.wire import Frame, Status
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 _PRINTED_SECONDS = 0.1
 #: The daemon's word on a lost worker follows the end of its connections.
 _VERDICT_SECONDS = 5.0
-_LOOK_SECONDS = 1.0
 
 
 class LeasePool:
@@ -45,9 +44,9 @@ class LeasePool:
         self._idle: list[Lease] = []
         self._leases = self._provision.leases
         self._queue = CallQueue()
+        self._patience = Patience(line, self._lock, self._queue, self._provision)
         #: Sent, and nobody has begun to wait for it.
         self._unclaimed: LeasedCall | None = None
-        self._watching = False
         #: No calls come here any more.
         self.is_forgotten = False
 
@@ -64,7 +63,7 @@ class LeasePool:
                 self._provide()
         self._line.ensure_thread()  # the lease may have outlived the daemon, and nobody have looked for the next one yet
         if self._queue:
-            self._watch_queue()
+            self._patience.watch()
 
     def _send_now(self, call: LeasedCall) -> bool:
         """By a lease that is free: nobody who waits can use it."""
@@ -97,13 +96,19 @@ class LeasePool:
 
     def _send(self, lease: Lease, call: LeasedCall) -> bool:
         """False: that lease is of no use any more, and the call still has to be sent."""
-        if not lease.start(call):
-            self._keep_segment(lease, call)
-            self._retire(lease)
-            return False
-        if not call.on_sent(lease) and self._queue:
-            self.attend(call)
-        return True
+        problem: Exception | None = None
+        try:
+            if lease.start(call):
+                if not call.on_sent(lease) and self._queue:
+                    self.attend(call)
+                return True
+        except Exception as error:  # of the call, or of this process: another lease would not help
+            lease.call, problem = None, error
+        self._keep_segment(lease, call)
+        self._retire(lease)
+        if problem is not None:  # not under the lock: others hear of it
+            threading.Thread(target=call.fail, args=(for_fault(problem),), name="remoted-fault", daemon=True).start()
+        return problem is not None
 
     def _next(self, lease: Lease) -> None:
         """The lease is free for whoever waits longest."""
@@ -247,16 +252,22 @@ class LeasePool:
         with self._lock:
             if header["code"] == "MISSING_CONTENT" and self._provision.send_again(lease):
                 return
-        self._refuse(lease, for_code(header["code"], header["message"]))
+        self._give_up(lease, for_code(header["code"], header["message"]))
 
-    def _refuse(self, lease: Lease, error: RemotedError) -> None:
-        """No lease, and so no answer for the calls that it was opened for."""
+    def on_fault(self, lease: Lease, error: Exception) -> None:
+        if not self._give_up(lease, for_fault(error)) and not isinstance(error, (RemotedError, OSError)):
+            tell_fault("a fault in reading what a worker says")
+
+    def _give_up(self, lease: Lease, error: RemotedError) -> bool:
+        """No lease, and so no answer for the call in hand, or for those that it was opened for. False: there are none."""
         with self._lock:
-            waiting = self._queue.take_before(lease.home, lease.opened_at)
+            call, lease.call, lease.held = lease.call, None, None
+            concerned = [call] if call is not None else [] if lease.is_granted else self._queue.take_before(lease.home, lease.opened_at)
             self._retire(lease)
             self._line.forget_lease(lease)
-        for call in waiting:
-            call.fail(error)
+        for each in concerned:
+            each.fail(error)
+        return bool(concerned)
 
     def on_item(self, lease: Lease, frame: Frame) -> None:
         self._take_back(lease, frame.header)
@@ -436,26 +447,6 @@ class LeasePool:
             self._retire(lease)
         for call in waiting:
             call.on_answer(header, Frame({}, b""))
-
-    # -- a busy pool ---------------------------------------------------------------------------------------
-
-    def _watch_queue(self) -> None:
-        with self._lock:
-            if self._watching or not self._queue:
-                return
-            self._watching = True
-        self._line.attendant.after(_LOOK_SECONDS, self._look)
-
-    def _look(self) -> None:
-        """Calls that wait for this process's own others count their time here; the rest is the daemon's to count."""
-        now, patience = time.monotonic(), self._line.daemon.get("pool_busy_seconds", 30.0)
-        with self._lock:
-            self._watching = False
-            all_granted = bool(self._leases) and all(lease.is_granted for lease in self._leases)
-            late = self._queue.take_all([call for call in self._queue.calls() if all_granted and now - call.queued_at > patience])
-        for call in late:
-            call.fail(for_code("POOL_BUSY", f"cannot run {call.name}: no worker became free within {patience:g} s (this process's own calls keep all {self._provision.most} busy)"))
-        self._watch_queue()
 
     # -- the end -------------------------------------------------------------------------------------------
 

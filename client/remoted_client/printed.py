@@ -120,6 +120,15 @@ class _Echo:
 echo = _Echo()
 os.register_at_fork(after_in_child=echo.forget)
 
+
+
+def tell_fault(what: str) -> None:
+    """The exception that is being handled, where no call is concerned that could fail with it."""
+    import traceback
+
+    echo.show(2, f"remoted: {what}; everything else goes on\n{traceback.format_exc()}")
+
+
 _unloaded: set[str] = set()
 
 

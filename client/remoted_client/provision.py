@@ -6,18 +6,25 @@ home, and of one that is at hand anyway the daemon is asked whether its worker i
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from remoted_client import wire
-from remoted_client.lease import Lease
+from remoted_client.daemon import connect
+from remoted_client.errors import RemotedError
+from remoted_client.greeting import hello
+from remoted_client.lease import LINE, Lease
 
 if TYPE_CHECKING:
     from remoted_client.call_queue import CallQueue
     from remoted_client.connection import Connection, Upload
     from remoted_client.home import Home
     from remoted_client.lease_pool import LeasePool
+
+#: The sockets may be gone although their daemon lives, by somebody's hand: that is said when it lasts.
+_TRIES, _AGAIN_SECONDS = 10, 1.0
 
 
 class Provision:
@@ -75,7 +82,27 @@ class Provision:
             lease = Lease(pool, self._line.name, time.monotonic(), home)
             self.leases.add(lease)
             count -= 1
-            self._line.open_lease(pool, lease, self._uploads, self._request(lease))
+            self._line.expect_lease(pool, lease)
+            self._line.attendant.post(functools.partial(self._connect, pool, lease, _TRIES))
+
+    def _connect(self, pool: LeasePool, lease: Lease, tries: int) -> None:
+        """Ask for it on a connection of its own: in the line's thread, as soon as there is a daemon."""
+        if lease.is_closed or lease.fileno() >= 0:
+            return
+        try:
+            self._line.bring(self._uploads)
+            lease.open(connect(), hello(""), self._request(lease))
+        except (ConnectionError, FileNotFoundError) as error:
+            # Mostly the daemon is going: then the line ends too, and all this is asked of the next one.
+            if tries and not isinstance(error, RemotedError):
+                self._line.attendant.after(_AGAIN_SECONDS, lambda: self._connect(pool, lease, tries - 1))
+            else:
+                pool.on_fault(lease, error)
+        except Exception as error:
+            pool.on_fault(lease, error)
+        else:
+            lease.reader = LINE
+            self._line.attendant.attend(lease)
 
     def _request(self, lease: Lease) -> bytes:
         instance = {"instance": lease.home.id} if lease.home is not None else {}
