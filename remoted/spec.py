@@ -12,10 +12,11 @@ import hmac
 import json
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from remoted.access import Identity
 from remoted.errors import BadRequest
+from remoted.lasting import in_force, lasting
 
 _Name = Annotated[str, Field(min_length=1, max_length=200)]
 _Module = Annotated[str, Field(max_length=200, pattern=r"^\w+(\.\w+)*$")]
@@ -95,7 +96,8 @@ class JobSpec(_Checked):
     max_retries: Annotated[int, Field(ge=0, le=1000)]
     timeout_seconds: Annotated[float, Field(gt=0)] | None
     python: tuple[int, int, int]
-    executable: str = Field(min_length=1, max_length=4096)
+    #: Never one that goes with the next upgrade.
+    executable: Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(lasting)]
     stream: bool = False
     #: Where the script runs and what it imports from; used when a job is tried again from the command line.
     cwd: str = Field(default="/", max_length=4096)
@@ -184,7 +186,7 @@ def kind_id(key: bytes, spec: JobSpec, context: Context, gpus: tuple[str, ...], 
     """What a worker must be to run this call, and whose (T35); values of variables enter only through an HMAC with ``key``."""
     pool = spec.pool
     facts = [
-        spec.executable,
+        in_force(spec.executable),
         list(spec.python),
         context.worker_variables(),
         list(gpus),

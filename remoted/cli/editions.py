@@ -13,7 +13,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
 import shutil
 import subprocess
 import tempfile
@@ -22,13 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from remoted.cli.ending import CliError
+from remoted.lasting import MADE
+from remoted.lasting import PREFIX as PREFIX
 
-PREFIX = Path("/opt/remoted")
 UNITS = Path("/etc/systemd/system")
 LINK = Path("/usr/local/bin/remotectl")
 NAMES = ("remoted.service", "remoted.socket", "remoted-workers.slice")
-#: The end of such a folder's name, by mkdtemp.
-_MADE = re.compile(r"-[a-z0-9_]{8}")
 _SHIPPED = Path("share/remoted/systemd/system")
 _ASK = "import json, remoted, remoted.store; print(json.dumps([remoted.__version__, remoted.store.SCHEMA_VERSION]))"
 #: "user version" in the header of a database (sqlite.org/fileformat2.html); the daemon that runs has the file for itself.
@@ -165,7 +163,7 @@ def _read(folder: Path) -> Edition:
 
 def _folders(prefix: Path) -> list[Path]:
     """Every edition, whole or hardly begun; nothing else that somebody may have called so."""
-    named = [path for path in prefix.parent.glob(f"{prefix.name}-*") if _MADE.fullmatch(path.name.removeprefix(prefix.name)) and path.is_dir()]
+    named = [path for path in prefix.parent.glob(f"{prefix.name}-*") if MADE.fullmatch(path.name.removeprefix(prefix.name)) and path.is_dir()]
     return [path for path in named if (path / "pyvenv.cfg").exists() or not any(path.iterdir())]
 
 

@@ -245,7 +245,7 @@ class Placement:
         if worker.state is not WorkerState.BUSY or worker.waiting or worker.waiting_early or worker.need.concurrency > 1:
             return
         lane = self._queue.lane_like(next(iter(worker.running.values())))
-        if lane is None or self._claims.barred_cpus(lane) or not self._claims.barred(lane).isdisjoint(worker.devices):
+        if lane is None or lane.kind is not worker.kind or self._claims.barred_cpus(lane) or not self._claims.barred(lane).isdisjoint(worker.devices):
             return
         for _, ticket in lane.tickets:
             if ticket.ancestors:

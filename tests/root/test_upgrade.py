@@ -93,6 +93,10 @@ say warm_broken "$(job bob warm)"
 as bob touch /home/bob/enough; wait $LEASE; say lease "$(cat /trial/lease)"
 as alice touch /home/alice/go; say ticks "$(job alice outcome $J)"
 say outcomes "$(job alice outcomes "$IDS")"; say noted "$(cat /home/alice/noted)"
+remotectl drain --why upgrade; RUN="$(as alice remotectl run -d -- sh -c 'echo one') $(as alice remotectl run -d -- sh -c 'echo two')"
+readlink /opt/remoted >/trial/editions; say again "$(/v/bin/remotectl install --source /wheels/second/*.whl --json 2>&1)"; readlink /opt/remoted >>/trial/editions
+remotectl resume; say editions "$(cat /trial/editions)"; say commands "$(for id in $RUN; do as alice remotectl wait --json $id; as alice remotectl logs $id; done)"
+AGAIN=$(as alice remotectl retry ${RUN% *}); say retried "$(as alice remotectl wait $AGAIN; as alice remotectl logs $AGAIN)"
 systemctl stop remoted-workers.slice; systemctl restart remoted; say programs_after "$(ls /var/lib/remoted/runtime | wc -l)"
 journalctl -u remoted --no-pager >/trial/journal
 say uninstalled "$(/v/bin/remotectl uninstall --json 2>&1)"; say left "$(ls -d /opt/remoted* 2>/dev/null)"
@@ -175,6 +179,15 @@ def test_c09_a_lease_goes_on_over_an_upgrade(said: dict[str, str]) -> None:
 def test_c09_two_hundred_queued_jobs_each_run_once_after_an_upgrade(said: dict[str, str]) -> None:
     assert _read(said, "outcomes") == [["COMPLETED", number, 1] for number in range(QUEUED)]
     assert said["noted"].split() == [str(number) for number in range(QUEUED)]
+
+
+def test_c09_commands_that_wait_over_an_upgrade_run_in_the_edition_that_is_there_then(said: dict[str, str]) -> None:
+    old, new = said["editions"].split()
+
+    assert old != new
+    assert said["commands"].count("COMPLETED") == 2, said["commands"]
+    assert [word for word in said["commands"].split() if word in ("one", "two")] == ["one", "two"]
+    assert "one" in said["retried"].split(), said["retried"]
 
 
 def test_t52_an_older_version_is_refused_and_nothing_of_it_is_left(said: dict[str, str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from remoted.model import Device, DeviceUuid, Reason, Uid, WorkerId
 from remoted.scheduler import events
 from remoted.scheduler.matching import GpuRequest
@@ -417,3 +419,15 @@ def test_t18_nobody_holds_so_many_pools_that_each_event_takes_long() -> None:
     desk.feed(events.PoolHeld((2, "LiveServerless", "of another"), until=100.0))
     assert len(desk.scheduler.held_until) == 257
     assert (2, "LiveServerless", "of another") in desk.scheduler.held_until
+
+
+def test_c09_who_runs_a_call_of_another_edition_gets_none_of_that_ahead() -> None:
+    """The kind of a call changes over an upgrade, and the worker that runs it does not."""
+    desk = Desk(gpus=0)
+    worker = adopt(desk, "k", gpu=None, devices=())
+    need = replace(desk.scheduler.workers[worker].need, kind="next")
+    desk.feed(events.TicketAdopted(worker, Ticket("t0", need), ()))
+    desk.feed(events.WorkerReady(worker))
+    desk.feed(events.Submitted(Ticket("t1", need), PoolPolicy(0, 1)))
+
+    assert list(desk.scheduler.line_behind(worker)) == []
