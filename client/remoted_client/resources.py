@@ -150,7 +150,10 @@ class PodTemplate(Immutable):
 
     Example: `LiveServerless(name="app", podTemplate=PodTemplate(memory_gb=40, cpu_count=8, expose_ports=["8080"]))`
 
-    A GB counts 2**30 bytes. `expose_ports` and `ports` are one list in two spellings. `name`, `config` and
+    `memory_gb` is what a worker and all that it starts may take together, of 2**30 bytes each: a call that takes more ends as
+    OOM_RAM. `cpu_count` CPUs are reserved for a worker. Both are of each worker, not of the pool; in a daemon of your own, without
+    cgroups, memory is a limit of each process.
+    `env` are variables of the workers. `expose_ports` and `ports` are one list in two spellings. `name`, `config` and
     `containerDiskInGb` are accepted and have no effect.
     """
 
