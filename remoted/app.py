@@ -125,9 +125,11 @@ class Daemon:
 
     def _find_groups(self) -> Groups | None:
         """systemd's where it started us, and else our own."""
+        found: Groups | None
         if self._supervisor.is_systemd and scopes.is_running():
-            return scopes.Scopes()
-        found = cgroup.find(self._paths.group_name, Bounds(memory_bytes=_HOST_MEMORY * 19 // 20))
+            found = scopes.Scopes()
+        else:
+            found = cgroup.find(self._paths.group_name, Bounds(memory_bytes=_HOST_MEMORY * 19 // 20))
         if found is None or found.missing:
             log.warning("workers are not limited by cgroups: missing %s", ", ".join(found.missing if found else ("a place for groups",)))
         return found
@@ -355,6 +357,8 @@ class Daemon:
                 await jobs.records.charge(direct.used)
             except (RemotedError, OSError) as error:  # on a full disk too there is a next time
                 log.error("cannot forget what is old: %s", error)
+            if not jobs.records.is_in_place:
+                log.error("the database %s was removed or replaced: what is stored now is lost at the next start; `remotectl drain --wait` lets what there is end before", self._paths.database)
             now = self._clock.monotonic()
             if jobs.calls or direct.calls or runners.endpoints:
                 idle_since = now

@@ -19,6 +19,7 @@ from remoted.copying import Copying
 from remoted.errors import BadRequest, OverLimit, StoreError
 from remoted.foreign import is_memory
 from remoted.paths import Paths
+from remoted.quotas import disk_full
 
 _NAME = re.compile(r"[0-9a-f]{16,64}(\.[0-9]{1,9})?")
 _CHUNK_BYTES = 1 << 20
@@ -44,6 +45,11 @@ class Blobs:
     def item_path(self, job: str, number: int) -> Path:
         return self._paths.outcomes / f"{_checked(job)}.{number}.item"
 
+    @property
+    def place(self) -> str:
+        """What names the disk."""
+        return os.fspath(self._paths.state)
+
     def free_bytes(self) -> int:
         """What may still be stored. Raises StoreError."""
         try:
@@ -55,7 +61,7 @@ class Blobs:
         """Raises OverLimit when storing ``size`` bytes would leave too little of the disk."""
         free = self.free_bytes()
         if free < size:
-            raise OverLimit("DISK_FULL", f"cannot store {size} bytes: {free + self._reserve} bytes are free below {self._paths.state} and {self._reserve} stay reserved; free some space")
+            raise disk_full(size, self.place, free, self._reserve)
 
     async def store_descriptor(self, uid: int, fd: int, target: Path, expected_digest: str | None = None) -> int:
         """Copy this user's descriptor into ``target`` and close it. Returns the size. Raises OverLimit, BadRequest, StoreError."""
@@ -93,7 +99,7 @@ class Blobs:
         except OSError as error:
             part.unlink(missing_ok=True)
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise OverLimit("DISK_FULL", f"cannot store {target.name}: {error.strerror}; free some space") from error
+                raise OverLimit("DISK_FULL", f"cannot store {target.name}: {error.strerror} on the disk that holds {self.place}; free some space there") from error
             raise StoreError(f"cannot store {target.name}: {error}") from error
         except BaseException:
             part.unlink(missing_ok=True)

@@ -27,6 +27,10 @@ from remoted import bpf
 
 log = logging.getLogger(__name__)
 CONTROLLERS = ("memory", "pids", "cpu")
+#: Where the kernel says what a controller allows, in both versions.
+_ALLOWED = {"memory": ("memory.max", "memory.limit_in_bytes"), "pids": ("pids.max",), "cpu": ("cpu.max", "cpu.cfs_quota_us")}
+#: Version 1 has no word for no limit of memory, only what no host has.
+_MORE_THAN_ANY = 1 << 60
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _PERIOD_MICROSECONDS = 100_000
 #: The leaf for the daemon itself: version 2 allows no process beside groups.
@@ -93,6 +97,11 @@ class Group:
             for folder in self._folders:
                 if (folder / name).exists():
                     _write(folder / name, value)
+
+    def unbounded(self, bounds: Bounds) -> frozenset[str]:
+        """The controllers that should bound those inside and do not: by what the kernel has here, not by what it was asked for."""
+        asked = {name.partition(".")[0] for name, _ in bounds.settings()} if self.pids() else set()
+        return frozenset(name for name in asked if not any(_is_bound(_read(folder / file)) for folder in self._folders for file in _ALLOWED[name]))
 
     def take_in(self, pid: int) -> None:
         """Move a process here. Raises OSError. The caller makes sure that the number cannot become somebody else's meanwhile."""
@@ -303,13 +312,9 @@ def find(name: str, total: Bounds) -> Cgroups | None:
 
 def _hierarchies() -> Iterator[tuple[Path, set[str]]]:
     """(our own folder, controllers); the unified one, marked by "", comes first."""
-    own: dict[frozenset[str], str] = {}
-    for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
-        _, names, path = line.split(":", 2)
-        own[frozenset(names.split(","))] = path
+    own = own_paths()
     for point, offered in mounts().items():
-        path = next((path for names, path in own.items() if names & offered), "/")
-        yield _below(point, path), offered
+        yield _below(point, next((path for name, path in own.items() if name in offered), "/")), offered
 
 
 @lru_cache(maxsize=1)
@@ -321,6 +326,15 @@ def unified() -> Path | None:
 def own_folder() -> Path | None:
     """Our own group in the unified hierarchy."""
     return next((folder for folder, offered in _hierarchies() if "" in offered), None)
+
+
+def own_paths() -> dict[str, str]:
+    """Our own group by controller; "" is the unified hierarchy."""
+    found: dict[str, str] = {}
+    for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+        _, names, path = line.split(":", 2)
+        found |= dict.fromkeys(names.split(","), path)
+    return found
 
 
 def mounts() -> dict[Path, set[str]]:
@@ -384,6 +398,12 @@ def _await_frozen(folder: Path) -> None:
             return
         pause.wait(_FREEZE_PAUSE_SECONDS)
     raise NotStill(f"its processes in {folder.name} do not hold still")
+
+
+def _is_bound(text: str) -> bool:
+    """Is there a number, and one that means something?"""
+    word = text.partition(" ")[0].strip()
+    return word not in ("", "max", "-1") and int(word) < _MORE_THAN_ANY
 
 
 def _make(folder: Path) -> None:

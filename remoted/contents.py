@@ -45,7 +45,7 @@ class Contents:
         self._blobs = blobs
         self._limits = limits
         #: What each user has on the disk, content and everything else.
-        self.quotas = Quotas(limits, blobs.free_bytes)
+        self.quotas = Quotas(limits, blobs.free_bytes, blobs.place)
         self.held = Held(limits)
         self.backlog = Backlog()
         #: The newest small ones of each user, so that a warm call touches neither disk nor database.

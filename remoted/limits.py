@@ -11,6 +11,14 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 
 
+def size_text(count: int) -> str:
+    """Bytes for people, in units of a thousand as disks are sold."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}" if count < 100 * size and unit == "GB" else f"{count / size:.0f} {unit}"
+    return f"{count} bytes"
+
+
 @dataclass(frozen=True, slots=True)
 class Share:
     """What one user has of his own; None is what everybody has."""

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from remoted.errors import OverLimit
-from remoted.limits import Limits
+from remoted.limits import Limits, size_text
 
 #: What the row of a job takes beside what it holds.
 ROW_BYTES = 1024
@@ -21,11 +21,12 @@ _NEARLY_FULL = 0.95
 
 
 class Quotas:
-    """``free``: what the disk still has, without its reserve. Use from the event loop; ``room_for`` from anywhere."""
+    """``free``: what the disk still has, without its reserve; ``place``: which disk. Use from the event loop; ``room_for`` from anywhere."""
 
-    def __init__(self, limits: Limits, free: Callable[[], int]) -> None:
+    def __init__(self, limits: Limits, free: Callable[[], int], place: str) -> None:
         self._limits = limits
         self._free = free
+        self._place = place
         self._measured: dict[int, int] = {}
         self._since: Counter[int] = Counter()
         #: Who was refused for want of disk. A full disk as such is no reason to forget anything.
@@ -71,7 +72,7 @@ class Quotas:
         if size > free - used - size:
             self._refused.add(uid)
             self.wanted.set()
-            return OverLimit("DISK_FULL", f"cannot store {size} bytes: you have {used} bytes here, and no more than these would be left free for everybody else ({max(0, free)} now); what is old of yours is forgotten in a moment, else somebody has to free some space")
+            return disk_full(size, self._place, free, self._limits.free_disk_reserve_bytes, used)
         return None
 
     def measured(self, found: Mapping[int, int], counted: Mapping[int, int]) -> None:
@@ -117,6 +118,14 @@ class Held:
         self._bytes[uid] += size
         if not self._bytes[uid]:
             del self._bytes[uid]
+
+
+def disk_full(size: int, place: str, free: int, reserve: int, used: int = 0) -> OverLimit:
+    """``free``: beside the reserve, negative where that is broken into; ``used``: by the user who is refused."""
+    left = f"the disk that holds {place} has {size_text(max(0, free + reserve))} left, of which {size_text(reserve)} are kept in reserve"
+    if free < size:
+        return OverLimit("DISK_FULL", f"cannot store {size} bytes: {left}; free some space there, or ask your administrator to")
+    return OverLimit("DISK_FULL", f"cannot store {size} bytes: {left}, and you have {size_text(used)} there: nobody may have more than is left free for everybody else; what is old of yours is forgotten in a moment, else free some space there")
 
 
 def too_many_jobs(limits: Limits, uid: int) -> OverLimit:

@@ -37,6 +37,11 @@ class Records:
         """How long each of the store's transactions took."""
         return self._store.commits
 
+    @property
+    def is_in_place(self) -> bool:
+        """Will the next daemon find what this one has stored?"""
+        return self._store.is_in_place
+
     async def charge(self, pending: Pending) -> None:
         """What has no rows of its own; and forget what nobody will ask for."""
         found, now = pending.take(), self._clock.wall()

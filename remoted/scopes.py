@@ -11,10 +11,10 @@ import re
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from remoted.cgroup import CONTROLLERS, Bounds, Group, end_all, mounts
+from remoted.cgroup import CONTROLLERS, Bounds, Group, end_all, mounts, own_paths
 
 SLICE = "remoted-workers.slice"
 _RUN = "/usr/bin/systemd-run"
@@ -24,6 +24,8 @@ _START_UNIT = ("/usr/bin/busctl", "--quiet", "call", *_MANAGER, "StartTransientU
 _ASK_SECONDS = 5.0
 _PAUSE_SECONDS = 0.002
 _MICROSECONDS = 1_000_000
+#: Its own hierarchy of version 1, without a controller.
+_SYSTEMD = "name=systemd"
 #: A dash in a slice's name is a level (systemd.slice(5)).
 _PLACE = Path("remoted.slice") / SLICE
 _SCOPE = re.compile(r"remoted-(?P<name>[a-z0-9][a-z0-9-]{0,62})\.scope")
@@ -107,14 +109,14 @@ class Scopes:
     """All of them; stands where ``Cgroups`` stands on hosts without systemd."""
 
     def __init__(self) -> None:
-        self._bases = {point / _PLACE: offered | _unified_controllers(point) for point, offered in mounts().items()}
+        self._bases = {point / _PLACE: offered for point, offered in managed(mounts(), own_paths())}
         self._kills = _Kills(self._bases)
         self.device_program = -1
         self.controllers = frozenset(set().union(*self._bases.values()) & set(CONTROLLERS))
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Controllers that systemd has not got either: what they would have limited is not."""
+        """Controllers that systemd has not got here either: what they would have limited is not."""
         return tuple(name for name in CONTROLLERS if name not in self.controllers)
 
     def group(self, name: str) -> Scope:
@@ -138,6 +140,15 @@ class Scopes:
 def is_running() -> bool:
     """Is systemd this host's init (sd_booted(3)), and can it be asked?"""
     return Path("/run/systemd/system").is_dir() and os.access(_RUN, os.X_OK)
+
+
+def managed(mounted: Mapping[Path, set[str]], own: Mapping[str, str]) -> Iterator[tuple[Path, set[str]]]:
+    """Where systemd makes groups, and with which controllers. Of version 1 that is where it has made our own: what a container sees and may not write in is not."""
+    for point, offered in mounted.items():
+        if "" in offered:
+            yield point, offered | _unified_controllers(point)
+        elif here := {name for name in offered if own.get(name) == own.get(_SYSTEMD)}:
+            yield point, here
 
 
 def _unified_controllers(point: Path) -> set[str]:

@@ -56,12 +56,15 @@ class Settings:
         #: What the files say and is not in force.
         self.at_restart: tuple[str, ...] = ()
 
-    def take(self, reading: Reading) -> Changes:
-        """Let what can change be as it was read now. Raises StartupError, and nothing has changed, if there is a problem."""
-        reading.require()
+    def differences(self, reading: Reading) -> Changes:
+        """What the files say now and is not in force."""
         before, after = _flat(self.config, self.limits.values()), _flat(reading.config, reading.limits.values())
         different = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
-        changes = Changes(tuple(filter(is_live, different)), tuple(key for key in different if not is_live(key)))
+        return Changes(tuple(filter(is_live, different)), tuple(key for key in different if not is_live(key)))
+
+    def take(self, reading: Reading) -> Changes:
+        """Let what can change be as it was read now. Raises StartupError, and nothing has changed, if there is a problem."""
+        changes = self.differences(reading.require())
         self.limits.follow(reading.limits, but=[key.removeprefix("limits.") for key in changes.at_restart])
         self.config = _with_live(self.config, reading.config)
         self.at_restart = changes.at_restart

@@ -123,6 +123,8 @@ class Store:
         self._path = path
         self._on_broken = on_broken
         self._broken = ""
+        #: Device and inode of what is written, by name.
+        self._files: dict[Path, tuple[int, int]] = {}
         self._loop = asyncio.get_running_loop()
         self._turn = turn.current()
         self._pending: list[Operation] = []
@@ -151,6 +153,11 @@ class Store:
         except StartupError:
             self._unhang()
             raise
+
+    @property
+    def is_in_place(self) -> bool:
+        """Do the files that are written still have their names? What is in others the next daemon will not find."""
+        return all(_identity(path) == found for path, found in self._files.items())
 
     def submit(self, operation: Callable[[Statements], T]) -> asyncio.Future[T]:
         """Run in the next transaction. The future holds the result once it is committed, or a StoreError."""
@@ -241,6 +248,7 @@ class Store:
             raise
         self._check(connection)
         self._path.chmod(0o600)
+        self._files = {path: found for path in (self._path, self._path.with_name(f"{self._path.name}-wal")) if (found := _identity(path))}
         return connection
 
     def _check(self, connection: sqlite3.Connection) -> None:
@@ -308,6 +316,14 @@ class Store:
 
     def _refusal(self) -> StoreBroken:
         return StoreBroken(f"cannot store the change: an fsync failed before ({self._broken}), and the daemon ends")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _lost_an_fsync(error: Exception) -> bool:

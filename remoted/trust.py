@@ -14,6 +14,13 @@ from pathlib import Path
 from remoted.errors import StartupError
 
 
+def closed_to_others(paths: Iterable[str | Path]) -> Path | None:
+    """The first of what they link to, and of the folders above either, that not everybody may execute or enter; None if all is open. Raises OSError."""
+    reals = {Path(path): Path(os.path.realpath(path)) for path in paths}
+    parts = [part for path, real in reals.items() for part in (*path.parents, real, *real.parents)]
+    return next((part for part in parts if not part.stat().st_mode & stat.S_IXOTH), None)
+
+
 def require_trusted(paths: Iterable[str | Path], owner: int = 0) -> None:
     """Raises StartupError naming the first part of a path that somebody else could have made; absent ones are fine."""
     seen: set[Path] = set()

@@ -30,8 +30,11 @@ def run() -> list[Check]:
     local: list[Callable[[], Check]] = [_python, _packages, _uv, _nvml, _sockets]
     # A daemon that was started with another HOME keeps its state elsewhere than this shell would: it says where.
     daemon = _daemon()
+    is_everybodys = transport.socket_directory() == transport.SYSTEM_DIRECTORY
     if daemon[0]["name"] == "daemon":
-        local += [_state, _disk, _configuration] if transport.socket_directory() != transport.SYSTEM_DIRECTORY else [_configuration]
+        local += [_configuration] if is_everybodys else [_state, _disk, _configuration]
+    elif is_everybodys and all(check["name"] != "configuration" for check in daemon):  # it tells administrators only
+        local.append(_configuration)
     return [*(check() for check in local), *daemon]
 
 
@@ -124,10 +127,20 @@ def _daemon() -> list[Check]:
 def _configuration() -> Check:
     """Of the daemon that this command would ask: what it does not take may be why it does not start."""
     path, is_shared = configured()
+    if closed := _closed(path):
+        return _check("configuration", True, f"{closed} is not yours to read", "`sudo remotectl doctor` looks at it")
     reading = config_files.read(path, is_shared)
     problems = (*reading.fatal, *reading.problems)
     advice = "see `remotectl config check`" if problems else ""
     return _check("configuration", not reading.fatal, str(problems[0]) if problems else f"{path}{'' if path.exists() else ': not there, so the defaults hold'}", advice)
+
+
+def _closed(path: Path) -> Path | None:
+    """What of it this user may not read."""
+    try:
+        return next((file for file in config_files.files_of(path) if not os.access(file, os.R_OK)), None)
+    except PermissionError:
+        return path.parent
 
 
 def configured() -> tuple[Path, bool]:

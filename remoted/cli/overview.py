@@ -68,8 +68,14 @@ def _head(document: Document) -> list[str]:
     draining = paint(f"; {_draining(daemon['drain'])}", "yellow") if daemon["draining"] else ""
     return [
         f"remoted {daemon['version']}, {daemon['mode']} mode, pid {daemon['pid']}, up {duration(daemon['uptime_seconds'])}{draining}",
-        f"{counts['running']} running, {counts['queued']} queued, {_workers(document)}, {counts['cpus_used']:g} of {counts['cpus']:g} CPUs reserved",
+        f"{counts['running']} running{_of_others(document, 'IN_PROGRESS')}, {counts['queued']} queued{_of_others(document, 'IN_QUEUE')}, {_workers(document)}, {counts['cpus_used']:g} of {counts['cpus']:g} CPUs reserved",
     ]
+
+
+def _of_others(document: Document, status: str) -> str:
+    """As many as are told of."""
+    count = sum(call["status"] == status for call in document["others"])
+    return f" (and {count} of others)" if count else ""
 
 
 def _workers(document: Document) -> str:

@@ -302,7 +302,7 @@ async def test_config_shows_limits_in_force(tmp_path: Path) -> None:
 async def test_doctor_names_checks_and_advice(daemon: Daemon) -> None:
     _, document, _ = await daemon.ask("GET", "/v1/doctor")
 
-    assert {"state", "gpus", "isolation", "disk", "descriptors", "event loop", "database"} == {check["name"] for check in document["checks"]}
+    assert {"state", "gpus", "isolation", "disk", "configuration", "descriptors", "event loop", "database"} == {check["name"] for check in document["checks"]}
     assert all(check["ok"] or check["advice"] for check in document["checks"])
     assert "advisory" in next(check["detail"] for check in document["checks"] if check["name"] == "isolation")
 

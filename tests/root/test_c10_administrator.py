@@ -114,7 +114,7 @@ def test_t10_of_others_no_more_is_seen_than_the_configuration_lets(host: SystemH
         assert not [word for word in (SECRET, own["id"], "__main__", "the argument") if word in json.dumps(status) + bob.remotectl("ps", "-a", "--json").out]
         shown = bob.remotectl("status").out
         assert SECRET in shown
-        assert re.search(r"^0 running, 0 queued, 0 workers \(and [1-9]\d* of others\), ", shown, re.MULTILINE)
+        assert re.search(r"^0 running \(and 1 of others\), 0 queued, 0 workers \(and [1-9]\d* of others\), ", shown, re.MULTILINE)
 
         _reload(host, '[privacy]\nothers = "totals"\n')
         assert json.loads(bob.remotectl("status", "--json").out)["others"] == []
@@ -142,3 +142,33 @@ def test_t31_a_reload_does_not_believe_what_is_not_roots(host: SystemHost) -> No
 
     wait_until(lambda: "the configuration was not reloaded" in host.log(), 30, host.log)
     assert "others than its owner may write" in host.log()
+
+
+def test_c04_doctor_sees_that_users_cannot_reach_the_workers_program(host: SystemHost, people: tuple[User, User, User]) -> None:
+    """A folder above it was closed: who has a warm worker notices nothing."""
+    _, alice, _ = people
+
+    def check() -> dict[str, object]:
+        found = json.loads(alice.remotectl("doctor", "--json", check=False).out)["checks"]
+        [named] = [check for check in found if check["name"] == "worker program"]
+        return dict(named)
+
+    assert check()["ok"]
+    host.state.chmod(0o700)
+    try:
+        found = check()
+        assert not found["ok"]
+        assert found["detail"] == f"{host.state} is closed to users: no new worker can start"
+        assert found["advice"] == f"run: chmod o+x {host.state}"
+    finally:
+        host.state.chmod(0o711)
+
+
+def test_c04_doctor_tells_an_administrator_of_the_configuration_and_nobody_else(host: SystemHost, people: tuple[User, User, User]) -> None:
+    root, alice, _ = people
+
+    def names(user: User) -> set[str]:
+        return {check["name"] for check in json.loads(user.remotectl("doctor", "--json", check=False).out)["checks"]}
+
+    assert "configuration" in names(root)
+    assert "configuration" not in names(alice)  # at these sockets: which file it reads is the administrator's affair

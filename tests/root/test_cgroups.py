@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +65,8 @@ print(json.dumps([quota().result().unwrap(), default().result().unwrap()]))
     assert cpu.split()[0] == "100000"
     assert int(memory) == 4 << 30
     assert (int(tasks), int(default_memory)) == (TASKS, MEMORY)
+    checks = {check["name"]: check for check in json.loads(alice.remotectl("doctor", "--json", check=False).out)["checks"]}
+    assert checks["cgroups"]["ok"], checks["cgroups"]  # while these workers live, by what the kernel has for them
 
 
 def test_t43_a_body_that_outgrows_its_memory_is_oom_and_says_which_limit(alice: User, bob: User) -> None:

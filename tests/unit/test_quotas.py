@@ -13,7 +13,7 @@ ALICE, BOB = 1, 2
 
 def quotas(free: int = 1 << 40, most: int = 1000, **users: Share) -> Quotas:
     limits = Limits(stored_bytes_per_uid=most, users={int(uid[1:]): share for uid, share in users.items()})
-    made = Quotas(limits, lambda: free)
+    made = Quotas(limits, lambda: free, "/var/lib/remoted")
     made.is_enforced = True
     return made
 
@@ -37,10 +37,20 @@ def test_t44_nobody_has_more_than_would_be_left_free_for_others() -> None:
     found = quotas(free=600)
 
     found.take(ALICE, 300)
-    with pytest.raises(OverLimit, match="no more than these would be left free for everybody else") as refused:
+    with pytest.raises(OverLimit, match="you have 300 bytes there: nobody may have more than is left free for everybody else") as refused:
         found.take(ALICE, 200)
     found.take(BOB, 300)
     assert refused.value.code == "DISK_FULL"
+
+
+def test_t44_a_full_disk_is_named_with_its_reserve_and_what_to_do() -> None:
+    with pytest.raises(OverLimit) as refused:
+        quotas(free=-1_000_000).take(ALICE, 922)
+
+    assert refused.value.code == "DISK_FULL"
+    assert str(refused.value) == (
+        "cannot store 922 bytes: the disk that holds /var/lib/remoted has 66 MB left, of which 67 MB are kept in reserve; free some space there, or ask your administrator to"
+    )
 
 
 def test_t44_a_daemon_of_ones_own_refuses_nothing_and_counts() -> None:
