@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from remoted.cli import transport
+from remoted.cli.absence import Absence
 from remoted.cli.text import duration, print_json
 
 _LOOK_SECONDS = 0.5
@@ -22,9 +23,11 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print the daemon's
 def drain(refuse: bool, why: str, wait: bool, as_json: bool) -> int:
     """Begin nothing new; what runs goes on. Holds until `remotectl resume`, over restarts too."""
     document = transport.post("/v1/drain", {"refuse": refuse, "why": why})
+    absence = Absence()
+    absence.ends()
     while wait and document["drain"] is not None and document["running"]:
         time.sleep(_LOOK_SECONDS)
-        document = transport.get("/v1/drain")
+        document = absence.ask(lambda: transport.get("/v1/drain"))
     if as_json:
         print_json(document)
     else:

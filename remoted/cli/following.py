@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from remoted.cli import overview, transport
+from remoted.cli.absence import AWAY, Absence
 from remoted.cli.ending import CliError
 from remoted.cli.jobs import path_of
 from remoted.cli.text import cell, duration, escape, print_json, print_json_line, short
@@ -23,6 +24,8 @@ _ATTEMPT = 3
 _RECORD = struct.Struct("!BI")
 _PROGRESS_SECONDS = 1.0
 _WAIT_SECONDS = 60.0
+#: Before a log is asked for more, of a job that goes on.
+_LOOK_SECONDS = 0.2
 _TERMINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
 
 
@@ -36,18 +39,17 @@ def logs(job: str, follow: bool, stream: str | None, as_json: bool) -> int:
     """What a job printed: its stdout on stdout, its stderr on stderr, byte for byte."""
     if as_json:
         return _logs_as_json(job, follow, stream)
-    path = path_of(job, f"/logs?stream={stream or 'both'}&follow={int(follow)}")
-    answer = transport.request("GET", path, timeout=None if follow else 60.0)
-    job_id = answer.headers.get("x-remoted-job", job)
+    log = _Log(job, follow)
     if stream is None:
-        _copy_both(answer.chunks())
+        _copy_both(log.records())
     else:
-        for data in answer.chunks():
-            _write(2 if stream == "stderr" else 1, data)
+        for number, data in log.records():
+            if _STREAMS.get(number) == stream:
+                _write(number, data)
     is_terminal = sys.stderr.isatty()
     if not (follow or is_terminal):
         return 0
-    ended = transport.get(path_of(job_id))
+    ended = log.ask_job()
     if is_terminal:
         _say_why_it_failed(ended)
     return exit_code(ended) if follow else 0
@@ -61,11 +63,11 @@ def _say_why_it_failed(job: dict[str, Any]) -> None:
 
 
 def _logs_as_json(job: str, follow: bool, stream: str | None) -> int:
-    answer = transport.request("GET", path_of(job, f"/logs?stream=both&follow={int(follow)}"), timeout=None if follow else 60.0)
+    log = _Log(job, follow)
     # A character may be split between two pieces of its stream.
     readers = {number: codecs.getincrementaldecoder("utf-8")("backslashreplace") for number in _STREAMS}
     attempt = 1
-    for number, data in _records(answer.chunks()):
+    for number, data in log.records():
         if number == _ATTEMPT:
             attempt = int(data.split()[0])
         if number not in readers:
@@ -73,13 +75,50 @@ def _logs_as_json(job: str, follow: bool, stream: str | None) -> int:
         text = readers[number].decode(data)
         if text and stream in (None, _STREAMS[number]):
             print_json_line({"attempt": attempt, "stream": _STREAMS[number], "text": text})
-    return exit_code(transport.get(path_of(answer.headers.get("x-remoted-job", job)))) if follow else 0
+    return exit_code(log.ask_job()) if follow else 0
 
 
-def _copy_both(chunks: Iterator[bytes]) -> None:
+class _Log:
+    """What a job printed, told by one daemon after another: each record once."""
+
+    def __init__(self, job: str, follow: bool) -> None:
+        self._job = job
+        self._follow = follow
+        self._offset = 0
+        self._absence = Absence()
+
+    def records(self) -> Iterator[tuple[int, bytes]]:
+        """To the end of what there is; with ``follow``, to the job's end."""
+        while True:
+            try:
+                yield from self._told()
+            except AWAY as error:
+                self._absence.endure(error)
+            else:
+                # A daemon that ends well ends its answers well, and the job goes on with the next one.
+                if not self._follow or self.ask_job()["status"] in _TERMINAL:
+                    return
+                time.sleep(_LOOK_SECONDS)
+
+    def _told(self) -> Iterator[tuple[int, bytes]]:
+        """By one daemon. Of a record that was not told whole the next one tells all."""
+        path = path_of(self._job, f"/logs?stream=both&follow={int(self._follow)}&offset={self._offset}")
+        answer = transport.request("GET", path, timeout=None if self._follow else 60.0)
+        self._absence.ends()
+        self._job = answer.headers.get("x-remoted-job", self._job)
+        for number, data in _records(answer.chunks()):
+            self._offset += _RECORD.size + len(data)
+            yield number, data
+
+    def ask_job(self) -> dict[str, Any]:
+        found: dict[str, Any] = self._absence.ask(lambda: transport.get(path_of(self._job)))
+        return found
+
+
+def _copy_both(records: Iterator[tuple[int, bytes]]) -> None:
     """Attempts are told apart where somebody looks; a file or a pipe gets what was printed and nothing else."""
     shows, last = sys.stderr.isatty(), b"\n"
-    for stream, data in _records(chunks):
+    for stream, data in records:
         if stream in _STREAMS:
             _write(stream, data)
             last = data[-1:] or last
@@ -120,9 +159,9 @@ def exit_code(job: dict[str, Any]) -> int:
 def wait(jobs: tuple[str, ...], timeout: float | None, as_json: bool) -> int:
     """Wait until jobs have ended; exit 0 if all completed."""
     until = None if timeout is None else time.monotonic() + timeout
-    ended = []
+    ended, absence = [], Absence(until)
     for job in jobs:
-        ended.append(_wait_for(job, until))
+        ended.append(_wait_for(job, until, absence))
         if not as_json:
             _erase()
             print(_sentence(ended[-1]))
@@ -131,12 +170,17 @@ def wait(jobs: tuple[str, ...], timeout: float | None, as_json: bool) -> int:
     return max(map(exit_code, ended))
 
 
-def _wait_for(job: str, until: float | None) -> dict[str, Any]:
+def _wait_for(job: str, until: float | None, absence: Absence) -> dict[str, Any]:
     shows = sys.stderr.isatty()
-    while True:
-        step = _PROGRESS_SECONDS if shows else _WAIT_SECONDS
+    step = _PROGRESS_SECONDS if shows else _WAIT_SECONDS
+
+    def ask() -> dict[str, Any]:
         left = step if until is None else min(step, max(0.0, until - time.monotonic()))
-        found: dict[str, Any] = transport.get(path_of(job, f"/wait?timeout={left:.3f}"), timeout=left + 30.0)
+        answer: dict[str, Any] = transport.get(path_of(job, f"/wait?timeout={left:.3f}"), timeout=left + 30.0, takes=left)
+        return answer
+
+    while True:
+        found = absence.ask(ask)
         if found["status"] in _TERMINAL:
             return found
         if until is not None and time.monotonic() >= until:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from remoted.cli import overview, transport
+from remoted.cli.absence import Absence
 from remoted.cli.text import cell, duration, print_json, short, size, table
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print the daemon's document, with stable keys.")
@@ -58,10 +59,11 @@ def _print(document: Any, as_json: bool, lines: Callable[[], list[str]]) -> int:
 @_json
 def top(once: bool, as_json: bool) -> int:
     """Your workers by the CPU that their processes use now."""
-    before = _measure()
+    absence = Absence()
+    before = absence.ask(_measure)
     while True:
         overview.pause(1.0)
-        now = _measure()
+        now = absence.ask(_measure)
         rows = _differences(before, now)
         if as_json:
             print_json({"workers": rows})

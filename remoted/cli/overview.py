@@ -24,11 +24,15 @@ def show(as_json: bool) -> int:
 
 def watch(as_json: bool, seconds: float = 1.0) -> int:
     """Again and again until Ctrl-C; a terminal is redrawn, anything else gets one block (or JSON line) after another."""
+    from remoted.cli.absence import Absence
+
+    absence = Absence()
     while True:
+        document = absence.ask(lambda: transport.get("/v1/status"))
         if as_json:
-            print_json_line(transport.get("/v1/status"))
+            print_json_line(document)
         else:
-            print_frame(lines(transport.get("/v1/status")))
+            print_frame(lines(document))
         pause(seconds)
 
 

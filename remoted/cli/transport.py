@@ -19,8 +19,8 @@ from typing import IO, Any
 from remoted.cli.ending import CliError, NoDaemon, Refusal
 
 _TIMEOUT_SECONDS = 30.0
-#: Then who waits at a terminal is told so.
-_SILENCE_SECONDS = 2.0
+#: Then who waits is told so, terminal or not: as the client does it.
+_SILENCE_SECONDS = 3.0
 #: Where the system's daemon listens.
 SYSTEM_DIRECTORY = "/run/remoted"
 
@@ -29,6 +29,14 @@ class CutOff(CliError):
     """The daemon went away in the middle of an answer."""
 
     exit_code = 3
+
+
+class Silent(CutOff):
+    """It has taken the connection and says nothing."""
+
+
+class Unanswered(NoDaemon):
+    """Nobody listens: there is no daemon, or not yet."""
 
 
 def socket_directory() -> str:
@@ -48,6 +56,8 @@ def socket_directory() -> str:
 def _cut_off() -> Iterator[None]:
     try:
         yield
+    except TimeoutError as error:
+        raise Silent(f"the daemon did not answer: {error}{_where_to_look()}") from error
     except OSError as error:
         raise CutOff(f"the daemon did not answer: {error}{_where_to_look()}") from error
 
@@ -104,8 +114,8 @@ class Answer:
         self._sock.close()
 
 
-def request(method: str, path: str, body: Any = None, timeout: float | None = _TIMEOUT_SECONDS) -> Answer:
-    """A successful answer, its body unread. Raises NoDaemon, Refusal."""
+def request(method: str, path: str, body: Any = None, timeout: float | None = _TIMEOUT_SECONDS, takes: float = 0.0) -> Answer:
+    """A successful answer, its body unread. ``takes``: seconds for which there may well be none. Raises NoDaemon, Refusal."""
     data = b"" if body is None else json.dumps(body).encode()
     head = f"{method} {path} HTTP/1.1\r\nHost: remoted\r\nConnection: close\r\nContent-Length: {len(data)}\r\n\r\n"
     sock = connect()
@@ -113,7 +123,7 @@ def request(method: str, path: str, body: Any = None, timeout: float | None = _T
         sock.settimeout(timeout)
         with _cut_off(), contextlib.suppress(BrokenPipeError):  # turned away unread: the reason is there to be read
             sock.sendall(head.encode() + data)
-        _say_that_it_waits(sock)
+        _say_that_it_waits(sock, takes + _SILENCE_SECONDS)
         answer = Answer(sock)
     except BaseException:
         sock.close()
@@ -123,8 +133,10 @@ def request(method: str, path: str, body: Any = None, timeout: float | None = _T
     return answer
 
 
-def _say_that_it_waits(sock: socket.socket) -> None:
-    if sys.stderr.isatty() and not select.select([sock], [], [], _SILENCE_SECONDS)[0]:
+def _say_that_it_waits(sock: socket.socket, seconds: float) -> None:
+    poller = select.poll()
+    poller.register(sock, select.POLLIN)
+    if not poller.poll(seconds * 1000):
         print(f"remotectl: the daemon has not answered yet, waiting ...{_where_to_look()}", file=sys.stderr, flush=True)
 
 
@@ -136,8 +148,8 @@ def _refusal(answer: Answer) -> Refusal:
         return Refusal(answer.status, "UNKNOWN", f"the daemon refused with HTTP status {answer.status}")
 
 
-def get(path: str, timeout: float | None = _TIMEOUT_SECONDS) -> Any:
-    return json.loads(request("GET", path, timeout=timeout).read())
+def get(path: str, timeout: float | None = _TIMEOUT_SECONDS, takes: float = 0.0) -> Any:
+    return json.loads(request("GET", path, timeout=timeout, takes=takes).read())
 
 
 def post(path: str, body: Any = None) -> Any:
@@ -159,7 +171,7 @@ def connect() -> socket.socket:
         sock.close()
         if isinstance(error, (FileNotFoundError, ConnectionRefusedError, NotADirectoryError)):
             advice = "start it with `systemctl start remoted`" if folder == SYSTEM_DIRECTORY else "it starts with your first call, or run `remoted --user`"
-            raise NoDaemon(f"no daemon answers at {path}: {advice}") from None
+            raise Unanswered(f"no daemon answers at {path}: {advice}") from None
         raise NoDaemon(f"cannot reach the daemon at {path}: {error}; check REMOTED_SOCKET") from None
     return sock
 
