@@ -36,11 +36,11 @@ def main() -> None:
         os.execv(sys.executable, [sys.executable, "-I", "-m", "remoted", *sys.argv[1:]])
     if importlib.util.find_spec("aiohttp") is None:
         parser.exit(1, f"remoted: the client alone is installed in {sys.prefix}; run: {sys.executable} -m pip install '.[daemon]' in the folder of remoted\n")
-    from remoted.errors import StartupError, StoreBroken
+    from remoted.errors import SocketsLost, StartupError, StoreBroken
 
     try:
         (_check if arguments.check else _run)(arguments)
-    except (StartupError, StoreBroken) as error:
+    except (StartupError, StoreBroken, SocketsLost) as error:
         print(f"remoted: {error}", file=sys.stderr)
         sys.exit(1)
 

@@ -39,7 +39,7 @@ from remoted.endings import Ending
 from remoted.endpoints import Endpoints
 from remoted.engine import Engine
 from remoted.environments import Environments, EnvironmentSource
-from remoted.errors import RemotedError, StartupError, StoreBroken, StoreError
+from remoted.errors import RemotedError, SocketsLost, StartupError, StoreBroken, StoreError
 from remoted.fdstore import FdStore
 from remoted.gate import Gate
 from remoted.gpu.enforce import DeviceRules, find_rules
@@ -90,7 +90,8 @@ class Daemon:
         self._tally = Tally()
         self._stop = asyncio.Event()
         self._ends_jobs = False
-        self._problem = ""
+        #: Why it ends, if that is a failure.
+        self._problem: RemotedError | None = None
         self._locks: list[int] = []
         self._own_sockets: list[Path] = []
         self._cgroups: Groups | None = None
@@ -101,7 +102,7 @@ class Daemon:
         self._journal: Journal | None = None
 
     async def run(self) -> None:
-        """Serve until told to stop, or idle for long enough. Raises StartupError, and StoreBroken once all is put down."""
+        """Serve until told to stop, or idle for long enough. Raises StartupError, and what ends it (StoreBroken, SocketsLost) once all is put down."""
         self._paths.create()
         await self._take_locks()
         reaper.become_subreaper()
@@ -120,8 +121,8 @@ class Daemon:
             self._cgroups.close()
         if self._rules is not None:
             self._rules.close()
-        if self._problem:
-            raise StoreBroken(self._problem)
+        if self._problem is not None:
+            raise self._problem
 
     def _find_groups(self) -> Groups | None:
         """systemd's where it started us, and else our own."""
@@ -152,7 +153,7 @@ class Daemon:
         self._stop.set()
 
     def _store_broke(self) -> None:
-        self._problem = "the database could not be written to the disk"
+        self._problem = StoreBroken("the database could not be written to the disk")
         self.stop()
 
     async def _take_locks(self) -> None:
@@ -363,6 +364,8 @@ class Daemon:
             if jobs.calls or direct.calls or runners.endpoints:
                 idle_since = now
             lost = not self._paths.data_socket.exists() and not (jobs.calls or direct.calls)
+            if lost and self._supervisor.is_systemd:
+                self._problem = SocketsLost("the sockets were taken away, and the next daemon makes its own")  # a failure, so there will be one
             if lost or (self._idle_exit_seconds is not None and now - idle_since >= self._idle_exit_seconds):
                 log.info("nothing to do: ending (%s)", "the socket vanished" if lost else "idle")
                 self.stop()
@@ -371,10 +374,13 @@ class Daemon:
     def _listen(self, path: Path) -> Iterator[socket.socket]:
         """The supervisor's, or one of our own in a folder where nobody else may make one; the lock says that an old one is dead."""
         given = self._supervisor.take_socket(path)
-        if given is not None:
+        if given is not None and path.exists():
             with given:
                 yield given
             return
+        if given is not None:  # it listens where nobody finds it
+            log.warning("%s was taken away: the daemon makes its own, until `systemctl restart remoted.socket remoted`", path)
+            given.close()
         self._own_sockets.append(path)
         path.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:

@@ -58,6 +58,10 @@ class StoreBroken(StoreError):
     """An fsync failed: what the kernel holds and what the disk holds may differ from here on (T51)."""
 
 
+class SocketsLost(RemotedError):
+    """Nobody can come in any more; the next daemon makes its sockets anew."""
+
+
 class SpawnError(RemotedError):
     """A worker process could not be started."""
 

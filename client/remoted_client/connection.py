@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoted_client import context, wire
 from remoted_client.attendant import Attendant
-from remoted_client.daemon import await_word, connect, connect_or_start, where_to_look
+from remoted_client.daemon import SYSTEM_DIRECTORY, await_word, connect, connect_or_start, socket_directory, where_to_look
 from remoted_client.errors import DaemonUnreachable, RemotedError, VersionMismatch, WorkerLost, for_code, for_fault
 from remoted_client.greeting import hello
 from remoted_client.interrupts import interrupts
@@ -212,9 +212,9 @@ class Connection:
             except OSError:
                 time.sleep(pause)
                 pause = min(1.0, pause * 2)
-                if pause == 1.0 and not context.in_worker:
+                if pause == 1.0 and not context.in_worker and socket_directory() != SYSTEM_DIRECTORY:
                     return connect_or_start()
-        raise DaemonUnreachable(f"the daemon went away and did not come back within {_RECONNECT_SECONDS:g} s")
+        raise DaemonUnreachable(f"the daemon went away and did not come back within {_RECONNECT_SECONDS:g} s; {where_to_look()}")
 
     def _introduce(self, deadline: float) -> None:
         """hello, welcome, then everything that waits. Raises VersionMismatch, DaemonUnreachable."""

@@ -18,6 +18,8 @@ from remoted_client.printed import echo
 
 #: Where the system's daemon listens; root's folder, so nobody else can put sockets there.
 SYSTEM_DIRECTORY = "/run/remoted"
+#: `remotectl install` puts it there, `uninstall` and `systemctl disable` take it away: root's folder, which everybody may read.
+SYSTEM_UNIT = "/etc/systemd/system/sockets.target.wants/remoted.socket"
 _START_SECONDS = 30.0
 #: A system's daemon that restarts is back sooner.
 _RESTART_SECONDS = 10.0
@@ -30,17 +32,22 @@ _REFUSALS = 3
 
 
 def socket_directory() -> str:
-    """REMOTED_SOCKET names the directory of the two sockets; else the system's daemon has them; else one's own.
+    """REMOTED_SOCKET names the directory of the two sockets; else the system's daemon has them, also where it is enabled and away; else one's own.
 
     One's own are in the runtime directory, or in a private one.
     """
     if named := os.environ.get("REMOTED_SOCKET"):
         return named
-    if os.path.exists(os.path.join(SYSTEM_DIRECTORY, "data.sock")):
+    if os.path.exists(os.path.join(SYSTEM_DIRECTORY, "data.sock")) or is_installed():
         return SYSTEM_DIRECTORY
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
         return os.path.join(runtime, "remoted")
     return os.path.join(tempfile.gettempdir(), f"remoted-{os.geteuid()}")
+
+
+def is_installed() -> bool:
+    """Is there a daemon for everybody by its administrator's will, whether or not it runs? Nobody goes past it with one of their own (decision 0091)."""
+    return os.path.isfile(SYSTEM_UNIT)  # one that is masked leads to /dev/null
 
 
 def connect(name: str = "data.sock") -> socket.socket:
@@ -74,6 +81,22 @@ def await_word(sock: socket.socket) -> None:
         echo.show(2, f"remoted: the daemon in {socket_directory()} takes connections and has not answered yet, waiting ...; {where_to_look()}\n")
 
 
+def unreachable(path: str, error: OSError, otherwise: str) -> str:
+    """Why nobody is reached at a socket, and who can change that. ``otherwise``: what to do where there is simply no daemon of one's own."""
+    folder = os.path.dirname(path)
+    mend = "an administrator mends that with `systemctl restart remoted.socket remoted`"
+    if isinstance(error, PermissionError):
+        closed = f"cannot reach the daemon at {path}: you may not open it"
+        return f"{closed}, so it is closed to you or its folder is; {mend if folder == SYSTEM_DIRECTORY else 'its owner can change that (chmod), and REMOTED_SOCKET names another one'}"
+    if not isinstance(error, (FileNotFoundError, ConnectionRefusedError, NotADirectoryError)):
+        return f"cannot reach the daemon at {path}: {error}; check REMOTED_SOCKET"
+    if folder != SYSTEM_DIRECTORY:
+        return f"no daemon answers at {path}: {otherwise}"
+    if is_installed():
+        return f"no daemon answers at {path}: the system's daemon is installed here and does not run, or its sockets are gone; {mend}"
+    return f"no daemon answers at {path}: the system's daemon does not run; an administrator starts it with `systemctl start remoted`"
+
+
 def where_to_look() -> str:
     """The end of a sentence about a daemon that does not answer."""
     if socket_directory() == SYSTEM_DIRECTORY:
@@ -87,8 +110,10 @@ def connect_or_start() -> socket.socket:
         return connect()
     except (FileNotFoundError, ConnectionRefusedError):
         pass
+    except DaemonUnreachable:
+        raise
     except OSError as error:
-        raise DaemonUnreachable(f"cannot reach the daemon in {socket_directory()}: {error}") from error
+        raise DaemonUnreachable(unreachable(_data_socket(), error, "")) from error
     if context.in_worker:
         return _wait_for(None)
     if socket_directory() == SYSTEM_DIRECTORY:
@@ -102,6 +127,13 @@ def _start() -> subprocess.Popen[bytes]:
         raise DaemonUnreachable(
             f"no daemon answers in {socket_directory()}, and none can be started: {sys.executable} lacks its packages; run: {sys.executable} -m pip install '.[daemon]' in the folder of remoted"
         )
+    try:
+        return _spawn()
+    except OSError as error:
+        raise DaemonUnreachable(f"cannot start your own daemon: {error}") from error
+
+
+def _spawn() -> subprocess.Popen[bytes]:
     folder = _state_folder()
     os.makedirs(folder, mode=0o700, exist_ok=True)
     with open(os.path.join(folder, "daemon.log"), "ab") as log:
@@ -116,6 +148,10 @@ def _start() -> subprocess.Popen[bytes]:
         )
 
 
+def _data_socket() -> str:
+    return os.path.join(socket_directory(), "data.sock")
+
+
 def _state_folder() -> str:
     state = os.environ.get("XDG_STATE_HOME", "")
     base = state if state.startswith("/") else os.path.join(os.environ.get("HOME", "/"), ".local", "state")
@@ -124,11 +160,12 @@ def _state_folder() -> str:
 
 def _wait_for(process: subprocess.Popen[bytes] | None, seconds: float = _START_SECONDS) -> socket.socket:
     deadline = time.monotonic() + seconds
-    pause, refusals = 0.01, 0
+    pause, refusals, problem = 0.01, 0, OSError()
     while time.monotonic() < deadline:
         try:
             sock = connect()
-        except (FileNotFoundError, ConnectionRefusedError):
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            problem = error
             if process is not None and process.poll() is not None:
                 refusals += 1
                 process = _start_again(refusals)
@@ -141,9 +178,7 @@ def _wait_for(process: subprocess.Popen[bytes] | None, seconds: float = _START_S
             process.returncode = 0  # it is not ours to wait for
         return sock
     if socket_directory() == SYSTEM_DIRECTORY:
-        raise DaemonUnreachable(
-            f"no daemon answers in {SYSTEM_DIRECTORY}: the system's daemon does not run; {where_to_look()}; ask your administrator for `systemctl start remoted`, or name the folder of your own in REMOTED_SOCKET"
-        )
+        raise DaemonUnreachable(f"{unreachable(_data_socket(), problem, '')}; {where_to_look()}; REMOTED_SOCKET names the folder of a daemon of your own, if you are to have one")
     raise DaemonUnreachable(f"cannot reach a daemon in {socket_directory()}: it did not start within {_START_SECONDS:g} s; see {_log_path()}")
 
 

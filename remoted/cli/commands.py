@@ -54,7 +54,15 @@ class _Commands(click.Group):
         return found
 
 
+def _print_version(context: click.Context, option: click.Parameter, is_asked: bool) -> None:
+    if is_asked:
+        from remoted.cli.system import version
+
+        context.exit(context.invoke(version, as_json=False))
+
+
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="The versions of this program and of the daemon.")
 def remotectl() -> None:
     """See and steer the daemon that runs your functions. JOB is an id or its beginning.
 

@@ -23,6 +23,8 @@ _TIMEOUT_SECONDS = 30.0
 _SILENCE_SECONDS = 3.0
 #: Where the system's daemon listens.
 SYSTEM_DIRECTORY = "/run/remoted"
+#: Where it is enabled.
+SYSTEM_UNIT = "/etc/systemd/system/sockets.target.wants/remoted.socket"
 
 
 class CutOff(CliError):
@@ -43,7 +45,7 @@ def socket_directory() -> str:
     """As ``remoted_client.daemon.socket_directory``, which imports too much for this path; a test compares the two."""
     if named := os.environ.get("REMOTED_SOCKET"):
         return named
-    if os.path.exists(os.path.join(SYSTEM_DIRECTORY, "api.sock")):
+    if os.path.exists(os.path.join(SYSTEM_DIRECTORY, "api.sock")) or os.path.isfile(SYSTEM_UNIT):
         return SYSTEM_DIRECTORY
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
         return os.path.join(runtime, "remoted")
@@ -169,10 +171,10 @@ def connect() -> socket.socket:
         raise
     except OSError as error:
         sock.close()
-        if isinstance(error, (FileNotFoundError, ConnectionRefusedError, NotADirectoryError)):
-            advice = "start it with `systemctl start remoted`" if folder == SYSTEM_DIRECTORY else "it starts with your first call, or run `remoted --user`"
-            raise Unanswered(f"no daemon answers at {path}: {advice}") from None
-        raise NoDaemon(f"cannot reach the daemon at {path}: {error}; check REMOTED_SOCKET") from None
+        from remoted_client.daemon import unreachable
+
+        is_away = isinstance(error, (FileNotFoundError, ConnectionRefusedError, NotADirectoryError))
+        raise (Unanswered if is_away else NoDaemon)(unreachable(path, error, "it starts with your first call, or run `remoted --user`")) from None
     return sock
 
 

@@ -170,6 +170,29 @@ def test_c04_a_daemon_that_does_not_come_back_ends_a_command_that_waits_by_name(
     daemon.start()
 
 
+@pytest.mark.parametrize("words", [["status"], ["ps"], ["logs", "-f", "0"]], ids=" ".join)
+def test_c04_a_daemon_that_takes_connections_and_says_nothing_is_told_without_a_terminal_too(bare_host: Host, words: list[str]) -> None:
+    manager = ServiceManager(bare_host)
+    process = Terminal(bare_host).start(*words)
+    assert process.stderr is not None
+    told = process.stderr.readline().decode()
+    process.kill()
+    process.communicate()
+    manager.close()
+
+    assert told == "remotectl: the daemon has not answered yet, waiting ...\n"
+
+
+def test_c04_the_silence_that_a_command_asks_for_is_not_told(daemon: Host) -> None:
+    terminal, job = counting(daemon)
+    code, out, err = terminal("wait", "--timeout", "4", job)
+    ends_counting(daemon)
+
+    assert (code, out) == (1, "")
+    assert "waiting" not in err
+    assert "it goes on" in err
+
+
 def test_c04_ctrl_c_ends_a_command_that_waits_for_a_daemon(daemon: Host) -> None:
     terminal, job = counting(daemon)
     command = Command(terminal, "logs", "-f", job)

@@ -379,6 +379,13 @@ def test_c04_without_a_daemon_every_command_says_so_in_one_sentence(alone: Termi
     assert "remoted --user" in err
 
 
+def test_c04_the_version_is_an_option_too(remotectl: Terminal, alone: Terminal) -> None:
+    for terminal in (remotectl, alone):
+        assert terminal("--version") == terminal("version")
+    assert remotectl("--version")[0] == 0
+    assert "no daemon answers" in alone("--version")[1]
+
+
 def test_c04_what_needs_no_daemon_works_without(alone: Terminal) -> None:
     assert alone("--help")[0] == 0
     assert "no daemon answers" in alone("version")[1]
