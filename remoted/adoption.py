@@ -318,7 +318,8 @@ class Adoption:
         if end is None and want_of_memory:
             end = died("ended while this daemon only waited for it", None, want_of_memory, stopped_by)
         if end is None:
-            end = AttemptEnd("died", message="the daemon was restarted and the worker's outcome is lost", reason=Reason.LOST, stopped_by=stopped_by)
+            why = "the daemon was restarted" if attempt["boot_id"] == self._clock.boot_id() else "the host went down while it ran"
+            end = AttemptEnd("died", message=f"{why} and the worker's outcome is lost", reason=Reason.LOST, stopped_by=stopped_by)
         self._jobs.attempt_ended(call, call.token, end)
 
     async def _add_output(self, call: Call, worker: str) -> None:

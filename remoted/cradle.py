@@ -5,8 +5,10 @@ The engine says what is wanted (``WorkerPlan``) and gets all that ``Worker.start
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from remoted.access import Identity
 from remoted.cgroup import Bounds, Groups
@@ -15,6 +17,7 @@ from remoted.errors import SpawnError
 from remoted.family import Family
 from remoted.gpu.enforce import DeviceRules
 from remoted.limits import Limits
+from remoted.spawn import reaper
 from remoted.spawn.becoming import Becoming
 from remoted.spawn.births import Start
 
@@ -63,8 +66,9 @@ class Birth:
 class Cradle:
     """What all workers of a daemon have in common. A user's own daemon knows neither other users nor groups."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, sockets: Path) -> None:
         self._limits = limits
+        self._sockets = sockets
         #: How a process becomes another user. Set by the composition root.
         self.become: Callable[[Identity], Becoming] = Becoming
         #: Does the daemon serve others than its own user? Then each worker must be somebody's.
@@ -81,6 +85,14 @@ class Cradle:
         family = self._make_family(worker_id, plan, cards)
         becoming = self.become(plan.identity).inside(family.group) if plan.identity is not None else None
         return Birth(replace(start, becoming=becoming, group=family.group), self._limits_of(plan, family), family)
+
+    def variables(self, worker_id: str, devices: tuple[str, ...], has_devices: bool) -> dict[str, str]:
+        """What it finds in its environment beside its caller's. ``has_devices``: has the host any?"""
+        variables = {reaper.WORKER_VARIABLE: worker_id, "REMOTED_SOCKET": os.fspath(self._sockets)}
+        if devices or has_devices:
+            # A CPU worker on a GPU host sees none: the pool would be a fiction otherwise.
+            variables["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+        return variables
 
     def _make_family(self, worker_id: str, plan: WorkerPlan, cards: tuple[int, ...] | None) -> Family:
         if self.cgroups is None or plan.identity is None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -36,7 +35,7 @@ from remoted.plans import Plans
 from remoted.scheduler import events
 from remoted.scheduler.policy import Scheduler
 from remoted.scheduler.state import Need, PoolPolicy, Ticket, TicketId, Turns, WorkerView
-from remoted.spawn import reaper
+from remoted.spawn import shutdown
 from remoted.spawn.births import Births, Start
 from remoted.spawn.memory import SAMPLE_SECONDS, MemoryKills
 from remoted.spool import Spool
@@ -55,7 +54,7 @@ class Engine:
     def __init__(self, scheduler: Scheduler, clock: Clock, limits: Limits, nvml: Nvml, locks: DeviceLocks, poll_seconds: float, environments: EnvironmentSource, births: Births, sockets: Path, spool: Spool, gate: Gate, fdstore: FdStore) -> None:
         self.scheduler = scheduler
         self.spool = spool
-        self.cradle = Cradle(limits)
+        self.cradle = Cradle(limits, sockets)
         self.devices = Devices()
         self.workers: dict[WorkerId, Worker] = {}
         self.births = births
@@ -63,6 +62,8 @@ class Engine:
         self.fdstore = fdstore
         #: Told at every step while somebody waits for what others hold.
         self.on_contention: Callable[[], None] = lambda: None
+        #: Told when the host goes down, if that is noticed here first.
+        self.on_shutdown: Callable[[], None] = lambda: None
         self.is_contended = False
         self._clock = clock
         self._limits = limits
@@ -70,7 +71,6 @@ class Engine:
         self._locks = locks
         self.poll_seconds = poll_seconds
         self._environments = environments
-        self._sockets = sockets
         self.plans = Plans()
         self._hearers = Hearers()
         self._deaf: dict[TicketId, TicketId] = {}
@@ -312,7 +312,7 @@ class Engine:
             if plan is None:
                 raise SpawnError("cannot start a worker: nobody says any more how; the next call of its pool does")
             python, extra = await self._interpreter(plan)
-            environ = {**plan.environ, **extra, "REMOTED_PYTHON": plan.executable, **self._worker_variables(worker_id, devices)}
+            environ = {**plan.environ, **extra, "REMOTED_PYTHON": plan.executable, **self.cradle.variables(worker_id, devices, has_devices=bool(self.devices.known))}
             start = Start(need.uid, python, environ, plan.preload, tuple(sorted(plan.hints)), plan.import_environ)
             hello = await worker.start(self.births, self.cradle.prepare(worker_id, plan, start, self.devices.cards(devices)), self.spool)
             if problem := hello.explain_mismatch(plan.version):
@@ -320,7 +320,8 @@ class Engine:
                 raise SpawnError(f"cannot use the worker: {problem}")
         except (SpawnError, EnvironmentFailed, OSError) as error:
             log.warning("%s", error)
-            self._fail_one_waiting(need, str(error))
+            if not await self._ends_with_the_host():
+                self._fail_one_waiting(need, str(error))
             self._forget_worker(worker)
             return
         if worker.is_alive:
@@ -340,12 +341,13 @@ class Engine:
         found = await self._environments.ensure(plan.environment, lambda data: None, plan.build_environ)
         return found.python, found.variables
 
-    def _worker_variables(self, worker_id: WorkerId, devices: tuple[DeviceUuid, ...]) -> dict[str, str]:
-        variables = {reaper.WORKER_VARIABLE: worker_id, "REMOTED_SOCKET": os.fspath(self._sockets)}
-        if devices or self.devices.known:
-            # A CPU worker on a GPU host sees none: the pool would be a fiction otherwise.
-            variables["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
-        return variables
+    async def _ends_with_the_host(self) -> bool:
+        """Is something gone wrong because the daemon ends, or the host? Whoever waits for it goes on waiting, for the next one."""
+        if not self.is_stopping and await shutdown.is_under_way():
+            log.warning("the host goes down: nothing is started any more")
+            self.freeze()
+            self.on_shutdown()
+        return self.is_stopping
 
     def _fail_one_waiting(self, need: Need, message: str) -> None:
         """One ticket pays for one failed start, so that a broken interpreter cannot be tried for ever."""
@@ -405,6 +407,8 @@ class Engine:
             text = getattr(error, "log", "")
             if not isinstance(error, EnvironmentFailed):
                 log.exception("cannot build environment %s", environment)
+            if await self._ends_with_the_host():
+                return
             self._deaf = self._hearers.deaf(environment, self._callers_of(environment))
             self.handle(events.EnvironmentFailed(environment, str(error), text))
             self._deaf = {}

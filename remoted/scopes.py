@@ -28,6 +28,8 @@ _MICROSECONDS = 1_000_000
 _SYSTEMD = "name=systemd"
 #: A dash in a slice's name is a level (systemd.slice(5)).
 _PLACE = Path("remoted.slice") / SLICE
+#: At a shutdown scopes are ended when the daemon has let go of them: what runs is then lost with the host, and not "killed" one by one.
+_DAEMON = "remoted.service"
 _SCOPE = re.compile(r"remoted-(?P<name>[a-z0-9][a-z0-9-]{0,62})\.scope")
 
 
@@ -48,13 +50,13 @@ class Scope(Group):
     @property
     def launcher(self) -> tuple[str, ...]:
         """Replaces itself with what is executed. No path and no variable of a user's is in it."""
-        options = (f"--slice={SLICE}", f"--unit=remoted-{self.name}.scope", f"--description=remoted worker {self.name}")
+        options = (f"--slice={SLICE}", f"--unit=remoted-{self.name}.scope", f"--description=remoted worker {self.name}", f"--property=Before={_DAEMON}")
         return (_RUN, "--scope", "--collect", "--quiet", *options, *_properties(self._bounds), "--")
 
     def take_in(self, pid: int) -> None:
         """Ask systemd for the scope around it, and wait until it is there. Raises OSError."""
         description = ("Description", "s", f"remoted worker {self.name}")
-        properties = [description, ("Slice", "s", SLICE), ("CollectMode", "s", "inactive-or-failed"), ("PIDs", "au", "1", str(pid)), *_typed_properties(self._bounds)]
+        properties = [description, ("Slice", "s", SLICE), ("CollectMode", "s", "inactive-or-failed"), ("Before", "as", "1", _DAEMON), ("PIDs", "au", "1", str(pid)), *_typed_properties(self._bounds)]
         words = [word for found in properties for word in found]
         asked = (*_START_UNIT, f"remoted-{self.name}.scope", "fail", str(len(properties)), *words, "0")
         done = subprocess.run(asked, env={"PATH": "/usr/bin:/bin"}, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_ASK_SECONDS, check=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -257,3 +258,26 @@ def test_unknown_limits_and_broken_configuration_are_refused_with_a_sentence(bar
     ]:
         bare_host.config.write_text(text, encoding="utf-8")
         assert part in start_and_fail(bare_host)
+
+
+def test_c09_a_worker_that_was_starting_when_the_daemon_was_stopped_is_nobodys_failure(daemon: Host) -> None:
+    python = daemon.write("python", f"""\
+        #!/bin/sh
+        [ -e {daemon.project}/open ] && exec {sys.executable} "$@"
+        echo $$ >{daemon.project}/begun.new; mv {daemon.project}/begun.new {daemon.project}/begun
+        mkfifo {daemon.project}/never && read line <{daemon.project}/never
+        """)  # fmt: skip
+    python.chmod(0o755)
+    job = daemon.run(HEAD + f"sys.executable = {str(python)!r}\nprint(json.dumps(f.options(detach=True, max_retries=0)(1).id))").json
+    wait_until((daemon.project / "begun").exists, 20)
+
+    assert daemon.process is not None
+    daemon.process.send_signal(signal.SIGSTOP)
+    daemon.process.terminate()
+    os.kill(int((daemon.project / "begun").read_text(encoding="ascii")), signal.SIGTERM)
+    daemon.process.send_signal(signal.SIGCONT)  # it finds both at once, as at the end of a session
+    daemon.process.wait(15)
+    (daemon.project / "open").touch()
+    done = daemon.start().run(HEAD + f"out = Job.from_id({job!r}).result()\nprint(json.dumps([out.status, out.error, out.attempts]))").json
+
+    assert done == ["COMPLETED", None, 1]
