@@ -23,6 +23,8 @@ class Identity:
     groups: tuple[int, ...] = ()
     #: (number, soft, hard) of setrlimit(2).
     limits: tuple[tuple[int, int, int], ...] = ()
+    #: Whose the uid was when the call was made; "" where the host need not know. It gives nobody anything: a uid may be somebody else's later.
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,8 @@ class Peer:
     pid: int
     groups: tuple[int, ...] = ()
     limits: tuple[tuple[int, int, int], ...] = ()
+    #: Of its account, once that has been asked for.
+    name: str = ""
 
     def __post_init__(self) -> None:
         if not all(0 <= number < _NO_UID for number in (self.uid, self.gid, *self.groups)):
@@ -41,7 +45,7 @@ class Peer:
 
     @property
     def identity(self) -> Identity:
-        return Identity(self.uid, self.gid, tuple(sorted({*self.groups})), self.limits)
+        return Identity(self.uid, self.gid, tuple(sorted({*self.groups})), self.limits, self.name)
 
 
 class Rule(str, Enum):

@@ -370,8 +370,9 @@ def _set(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-def _identity(uid: int, gid: int, groups: list[int], limits: list[list[int]]) -> Identity:
-    return Identity(uid, gid, tuple(groups), tuple((number, soft, hard) for number, soft, hard in limits))
+def _identity(uid: int, gid: int, groups: list[int], limits: list[list[int]], name: str = "") -> Identity:
+    """Older daemons did not store the name."""
+    return Identity(uid, gid, tuple(groups), tuple((number, soft, hard) for number, soft, hard in limits), name)
 
 
 def _request(row: Row) -> Request:

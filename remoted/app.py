@@ -267,6 +267,7 @@ class Daemon:
         engine = Engine(scheduler, self._clock, self._limits, nvml, DeviceLocks(Path(self._config.gpu.lock_folder)), self._config.gpu.poll_seconds, environments, births, self._paths.sockets, Spool(self._paths.outcomes), Gate(self._paths.drain), self._fdstore)
         engine.on_shutdown = self.stop
         births.groups, engine.cradle.rules = self._cgroups, self._rules
+        engine.cradle.accounts = self._house.accounts
         engine.cradle.become, engine.cradle.cgroups, engine.cradle.is_shared = self._house.become, self._cgroups, self._house.is_shared
         kind_key = self._fdstore.kind_key
         instances = Instances(engine, self._limits)

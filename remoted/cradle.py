@@ -5,21 +5,27 @@ The engine says what is wanted (``WorkerPlan``) and gets all that ``Worker.start
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from remoted.access import Identity
+from remoted.accounts import Accounts
 from remoted.cgroup import Bounds, Groups
 from remoted.environments import EnvironmentRequest
-from remoted.errors import SpawnError
+from remoted.errors import Forbidden, NoAccount, OverLimit, SpawnError
 from remoted.family import Family
 from remoted.gpu.enforce import DeviceRules
 from remoted.limits import Limits
 from remoted.spawn import reaper
 from remoted.spawn.becoming import Becoming
 from remoted.spawn.births import Start
+
+log = logging.getLogger(__name__)
+_NAMES_AGAIN_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +79,30 @@ class Cradle:
         self.become: Callable[[Identity], Becoming] = Becoming
         #: Does the daemon serve others than its own user? Then each worker must be somebody's.
         self.is_shared = False
+        #: Asked before a process becomes somebody.
+        self.accounts = Accounts()
         #: Where workers get groups of their own.
         self.cgroups: Groups | None = None
         #: What the kernel keeps of which cards a worker may open; None where it is left to manners.
         self.rules: DeviceRules | None = None
+
+    async def require_account(self, identity: Identity | None) -> None:
+        """Is there such a user still, and is it the one who called? Raises NoAccount. A name service that does not answer is waited for: that is nobody's failure."""
+        if identity is None:
+            return
+        uid = identity.uid
+        while True:
+            try:
+                name = await self.accounts.require(uid, anew=True)
+            except Forbidden:
+                raise NoAccount(f"cannot run as uid {uid}: it has no account on this host any more") from None
+            except OverLimit as error:
+                log.warning("no worker of uid %d starts before the name service answers: %s", uid, error)
+                await asyncio.sleep(_NAMES_AGAIN_SECONDS)
+            else:
+                break
+        if name and identity.name and name != identity.name:
+            raise NoAccount(f"cannot run as uid {uid}: that was {identity.name} when the call was made, and is {name} now")
 
     def prepare(self, worker_id: str, plan: WorkerPlan, start: Start, cards: tuple[int, ...] | None = ()) -> Birth:
         """Everything is made that the worker finds. ``cards``: minor numbers of those that are lent to it, None if they are not known. Raises OSError when its group cannot be made, SpawnError without an identity."""

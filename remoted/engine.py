@@ -19,7 +19,7 @@ from remoted.clock import Clock
 from remoted.cradle import Cradle, WorkerPlan
 from remoted.dismissal import end_workers
 from remoted.environments import EnvironmentFailed, EnvironmentSource
-from remoted.errors import SpawnError
+from remoted.errors import NoAccount, SpawnError
 from remoted.fdstore import Entry, FdStore
 from remoted.gate import Gate
 from remoted.gpu.facts import Devices
@@ -311,6 +311,7 @@ class Engine:
         try:
             if plan is None:
                 raise SpawnError("cannot start a worker: nobody says any more how; the next call of its pool does")
+            await self.cradle.require_account(plan.identity)
             python, extra = await self._interpreter(plan)
             environ = {**plan.environ, **extra, "REMOTED_PYTHON": plan.executable, **self.cradle.variables(worker_id, devices, has_devices=bool(self.devices.known))}
             start = Start(need.uid, python, environ, plan.preload, tuple(sorted(plan.hints)), plan.import_environ)
@@ -321,7 +322,7 @@ class Engine:
         except (SpawnError, EnvironmentFailed, OSError) as error:
             log.warning("%s", error)
             if not await self._ends_with_the_host():
-                self._fail_one_waiting(need, str(error))
+                self._fail_one_waiting(need, error)
             self._forget_worker(worker)
             return
         if worker.is_alive:
@@ -349,14 +350,15 @@ class Engine:
             self.on_shutdown()
         return self.is_stopping
 
-    def _fail_one_waiting(self, need: Need, message: str) -> None:
+    def _fail_one_waiting(self, need: Need, error: Exception) -> None:
         """One ticket pays for one failed start, so that a broken interpreter cannot be tried for ever."""
+        why = Reason.UNKNOWN_USER if isinstance(error, NoAccount) else Reason.WORKER_START_FAILED
         for lane, _, ticket in self.scheduler.waiting():
             if lane.need == need:
                 owner = self._owners.pop(ticket.id, None)
                 self.handle(events.Withdrawn(ticket.id))
                 if owner is not None:
-                    owner.on_unplaceable(ticket.id, Reason.WORKER_START_FAILED, message, "")
+                    owner.on_unplaceable(ticket.id, why, str(error), "")
                 return
 
     def _on_worker_dead(self, worker: Worker) -> None:
@@ -402,10 +404,11 @@ class Engine:
         try:
             if plan is None or plan.environment is None:
                 raise EnvironmentFailed("cannot build the environment: nobody says any more what it is made for; call again")
+            await self.cradle.require_account(plan.identity)
             await self._environments.ensure(plan.environment, lambda data: self._on_build_output(environment, data), plan.build_environ)
         except Exception as error:  # whatever went wrong: those who wait must hear of it
             text = getattr(error, "log", "")
-            if not isinstance(error, EnvironmentFailed):
+            if not isinstance(error, (EnvironmentFailed, NoAccount)):
                 log.exception("cannot build environment %s", environment)
             if await self._ends_with_the_host():
                 return

@@ -10,6 +10,7 @@
     ├── StoreError          the database refuses or fails (disk full, corrupt, newer version)
     │   └── StoreBroken     it may say what is not on the disk: nothing more is stored by this daemon
     ├── SpawnError          a process could not be started
+    │   └── NoAccount       its user is none of the host's any more
     └── StartupError        the daemon cannot start: somebody else runs, a path is unsafe
 """
 
@@ -64,6 +65,10 @@ class SocketsLost(RemotedError):
 
 class SpawnError(RemotedError):
     """A worker process could not be started."""
+
+
+class NoAccount(SpawnError):
+    """The host does not know whom it would run as, or knows somebody else by this uid."""
 
 
 class StartupError(RemotedError):

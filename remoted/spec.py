@@ -199,6 +199,6 @@ def kind_id(key: bytes, spec: JobSpec, context: Context, gpus: tuple[str, ...], 
         list(pool.preload),
         pool.max_concurrency,
         pool.volume.model_dump() if pool.volume else None,
-        [identity.uid, identity.gid, identity.groups, identity.limits, pool.cpus] if identity else None,
+        [identity.uid, identity.gid, identity.groups, identity.limits, identity.name, pool.cpus] if identity else None,
     ]
     return hmac.new(key, json.dumps(facts, sort_keys=True).encode(), hashlib.sha256).hexdigest()[:16]

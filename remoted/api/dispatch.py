@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
@@ -71,7 +72,7 @@ class Dispatcher:
         route, parameters = find_route(request.method, request.rel_url.raw_path)
         if not self._access.allows(route.rule, peer):
             raise HttpRefusal(403, "FORBIDDEN", "cannot do this for you: it needs an administrator")
-        await self._services.accounts.require(peer.uid)
+        peer = replace(peer, name=await self._services.accounts.require(peer.uid))
         query = body = None
         if not route.is_open:
             query = parse_query(route, request)

@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import remoted
@@ -133,7 +134,7 @@ class Connection:
             self._transport.refuse_and_close("VERSION_MISMATCH", message)
             return
         try:
-            await self._accounts.require(self.peer.uid)
+            self.peer = replace(self.peer, name=await self._accounts.require(self.peer.uid))
         except Refused as error:
             self._transport.refuse_and_close(error.code, str(error))
             return

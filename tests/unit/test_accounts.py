@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -62,3 +63,20 @@ async def test_t29_a_name_service_that_hangs_keeps_nobody_else_waiting() -> None
     with pytest.raises(OverLimit, match="name service"):
         await stuck
     hanging.set()
+
+
+async def test_t03_the_name_of_an_account_is_told_and_asked_for_anew() -> None:
+    names = {1000: "carl"}
+
+    def look_up(uid: int) -> object:
+        return SimpleNamespace(pw_name=names[uid])
+
+    accounts = Accounts(everybody=False, look_up=look_up)
+
+    assert await accounts.require(1000) == "carl"
+    names[1000] = "dora"
+    assert await accounts.require(1000) == "carl"
+    assert await accounts.require(1000, anew=True) == "dora"
+    del names[1000]
+    with pytest.raises(Forbidden):
+        await accounts.require(1000, anew=True)
