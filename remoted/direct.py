@@ -35,6 +35,7 @@ from remoted.scheduler.state import Need, Ticket
 from remoted.spawn.reaper import ticks_of
 from remoted.spec import JobSpec, parse_options
 from remoted.usage import Pending
+from remoted.verdicts import stopped
 from remoted.workers import Worker
 from remoted.workload import Attempt
 
@@ -202,7 +203,7 @@ class DirectCalls(CallRunner):
             call.worker.stop(call.token, why)
         elif call.id in self.calls:
             self.engine.withdraw(call.id)
-            call.error = "stopped: it was cancelled"
+            call.error = stopped(why)
             self._finish(call, Status.CANCELLED, why)
 
     def leave_alone(self, call: Call) -> None:

@@ -17,6 +17,7 @@ _COMMAND_ENDED = "remoted_client.command.CommandEnded"
 _STOPPED: dict[Reason | None, str] = {
     Reason.CALLER_GONE: "stopped: its caller is gone",
     Reason.PARENT_ENDED: "stopped: the call whose body made it was cancelled, or is over",
+    Reason.ADMINISTRATOR: "stopped: an administrator of this host has cancelled it",
     Reason.DAEMON_STOPPED: "stopped: the daemon was told to end at once, running jobs included",
 }
 #: A nested call that was refused is refused again: trying would only multiply along the chain of callers.

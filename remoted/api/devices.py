@@ -87,7 +87,7 @@ def _holder(services: Services, peer: Peer, worker_id: WorkerId | None) -> schem
     view = services.engine.view(worker_id) if worker_id else None
     if view is None:
         return None
-    if view.need.uid != peer.uid:
+    if view.need.uid != peer.uid and not others.administers(services, peer):
         seen = others.seen(services, peer)
         pool = view.need.pool[2] if seen is Seen.WORK else ""
         return schemas.Holder(worker="", pool=pool, uid=view.need.uid, jobs=[]) if seen is not Seen.NOTHING else None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import re
 from fnmatch import fnmatchcase
@@ -21,8 +22,9 @@ from remoted.api.watching import watching
 from remoted.attempts import Content
 from remoted.calls import Call
 from remoted.errors import Conflict, NotFound
-from remoted.model import Status
+from remoted.model import Reason, Status
 
+log = logging.getLogger(__name__)
 _KIND = re.compile(r"[a-z]{1,20}")
 _CHUNK_BYTES = 256 * 1024
 
@@ -106,6 +108,24 @@ async def cancel(services: Services, ask: Ask) -> web.StreamResponse:
         return reply(schemas.Asked(id=job_id, status=row["status"], cancelling=False))
     (services.direct if job_id in services.direct.calls else services.jobs).cancel(call)
     return reply(schemas.Asked(id=job_id, status=call.status.value, cancelling=True))
+
+
+async def end(services: Services, ask: Ask) -> web.StreamResponse:
+    """An administrator asks for the end of anybody's live job. What it was given, printed and returned stays its owner's."""
+    call = _anybodys(services, ask.parameters["id"])
+    (services.direct if call.id in services.direct.calls else services.jobs).cancel(call, Reason.ADMINISTRATOR)
+    log.info("job %s of uid %d is cancelled by uid %d", call.id, call.uid, ask.peer.uid)
+    return reply(schemas.Asked(id=call.id, status=call.status.value, cancelling=True))
+
+
+def _anybodys(services: Services, prefix: str) -> Call:
+    """Raises NotFound, Conflict AMBIGUOUS."""
+    found = [call for runner in (services.jobs, services.direct) for call in runner.calls.values() if prefix and call.id.startswith(prefix)]
+    if len(found) > 1:
+        raise Conflict("AMBIGUOUS", f"cannot choose: several users' jobs begin with {prefix[:80]}")
+    if not found:
+        raise NotFound("NOT_FOUND", f"cannot find job {prefix[:80]!r}: nobody has a live job with this id")
+    return found[0]
 
 
 async def retry(services: Services, ask: Ask) -> web.StreamResponse:

@@ -73,6 +73,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET",  "/v1/jobs/{id}/result",   Rule.OWN,     jobs.result,                    _BYTES),
     Route("GET",  "/v1/jobs/{id}/wait",     Rule.OWN,     jobs.wait,                      schemas.JobDetail,       query=schemas.WaitQuery),
     Route("POST", "/v1/jobs/{id}/cancel",   Rule.OWN,     jobs.cancel,                    schemas.Asked,           body=schemas.NoBody),
+    Route("POST", "/v1/jobs/{id}/end",      Rule.ADMIN,   jobs.end,                       schemas.Asked,           body=schemas.NoBody),
     Route("POST", "/v1/jobs/{id}/retry",    Rule.OWN,     jobs.retry,                     schemas.Retried,         body=schemas.RetryBody),
     Route("GET",  "/v1/endpoints",          Rule.OWN,     endpoints.list_endpoints,       schemas.Endpoints),
     Route("GET",  "/v1/endpoints/openapi.json", Rule.OWN, endpoints.openapi,              _JSON),

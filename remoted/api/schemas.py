@@ -289,7 +289,7 @@ class Daemon(_Shape):
 
 
 class OthersCall(_Shape):
-    """All that one user may see of another's call."""
+    """All that one user may see of another's call. ``id``, ``worker`` and ``pid`` are for an administrator, and else empty."""
 
     uid: int
     name: str
@@ -298,6 +298,9 @@ class OthersCall(_Shape):
     gpus: list[str]
     submitted_at: float
     started_at: float | None
+    id: str = ""
+    worker: str = ""
+    pid: int = 0
 
 
 class Counts(_Shape):

@@ -15,6 +15,8 @@ from remoted.cli.text import cell, duration, escape, print_json, short, table
 
 _STATUSES = ("IN_QUEUE", "IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
 _PAGE = 1000
+#: Answers to who asks for anybody's job and does not administer, or names nobody's; the last is an older daemon's.
+_NOT_HIS = frozenset({"FORBIDDEN", "NOT_FOUND", "NO_ROUTE"})
 _json = click.option("--json", "as_json", is_flag=True, help="Print documents with stable keys.")
 
 
@@ -130,11 +132,11 @@ def _clock(moment: float | None) -> str:
 @click.argument("jobs", nargs=-1, required=True, metavar="JOB...")
 @_json
 def cancel(jobs: tuple[str, ...], as_json: bool) -> int:
-    """Stop jobs: interrupt, then TERM, then KILL within ten seconds."""
+    """Stop jobs: interrupt, then TERM, then KILL within ten seconds. An administrator may stop anybody's (`status` has the ids)."""
     answers, worst = [], 0
     for job in jobs:
         try:
-            answers.append(transport.post(path_of(job, "/cancel")))
+            answers.append(_cancel(job))
         except Refusal as error:  # the others are to be stopped all the same
             click.echo(f"remotectl: {escape(str(error))}", err=True)
             worst = max(worst, error.exit_code)
@@ -144,6 +146,19 @@ def cancel(jobs: tuple[str, ...], as_json: bool) -> int:
         for answer in answers:
             print(f"{answer['id']}: " + ("cancelling" if answer["cancelling"] else f"over already ({answer['status']})"))
     return worst
+
+
+def _cancel(job: str) -> dict[str, Any]:
+    """One's own; and if there is none, as who administers. Whoever does not hears no more than before."""
+    try:
+        return dict(transport.post(path_of(job, "/cancel")))
+    except Refusal as error:
+        if error.code != "NOT_FOUND":
+            raise
+        try:
+            return dict(transport.post(path_of(job, "/end")))
+        except Refusal as other:
+            raise (error if other.code in _NOT_HIS else other) from None
 
 
 @click.command()

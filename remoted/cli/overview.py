@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import sys
 import time
@@ -116,7 +117,8 @@ def _used_by(gpu: Document) -> str:
     users = []
     if holder := gpu["holder"]:
         pool = f" ({cell(holder['pool'])})" if holder["pool"] else ""
-        whose = (holder["worker"] or user_name(holder["uid"])) + pool
+        own = holder["worker"] and holder["uid"] == os.getuid()
+        whose = " ".join(filter(None, ["" if own else user_name(holder["uid"]), holder["worker"]])) + pool
         users.append(" ".join([whose, *map(short, holder["jobs"])]))
     if gpu["free"]:  # a desktop may draw on it all the same
         users.append("free")
@@ -242,6 +244,8 @@ def _queue_lines(document: Document, now: float) -> list[str]:
 
 
 def _others_lines(calls: list[Document], now: float) -> list[str]:
+    """Ids are there for an administrator, who may cancel what has one; the worker's is its scope's too (remoted-WORKER.scope)."""
+    shown = [[short(call["id"]), call["worker"], str(call["pid"] or "")] for call in calls] if any(call["id"] for call in calls) else [[] for _ in calls]
     rows = [
         [
             user_name(call["uid"]),
@@ -250,10 +254,11 @@ def _others_lines(calls: list[Document], now: float) -> list[str]:
             call["status"],
             _gpus(call["gpus"]),
             duration(now - (call["started_at"] or call["submitted_at"])),
+            *more,
         ]
-        for call in calls
+        for call, more in zip(calls, shown, strict=True)
     ]
-    return table(["OTHERS", "NAME", "POOL", "STATE", "GPUS", "FOR"], rows)
+    return table(["OTHERS", "NAME", "POOL", "STATE", "GPUS", "FOR", *(["JOB", "WORKER", "PID"] if shown[0] else [])], rows)
 
 
 def why(job: Document) -> str:

@@ -6,6 +6,8 @@ import json
 import re
 import signal
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -110,7 +112,8 @@ def test_t10_of_others_no_more_is_seen_than_the_configuration_lets(host: SystemH
         status = json.loads(bob.remotectl("status", "--json").out)
         [seen] = status.pop("others")
         assert {name: seen[name] for name in ("uid", "name", "pool", "status", "gpus")} == {"uid": 60001, "name": SECRET, "pool": SECRET, "status": "IN_PROGRESS", "gpus": []}
-        assert set(seen) == {"uid", "name", "pool", "status", "gpus", "submitted_at", "started_at"}
+        assert set(seen) == {"uid", "name", "pool", "status", "gpus", "submitted_at", "started_at", "id", "worker", "pid"}
+        assert (seen["id"], seen["worker"], seen["pid"]) == ("", "", 0), "that is for an administrator"
         assert not [word for word in (SECRET, own["id"], "__main__", "the argument") if word in json.dumps(status) + bob.remotectl("ps", "-a", "--json").out]
         shown = bob.remotectl("status").out
         assert SECRET in shown
@@ -128,6 +131,56 @@ def test_t10_of_others_no_more_is_seen_than_the_configuration_lets(host: SystemH
         _reload(host, "")
         (alice.home / "go").touch()
         job.communicate(timeout=60)
+
+
+def _live(user: User) -> list[dict[str, Any]]:
+    return list(json.loads(user.remotectl("ps", "--json").out)["jobs"])
+
+
+def test_c10_an_administrator_sees_and_ends_anybodys_job_and_reads_nothing_of_it(host: SystemHost, people: tuple[User, User, User]) -> None:
+    root, alice, bob = people
+    (alice.home / "go").unlink(missing_ok=True)
+    running = alice.popen(RUNNING)
+    try:
+        wait_until(lambda: [job["status"] for job in _live(alice)] == ["IN_PROGRESS"], 60, host.log)
+        [own] = _live(alice)
+        [seen] = json.loads(root.remotectl("status", "--json").out)["others"]
+        assert (seen["id"], seen["worker"]) == (own["id"], own["worker"])
+        assert Path(f"/proc/{seen['pid']}").stat().st_uid == alice.uid
+        assert own["id"][:8] in root.remotectl("status").out
+        for command in (("show",), ("logs",), ("wait", "--timeout", "1"), ("retry",)):
+            assert root.remotectl(*command, own["id"], check=False).code == 4, command
+
+        refused = bob.remotectl("cancel", own["id"], check=False)
+        unknown = bob.remotectl("cancel", "0" * 32, check=False)
+        assert (refused.code, refused.err.replace(own["id"], "0" * 32)) == (4, unknown.err), "as one that never was (T10)"
+        assert [job["status"] for job in _live(alice)] == ["IN_PROGRESS"]
+
+        assert "cancelling" in root.remotectl("cancel", own["id"][:12]).out
+        running.communicate(timeout=60)
+    finally:
+        (alice.home / "go").touch()
+        running.kill()
+        running.communicate()
+    ended = json.loads(alice.remotectl("show", own["id"], "--json").out)
+    assert (ended["status"], ended["state_reason"]) == ("CANCELLED", "ADMINISTRATOR")
+    assert "an administrator of this host has cancelled it" in ended["error"]
+    assert f"job {own['id']} of uid {alice.uid} is cancelled by uid 0" in host.log()
+    assert root.remotectl("cancel", own["id"], check=False).code == 4, "it is over, and not root's"
+
+
+def test_c10_an_administrator_ends_what_waits(host: SystemHost, people: tuple[User, User, User]) -> None:
+    root, alice, _ = people
+    root.remotectl("drain")
+    try:
+        process = alice.popen(SCRIPT)
+        wait_until(lambda: [job["status"] for job in _live(alice)] == ["IN_QUEUE"], 60, host.log)
+        [own] = _live(alice)
+        root.remotectl("cancel", own["id"])
+        _, err = process.communicate(timeout=60)
+    finally:
+        root.remotectl("resume")
+    assert "an administrator of this host has cancelled it" in err
 
 
 def test_t31_a_reload_does_not_believe_what_is_not_roots(host: SystemHost) -> None:
