@@ -261,7 +261,7 @@ class Daemon:
         nvml = Nvml(self._config.gpu.nvml_library, self._config.gpu.nvml_deadline_seconds)
         cpus = float(self._config.cpus or len(os.sched_getaffinity(0)))
         crash_loop = (self._limits.crash_loop_count, self._limits.crash_loop_seconds)
-        reserve = min(self._limits.workers_reserved, self._limits.workers_total // 4) if self._house.is_shared else 0
+        reserve = self._limits.reserve if self._house.is_shared else 0
         scheduler = Scheduler(cpus, self._limits.workers_total, reserve, worker_prefix=f"w{secrets.token_hex(4)}-", crash_loop=crash_loop)
         births = Births(program, self._paths.sockets, self._clock, self._limits, prefix=f"f{secrets.token_hex(2)}-")
         engine = Engine(scheduler, self._clock, self._limits, nvml, DeviceLocks(Path(self._config.gpu.lock_folder)), self._config.gpu.poll_seconds, environments, births, self._paths.sockets, Spool(self._paths.outcomes), Gate(self._paths.drain), self._fdstore)

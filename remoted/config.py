@@ -13,9 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field
 class GpuSettings(BaseModel):
     """``[gpu]``: where NVML is and how long it may take."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    nvml_library: str | None = None
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    #: NVML's library, where it is not found by its name.
+    nvml_library: str | None = Field(default=None, examples=["libnvidia-ml.so.1"])
+    #: A driver that does not answer for so long is not waited for.
     nvml_deadline_seconds: float = Field(default=5.0, gt=0)
+    #: Between two looks at the cards.
     poll_seconds: float = Field(default=2.0, gt=0)
     #: May a worker of the system's daemon open only the cards that are lent to it?
     enforce: bool = True
@@ -26,28 +29,35 @@ class GpuSettings(BaseModel):
 class EnvironmentSettings(BaseModel):
     """``[environments]``: where packages come from. ``offline`` forbids every index."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    wheel_folders: tuple[str, ...] = ()
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    #: Folders with wheels, beside the index.
+    wheel_folders: tuple[str, ...] = Field(default=(), strict=False)
+    #: Use no index at all?
     offline: bool = False
+    #: An installation that takes longer has failed.
     build_deadline_seconds: float = Field(default=3600.0, gt=0)
 
 
 class UserShare(BaseModel):
     """``[users.NAME_OR_UID]``: what one user has instead of what everybody has."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     #: Of two users who wait one with twice the weight has twice the turns.
     weight: int = Field(default=1, ge=1, le=100)
-    queued_jobs: int | None = Field(default=None, ge=0)
-    running_jobs: int | None = Field(default=None, ge=0)
-    stored_bytes: int | None = Field(default=None, ge=0)
-    connections: int | None = Field(default=None, ge=1)
+    #: Instead of the limits of that name with _per_uid:
+    queued_jobs: int | None = Field(default=None, ge=0, examples=[500_000])
+    #: At once; 0 is as many as there is room for.
+    running_jobs: int | None = Field(default=None, ge=0, examples=[8])
+    #: All that is kept of the user on the disk.
+    stored_bytes: int | None = Field(default=None, ge=0, examples=[100 << 30])
+    #: To each of the two sockets.
+    connections: int | None = Field(default=None, ge=1, examples=[512])
 
 
 class UserSettings(BaseModel):
     """``[users]``: whom the system's daemon serves; and a table for each user who has something of his own."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
     # pydantic's way to give unknown keys a type
     __pydantic_extra__: dict[str, UserShare] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride]
     #: May root's functions run, as root?
@@ -63,7 +73,7 @@ class UserSettings(BaseModel):
 class WorkerSettings(BaseModel):
     """``[workers]``, of the system's daemon: what they may do."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     #: sudo and other setuid programs gain nothing inside of a worker.
     no_new_privileges: bool = True
 
@@ -71,9 +81,9 @@ class WorkerSettings(BaseModel):
 class AuditSettings(BaseModel):
     """``[audit]``: a line for each call that ended, in the journal or the log."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     #: If it is not said: of the system's daemon yes, of a user's own no.
-    enabled: bool | None = None
+    enabled: bool | None = Field(default=None, examples=[True])
     #: May it hold the names that users give to jobs and pools?
     names: bool = True
 
@@ -81,19 +91,17 @@ class AuditSettings(BaseModel):
 class Seen(str, Enum):
     """How much users see of one another."""
 
-    #: Of each call its name, user, pool, state, GPUs and times.
     WORK = "work"
-    #: How much of everything there is, and who has a GPU.
     TOTALS = "totals"
-    #: That a GPU is not free.
     NOTHING = "nothing"
 
 
 class PrivacySettings(BaseModel):
     """``[privacy]``: nobody but an administrator sees more of others than this."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    others: Seen = Seen.WORK
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    #: "work": of each call its name, user, pool, state, GPUs and times. "totals": how much of everything there is, and who has a GPU. "nothing": that a GPU is not free.
+    others: Seen = Field(default=Seen.WORK, strict=False)
 
 
 #: What is different where many users share a daemon: nobody may take half of it.
@@ -110,12 +118,14 @@ SHARED_LIMITS = {
 class Config(BaseModel):
     """The whole file."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    cpus: int | None = Field(default=None, ge=1)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    #: How many CPUs are lent; where it is not said, all of the host's.
+    cpus: int | None = Field(default=None, ge=1, examples=[8])
     gpu: GpuSettings = GpuSettings()
     environments: EnvironmentSettings = EnvironmentSettings()
     users: UserSettings = UserSettings()
     workers: WorkerSettings = WorkerSettings()
     audit: AuditSettings = AuditSettings()
     privacy: PrivacySettings = PrivacySettings()
+    #: Every cap, with its unit in its name; those that end in _per_uid are of each user.
     limits: dict[str, float] = Field(default_factory=dict)

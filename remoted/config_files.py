@@ -10,6 +10,7 @@ import pwd
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def read(path: Path, is_shared: bool = False, look_up: _LookUp = _uid_of) -> Rea
         found.add(file)
     config = found.validate(path)
     limits = _limits(config, is_shared, found.blame)
-    limits.users.update(_shares(config, look_up, found.blame))
+    limits.users.update(_shares(config, look_up, found))
     return Reading(path, files, config, limits, tuple(found.problems), found.keys)
 
 
@@ -126,6 +127,10 @@ class _Documents:
         file = next((file for known, file in self.origins.items() if known[: len(key)] == key or key[: len(known)] == known), path)
         self.problems.append(Problem(file, ".".join(key), reason, fatal))
 
+    def said_in(self, key: _Key) -> Path:
+        """The file that set it, or a part of it."""
+        return next(file for known, file in self.origins.items() if known[: len(key)] == key)
+
     def validate(self, path: Path) -> Config:
         """Without what is wrong in it, so that the rest is looked at too."""
         try:
@@ -133,7 +138,7 @@ class _Documents:
         except ValidationError as error:
             for item in error.errors(include_input=False, include_url=False):
                 key = tuple(map(str, item["loc"]))
-                self.blame(path, key, _unknown("setting", key[-1], _beside(key)) if item["type"] == "extra_forbidden" else item["msg"])
+                self.blame(path, key, _reason(item["type"], item["msg"], key))
                 _drop(self.merged, key)
         return self.validate(path)
 
@@ -174,6 +179,19 @@ def _drop(document: dict[str, Any], key: _Key) -> None:
 
 
 _Blame = Callable[..., None]
+#: pydantic's words for what TOML calls otherwise.
+_KINDS = {"int_type": "a whole number", "float_type": "a number", "bool_type": "true or false", "string_type": "a text in quotes", "tuple_type": "a list in brackets"}
+
+
+def _reason(kind: str, message: str, key: _Key) -> str:
+    """What is wrong there, in the words of the file that is read."""
+    if kind == "extra_forbidden":
+        return _unknown("setting", key[-1], _beside(key))
+    if kind in ("model_type", "dict_type"):
+        is_user = len(key) == 2 and key[0] == "users"
+        problem = _unknown("setting", key[-1], UserSettings.model_fields) + ", and what one user has of his own" if is_user else "it"
+        return f"{problem} is a table: write [{'.'.join(key)}], and what is in it below"
+    return f"it must be {_KINDS[kind]}" if kind in _KINDS else message.replace("Input should be", "it must be")
 
 
 def _unknown(what: str, name: str, known: Iterable[str]) -> str:
@@ -200,23 +218,36 @@ def _limits(config: Config, is_shared: bool, blame: _Blame) -> Limits:
     for name, value in config.limits.items():
         if name not in chosen:
             blame(Path(), ("limits", name), _unknown("limit", name, chosen))
-        elif value < 0:
-            blame(Path(), ("limits", name), f"{value:g} is negative")
+        elif problem := _problem_of(value, kinds[name] == "int"):
+            blame(Path(), ("limits", name), f"{value:g} {problem}")
         else:
             chosen[name] = int(value) if kinds[name] == "int" else value
-    return Limits(**chosen)  # type: ignore[arg-type]
+    limits = Limits(**chosen)  # type: ignore[arg-type]
+    if "workers_reserved" in config.limits and limits.workers_reserved > limits.reserve:
+        blame(Path(), ("limits", "workers_reserved"), f"no more than a quarter of workers_total ({limits.workers_total}) is reserved: {limits.reserve}", fatal=False)
+    return limits
 
 
-def _shares(config: Config, look_up: _LookUp, blame: _Blame) -> dict[int, Share]:
+def _problem_of(value: float, is_whole: bool) -> str:
+    if not isfinite(value):
+        return "is no amount"
+    if value < 0:
+        return "is negative"
+    return "is no whole number" if is_whole and value != int(value) else ""
+
+
+def _shares(config: Config, look_up: _LookUp, documents: _Documents) -> dict[int, Share]:
     """By uid. An account that is gone is no reason not to start."""
     found: dict[int, Share] = {}
+    names: dict[int, str] = {}
     for name, share in config.users.shares.items():
         try:
             uid = int(name) if name.isdecimal() else look_up(name)
         except (KeyError, OSError):
-            blame(Path(), ("users", name), "there is no such account (and no such setting), so nothing comes of it", fatal=False)
+            documents.blame(Path(), ("users", name), "there is no such account (and no such setting), so nothing comes of it", fatal=False)
             continue
         if uid in found:
-            blame(Path(), ("users", name), f"uid {uid} is named twice")
-        found[uid] = Share(**share.model_dump())
+            first = ("users", names[uid])
+            documents.blame(Path(), ("users", name), f"uid {uid} is named twice: it is {'.'.join(first)} in {documents.said_in(first)} too; put both into one table")
+        found[uid], names[uid] = Share(**share.model_dump()), name
     return found

@@ -35,72 +35,110 @@ _ORDINARY = Share()
 
 @dataclass(slots=True)
 class Limits:
-    # One user's share of each of the two sockets (T13): a flood by one user must leave root's calls alone.
+    # A flood by one user must leave root's calls alone (T13).
+    #: Connections of one user to each of the two sockets.
     connections_per_uid: int = 512
+    #: Connections of all users to each; an eighth more is for users who have few.
     connections_total: int = 900
-    # A second, of one user (T18); 0 is no limit. Beyond it an HTTP request is refused, and frames of the data socket wait.
+    # Beyond these an HTTP request is refused, and frames of the data socket wait (T18).
+    #: HTTP requests of one user a second; 0 is no limit.
     requests_per_second_per_uid: int = 0
+    #: Messages of one user's clients a second; 0 is no limit.
     frames_per_second_per_uid: int = 0
-    # A silent or trickling peer (T12). Frames: from first byte to last; HTTP: head, then body.
+    # A silent or trickling peer (T12).
+    #: Until a client has said who it is.
     hello_deadline_seconds: float = 10.0
+    #: From the first byte of a message to its last.
     frame_deadline_seconds: float = 30.0
+    #: Until the head of an HTTP request has come.
     http_head_deadline_seconds: float = 10.0
+    #: And then its body.
     http_body_deadline_seconds: float = 30.0
+    #: The body of an HTTP request.
     http_body_bytes: int = 1 << 20
-    # Unsent bytes that a slow reader may make the daemon hold before it is dropped.
+    #: Unsent bytes that a slow reader may make the daemon hold before it is dropped.
     outbox_bytes: int = 8 << 20
-    # Jobs and stored bytes of one user (T18, T44).
+    # What one user may take of the queue and the disk (T18, T44).
+    #: Jobs of one user that wait or run.
     queued_jobs_per_uid: int = 100_000
-    # At once; 0 is as many as there is room for. A call that waits for a nested one does not count.
+    #: Calls of one user that run at once, without those that wait for a nested one; 0 is as many as there is room for.
     running_jobs_per_uid: int = 0
-    # Arguments of one user's calls that wait or run, as far as they lie in memory: those of at most 64 KiB.
+    #: Arguments of one user's calls that wait or run, as far as they lie in memory: those of at most 64 KiB.
     arguments_bytes_per_uid: int = 1 << 30
+    #: One large argument, or the code of one function.
     content_bytes: int = 64 << 30
+    #: All that is kept of one user on the disk: arguments, results, output.
     stored_bytes_per_uid: int = 10 << 30
+    #: For so long results are kept (7 days).
     result_seconds: float = 7 * 86_400.0
+    #: And so long code and large arguments that no call needs any more (1 day).
     content_seconds: float = 86_400.0
+    #: So much of the disk is left free for everything else.
     free_disk_reserve_bytes: int = 64 << 20
+    #: The description of a function's config, and a caller's environment.
     spec_bytes: int = 1 << 20
-    # What a job prints: the first so many bytes are kept, the rest is counted, and the count is in the log.
+    #: What a job prints: the first so many bytes are kept, the rest is counted, and the count is in the log.
     log_bytes_per_job: int = 64 << 20
-    # Objects of remote classes that live in one user's workers: what is remembered of each stays here.
+    #: Objects of remote classes that live in one user's workers.
     instances_per_uid: int = 10_000
-    # HTTP routes of one user's functions; each with a description of at most 64 KiB.
+    #: HTTP routes of one user's functions.
     routes_per_uid: int = 256
     # Unread items of a generator (SURFACE F21).
+    #: Items that a generator may be ahead of its reader.
     stream_items: int = 64
+    #: The same in bytes.
     stream_bytes: int = 16 << 20
-    # Workers. Memory and tasks hold where there are cgroups; 0 is nine tenths of the host's memory.
+    #: Workers of the whole host.
     workers_total: int = 256
-    # The last of them, where there are several users, are for those who have fewer than 4: nobody takes a worker from a body that
-    # runs, so some are left for others. At most a quarter of all.
+    # Nobody takes a worker from a body that runs, so some are left for others.
+    #: The last of them are for users who have fewer than 4, where there are several users; at most a quarter of all.
     workers_reserved: int = 64
+    # Memory and tasks hold where there are cgroups.
+    #: What a worker and all that it starts may take where its config says nothing; 0 is nine tenths of the host's memory.
     worker_memory_bytes: int = 0
+    #: Processes and threads of one worker.
     worker_tasks: int = 8192
+    #: Until a new worker answers.
     start_deadline_seconds: float = 60.0
+    #: Until its process is there.
     launch_deadline_seconds: float = 30.0
-    # Fork servers: so many (0 turns them off), until they were idle for so long; one that failed is tried again after a while.
+    #: Processes from which workers are forked, of the whole host; 0 turns them off.
     fork_servers_total: int = 16
+    #: The same of one user.
     fork_servers_per_uid: int = 16
+    #: One that nobody needed for so long ends.
     fork_server_idle_seconds: float = 600.0
+    #: One that failed is tried again after so long.
     fork_server_retry_seconds: float = 60.0
+    #: A body that is cancelled or timed out has so long to end by itself; then its processes get SIGTERM.
     cancel_term_seconds: float = 3.0
+    #: And after so long SIGKILL.
     cancel_kill_seconds: float = 10.0
+    #: Where so many workers of a pool end unexpectedly, no more are kept ready ...
     crash_loop_count: int = 5
+    #: ... if they did within so long; who waits gets one all the same.
     crash_loop_seconds: float = 30.0
+    #: Calls within calls.
     nesting_depth: int = 16
+    #: The pause before the first retry; each further one is twice as long ...
     retry_base_seconds: float = 0.5
+    #: ... up to this.
     retry_cap_seconds: float = 60.0
+    #: For so long a load-balanced call waits for a worker; then it is refused as POOL_BUSY.
     pool_busy_seconds: float = 30.0
-    # Short calls that a worker is given ahead: so many, and no more than it ends in so many seconds. Whoever of them lasts
-    # longer than a patience gives those behind it back.
+    #: Short calls that a worker is given ahead at most ...
     ahead_calls: int = 64
+    #: ... and no more than it ends in so long.
     ahead_seconds: float = 0.02
+    #: A call that lasts longer than this gives those behind it back.
     ahead_patience_seconds: float = 0.05
-    # A lease that nobody uses ends; one that is used ends after its turn when others wait.
+    #: A client that does not use its worker for so long gives it back.
     lease_idle_seconds: float = 0.2
+    #: One that does, after so long, when others wait.
     lease_turn_seconds: float = 1.0
+    #: Between two looks for what is old.
     housekeeping_seconds: float = 60.0
+    #: A daemon of one user's own that a call has started ends when it was idle for so long.
     user_mode_idle_seconds: float = 900.0
     #: By uid, who has limits of his own.
     users: dict[int, Share] = field(default_factory=dict)
@@ -115,6 +153,11 @@ class Limits:
             if name not in but:
                 setattr(self, name, value)
         self.users = dict(other.users)
+
+    @property
+    def reserve(self) -> int:
+        """Workers for users who have few, as it is where there are several users."""
+        return min(self.workers_reserved, self.workers_total // 4)
 
     def share(self, uid: int) -> Share:
         return self.users.get(uid, _ORDINARY)

@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 import click
 
 import remoted
-from remoted.cli import editions, transport
+from remoted.cli import configuration, editions, transport
 from remoted.cli.editions import Edition
 from remoted.cli.ending import CliError
 from remoted.cli.text import print_json
@@ -37,33 +37,11 @@ _SLICES = ("remoted-workers.slice", "remoted.slice")
 _ANSWER_SECONDS = 20.0
 _SYSTEM_PYTHON = "/usr/bin/python3"
 _OLDEST = (3, 11)
-_CONFIG = """\
-# The system's remoted. Every value below is the default (`remotectl config defaults` lists all); `remotectl config check FILE` reads a file without using it.
-# After a change: systemctl reload remoted (a mistake makes it fail); what that cannot change is named in the log (then: restart; running jobs go on).
-
-# cpus = 8                        # how many are lent; by default all
-
-[users]
-# allow_root = false              # may root's own functions run, as root?
-# allow_unknown_uids = false      # serve uids without an account too?
-
-[workers]
-# no_new_privileges = true        # sudo and other setuid programs gain nothing inside of a worker
-
-[gpu]
-# nvml_library = "libnvidia-ml.so.1"
-
-[environments]
-# wheel_folders = []              # folders with wheels, beside the index
-# offline = false                 # use no index at all
-
-[limits]
-# queued_jobs_per_uid = 100000
-# connections_per_uid = 256
-# stored_bytes_per_uid = 10737418240
-# worker_memory_bytes = 0         # where a config says nothing; 0 is nine tenths of the host's
-# worker_tasks = 8192             # processes and threads of one worker
-"""
+_CONFIG_HEAD = (
+    "# The system's remoted. Every value below is the default, and is turned on by taking its `#` away. `remotectl config check FILE` reads a file without using it.",
+    "# After a change: systemctl reload remoted (a mistake makes it fail); what that cannot change is named in the log (then: restart; running jobs go on).",
+    "",
+)
 
 
 @click.command()
@@ -120,7 +98,7 @@ def _install(source: str, start: bool) -> Iterator[str]:
     yield from map(str, changed)
     if not CONFIG.exists():
         CONFIG.parent.mkdir(exist_ok=True)
-        CONFIG.write_text(_CONFIG, encoding="utf-8")
+        CONFIG.write_text("\n".join((*_CONFIG_HEAD, *configuration.defaults(is_shared=True, off=True), "")), encoding="utf-8")
         yield f"{CONFIG}"
     yield f"{editions.LINK} -> {editions.PREFIX / 'bin' / 'remotectl'}"
     if start:

@@ -7,7 +7,6 @@ import select
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -71,6 +70,8 @@ def config_show(as_json: bool) -> int:
 
 
 def _show_config(as_json: bool) -> int:
+    from remoted.cli import configuration
+
     document = transport.get("/v1/config")
     if as_json:
         print_json(document)
@@ -78,41 +79,25 @@ def _show_config(as_json: bool) -> int:
     print(f"# {escape(document['file'])}")
     if document["at_restart"]:
         print(f"# after a restart something else holds for: {escape(', '.join(document['at_restart']))}")
-    _print_configuration(document)
+    print(escape("\n".join(configuration.in_force(document["config"], document["limits"]))))
     return 0
 
 
 @config.command("defaults")
 @_json
 def config_defaults(as_json: bool) -> int:
-    """Every setting that there is, with its value where no file says another one; [users.NAME] may have weight, queued_jobs, running_jobs, stored_bytes and connections."""
+    """Every setting that there is, explained, with its value where no file says another one: a file that could be used as it is."""
     from remoted import config_files
+    from remoted.cli import configuration
     from remoted.cli.checks import configured
     from remoted.config import Config
 
     _, is_shared = configured()
-    document = {"config": Config().model_dump(mode="json", exclude={"limits"}), "limits": config_files.default_limits(is_shared).values()}
     if as_json:
-        print_json(document)
+        print_json({"config": Config().model_dump(mode="json", exclude={"limits"}), "limits": config_files.default_limits(is_shared).values()})
     else:
-        _print_configuration(document)
+        print("\n".join(configuration.defaults(is_shared)))
     return 0
-
-
-def _print_configuration(document: dict[str, Any]) -> None:
-    sections = {name: value for name, value in document["config"].items() if isinstance(value, dict)}
-    for name, value in document["config"].items():
-        if name not in sections:
-            print(f"{name} = {_toml(value)}")
-    for name, section in {**sections, "limits": document["limits"]}.items():
-        print(f"\n[{name}]")
-        print("\n".join(f"{key} = {_toml(value)}" for key, value in section.items()))
-
-
-def _toml(value: object) -> str:
-    import json
-
-    return "# not set" if value is None else escape(json.dumps(value))
 
 
 @config.command("check")

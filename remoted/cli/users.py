@@ -22,8 +22,8 @@ def users(as_json: bool) -> int:
     if (others := document["others"]) is not None:
         uses = [duration(others[period][what]) for period in ("day", "week") for what in ("gpu_seconds", "cpu_seconds")]
         # What is used up may be of people who are not here now.
-        rows.append([f"others ({others['users']} active)", str(others["queued"]), str(others["running"]), "", *uses, ""])
-    print("\n".join(table(["USER", "QUEUED", "RUNNING", "SHARE", "GPU DAY", "CPU DAY", "GPU WEEK", "CPU WEEK", "DISK"], rows)))
+        rows.append([f"others ({others['users']} active)", str(others["queued"]), str(others["running"]), "", "", *uses, ""])
+    print("\n".join(table(["USER", "QUEUED", "RUNNING", "WEIGHT", "SHARE", "GPU DAY", "CPU DAY", "GPU WEEK", "CPU WEEK", "DISK"], rows)))
     return 0
 
 
@@ -31,4 +31,4 @@ def _row(user: dict[str, Any]) -> list[str]:
     running = f"{user['running']} of {user['running_jobs']}" if user["running_jobs"] else str(user["running"])
     uses = [duration(user[period][what]) for period in ("day", "week") for what in ("gpu_seconds", "cpu_seconds")]
     disk = f"{size(user['stored_bytes'])} of {size(user['stored_bytes_limit'])}"
-    return [user_name(user["uid"]), str(user["queued"]), running, f"{user['share']:.0%}", *uses, disk]
+    return [user_name(user["uid"]), str(user["queued"]), running, str(user["weight"]), f"{user['share']:.0%}", *uses, disk]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from remoted.config_files import read
+from remoted.cli import configuration
+from remoted.config import Config
+from remoted.config_files import default_limits, read
 from remoted.errors import StartupError
-from remoted.limits import Share
+from remoted.limits import Limits, Share
 from remoted.settings import Settings, is_live
 
 USERS = {"alice": 1001, "bob": 1002}
@@ -98,7 +102,71 @@ def test_c04_users_are_named_by_account_or_uid_and_once(file: Path) -> None:
     assert reading.limits.users == {1001: Share(2, queued_jobs=5), 1003: Share(running_jobs=1)}
     assert (reading.limits.queued_jobs(1001), reading.limits.queued_jobs(1002)) == (5, 100_000)
     drop_in(file, "x.toml", "[users.1001]\nweight = 1\n")
-    assert found(file) == [("x.toml", "users.1001")]
+    [twice] = read(file, look_up=USERS.__getitem__).problems
+    assert (twice.file.name, twice.key) == ("x.toml", "users.1001")
+    assert twice.reason == f"uid 1001 is named twice: it is users.alice in {file} too; put both into one table"
+
+
+def test_c04_a_value_of_another_kind_is_refused_in_the_words_of_the_file(file: Path) -> None:
+    file.write_text('cpus = "3"\nworkers = 3\n[limits]\nrunning_jobs_per_uid = "3"\nworkers_total = 2.5\nworker_tasks = inf\nstream_items = true\n[users]\nalice = 3\nalow_root = true\n[privacy]\nothers = "all"\n', encoding="utf-8")
+
+    assert {problem.key: problem.reason for problem in read(file, look_up=USERS.__getitem__).problems} == {
+        "cpus": "it must be a whole number",
+        "workers": "it is a table: write [workers], and what is in it below",
+        "limits.running_jobs_per_uid": "it must be a number",
+        "limits.workers_total": "2.5 is no whole number",
+        "limits.worker_tasks": "inf is no amount",
+        "limits.stream_items": "it must be a number",
+        "users.alice": "this setting does not exist; `remotectl config defaults` lists those that do, and what one user has of his own is a table: write [users.alice], and what is in it below",
+        "users.alow_root": "this setting does not exist; did you mean 'allow_root'? `remotectl config defaults` lists those that do, and what one user has of his own is a table: write [users.alow_root], and what is in it below",
+        "privacy.others": "it must be 'work', 'totals' or 'nothing'",
+    }
+
+
+def test_c04_a_reserve_of_workers_that_is_not_there_is_a_warning(file: Path) -> None:
+    file.write_text("[limits]\nworkers_reserved = 400\nworkers_total = 3\n", encoding="utf-8")
+    [problem] = read(file).problems
+    assert (problem.key, problem.reason, problem.fatal) == ("limits.workers_reserved", "no more than a quarter of workers_total (3) is reserved: 0", False)
+
+    file.write_text("[limits]\nworkers_total = 3\n", encoding="utf-8")
+    assert not read(file).problems
+
+
+# -- what can be set ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_c04_the_defaults_are_a_file_that_says_what_holds_anyway_with_a_remark_for_each(file: Path, is_shared: bool) -> None:
+    text = "\n".join(configuration.defaults(is_shared))
+    file.write_text(text, encoding="utf-8")
+    reading = read(file)
+
+    assert not reading.problems
+    assert reading.limits == default_limits(is_shared)
+    assert reading.config.model_copy(update={"limits": {}}) == Config()
+    lines = text.splitlines()
+    settings = [number for number, line in enumerate(lines) if re.match(r"#?\w+ = ", line)]
+    assert len(settings) == len(fields(Limits)) - 1 + 20
+    assert [lines[number] for number in settings if not lines[number - 1].startswith("# ")] == []
+
+
+def test_c04_the_first_file_of_an_installation_sets_nothing_and_each_mark_can_be_taken_away(file: Path) -> None:
+    text = "\n".join(configuration.defaults(is_shared=True, off=True))
+    file.write_text(text, encoding="utf-8")
+    assert (read(file).keys, read(file).problems) == ((), ())
+
+    file.write_text(re.sub(r"^#(?=\S)", "", text, flags=re.MULTILINE), encoding="utf-8")
+    reading = read(file, look_up=USERS.__getitem__)
+    assert not reading.problems
+    assert (reading.config.cpus, reading.config.gpu.nvml_library, reading.limits.users[1001].running_jobs) == (8, "libnvidia-ml.so.1", 8)
+
+
+def test_c04_what_is_in_force_is_printed_as_toml_with_tables_of_users() -> None:
+    config = {"cpus": None, "users": {"allow_root": True, "alice": {"weight": 2, "connections": None}}}
+
+    assert list(configuration.in_force(config, {"stream_items": 1})) == [
+        "# cpus is not set", "", "[users]", "allow_root = true", "", "[users.alice]", "weight = 2", "# connections is not set", "", "[limits]", "stream_items = 1",
+    ]  # fmt: skip
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="NEEDS ROOT: files of two users")
