@@ -41,7 +41,7 @@ def main() -> None:
     try:
         (_check if arguments.check else _run)(arguments)
     except (StartupError, StoreBroken, SocketsLost) as error:
-        print(f"remoted: {error}", file=sys.stderr)
+        _say(logging.ERROR, f"remoted: {error}")
         sys.exit(1)
 
 
@@ -51,7 +51,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
     reading = config_files.read(arguments.config or _paths(arguments).config, is_shared=arguments.system).require()
     for problem in reading.problems:
-        print(f"remoted: warning: {problem}", file=sys.stderr)
+        _say(logging.WARNING, f"remoted: warning: {problem}")
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -100,7 +100,21 @@ def _parser() -> argparse.ArgumentParser:
 
 def _set_up_logging(file: Path | None) -> None:
     handler: logging.Handler = logging.FileHandler(file) if file else logging.StreamHandler()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", handlers=[handler])
+    handler.setFormatter((None if file else _journals_format("%(name)s: %(message)s")) or logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def _say(level: int, text: str) -> None:
+    """What is said before there is a log."""
+    found = _journals_format("%(message)s")
+    print(found.format(logging.makeLogRecord({"msg": text, "levelno": level})) if found else text, file=sys.stderr)
+
+
+def _journals_format(layout: str) -> logging.Formatter | None:
+    """If it reads our standard error."""
+    from remoted.journal import LeveledLines, is_read_from
+
+    return LeveledLines(layout) if is_read_from(sys.stderr.fileno(), os.environ) else None
 
 
 if __name__ == "__main__":

@@ -141,9 +141,7 @@ class Daemon:
         if self._cgroups is None or folder is None or not self._config.gpu.enforce:
             return None
         found = find_rules(folder)
-        if found is None:
-            log.warning("a worker may open every GPU: the kernel keeps no rules for devices here")
-        else:
+        if found is not None:
             self._cgroups.device_program = found.program(())  # builds and fork servers are lent none
         return found
 
@@ -197,6 +195,8 @@ class Daemon:
         engine, jobs, direct, adoption, environments = self._build(store, program)
         engine.handle(SharesSet.of(self._limits))
         await engine.look_at_devices()
+        if self._house.is_shared and self._config.gpu.enforce and self._rules is None and engine.devices.known:
+            log.warning("a worker may open every GPU: the kernel keeps no rules for devices here")
         callers: list[Call] = []
         revived = await adoption.run(entries, callers.append)
         room = Room(jobs.records, jobs.contents, self._paths, self._clock, self._limits)

@@ -1,12 +1,14 @@
-"""systemd's journal by its native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL): one datagram of KEY=VALUE lines for each entry.
+"""systemd's journal: entries with fields by its native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL), and lines that it reads from a stream.
 
-It never blocks the daemon: what the journal does not take at once waits here, up to a bound, and beyond it is counted and lost.
+An entry is one datagram of KEY=VALUE lines. It never blocks the daemon: what the journal does not take at once waits here, up to a bound, and beyond it is counted and lost.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import os
 import socket
 from collections import deque
 from collections.abc import Mapping
@@ -14,6 +16,22 @@ from pathlib import Path
 
 SOCKET = Path("/run/systemd/journal/socket")
 _WAITING_MOST = 10_000
+#: syslog(3): critical, error, warning, informational, debugging.
+_LEVELS = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (0, 7))
+
+
+class LeveledLines(logging.Formatter):
+    """For a stream that the journal reads: it knows the time, and takes the level from the front of each line (sd-daemon(3))."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        level = next(level for least, level in _LEVELS if record.levelno >= least)
+        return "\n".join(f"<{level}>{line}" for line in super().format(record).splitlines())
+
+
+def is_read_from(fd: int, environ: Mapping[str, str]) -> bool:
+    """Does the journal read what is written there (JOURNAL_STREAM, systemd.exec(5))? What somebody has redirected since has another file behind it."""
+    status = os.fstat(fd)
+    return environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
 class Journal:

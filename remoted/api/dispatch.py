@@ -71,7 +71,7 @@ class Dispatcher:
             raise HttpRefusal(429, "OVER_LIMIT", f"cannot answer so many requests: requests_per_second_per_uid is {most}; ask again in a moment", {"Retry-After": str(math.ceil(wait))})
         route, parameters = find_route(request.method, request.rel_url.raw_path)
         if not self._access.allows(route.rule, peer):
-            raise HttpRefusal(403, "FORBIDDEN", "cannot do this for you: it needs an administrator")
+            raise HttpRefusal(403, "FORBIDDEN", "cannot do this for you: it needs an administrator (remotectl: with sudo)")
         peer = replace(peer, name=await self._services.accounts.require(peer.uid))
         query = body = None
         if not route.is_open:

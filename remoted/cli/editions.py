@@ -28,7 +28,8 @@ UNITS = Path("/etc/systemd/system")
 LINK = Path("/usr/local/bin/remotectl")
 NAMES = ("remoted.service", "remoted.socket", "remoted-workers.slice")
 _SHIPPED = Path("share/remoted/systemd/system")
-_ASK = "import json, remoted, remoted.store; print(json.dumps([remoted.__version__, remoted.store.SCHEMA_VERSION]))"
+#: The whole daemon is imported: what cannot be loaded here is found out before anything is changed.
+_ASK = "import json, remoted.app, remoted.store; print(json.dumps([remoted.__version__, remoted.store.SCHEMA_VERSION]))"
 #: "user version" in the header of a database (sqlite.org/fileformat2.html); the daemon that runs has the file for itself.
 _SCHEMA_AT, _SCHEMA_BYTES = 60, 4
 
@@ -47,6 +48,12 @@ class Edition:
         found = _schema_of(database)
         if found > self.schema:
             raise CliError(f"cannot install remoted {self.version}: the queue in {database} was written by a newer remoted (schema {found}, this one knows {self.schema}); install that or a newer one, or move the file away and start with an empty queue")
+
+    def require_starts(self) -> None:
+        """With the configuration that lies there. Raises CliError with the daemon's own words."""
+        done = subprocess.run([os.fspath(self.folder / "bin/python"), "-I", "-m", "remoted", "--system", "--check"], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise CliError(f"cannot install remoted {self.version}: it would not start: {done.stderr.strip().removeprefix('remoted: ')[-2000:]}")
 
     def put_in_force(self) -> Iterator[Path]:
         """Links and units; what runs goes on until it is restarted. Which files are different from before."""
@@ -105,13 +112,16 @@ def _is_being_made(folder: Path) -> bool:
 
 def make(python: str, uv: str, requirement: str) -> Edition:
     """A new one beside what is there. Raises CliError, and leaves nothing then."""
+    if os.statvfs(PREFIX.parent).f_flag & os.ST_NOEXEC:
+        raise CliError(f"cannot install: nothing in {PREFIX.parent} may be executed, as it is mounted (noexec); run: mount -o remount,exec {PREFIX.parent}, and change it in /etc/fstab")
     folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX.name}-", dir=PREFIX.parent))
     try:
         _claim(folder)
         folder.chmod(0o755)
         run(python, "-m", "venv", "--without-pip", os.fspath(folder))
         _fill(folder, uv, requirement)
-        return _read(folder)
+        require_remoted(folder, requirement)
+        return _read_new(folder)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -126,6 +136,12 @@ def _fill(folder: Path, uv: str, requirement: str) -> None:
         raise CliError(f"{error}{advice}") from None
 
 
+def require_remoted(folder: Path, requirement: str) -> None:
+    """Was it remoted that was asked for? Raises CliError."""
+    if not [*folder.glob("lib/python3*/site-packages/remoted/__main__.py")]:
+        raise CliError(f"cannot install: there is no remoted in {requirement.replace('remoted[daemon] @ ', '')}; give --source its folder or a wheel of it")
+
+
 def in_force() -> Edition | None:
     """The one that the link names. One of before there were links is moved aside, to where it can be found again."""
     if PREFIX.is_dir() and not PREFIX.is_symlink():
@@ -138,13 +154,15 @@ def in_force() -> Edition | None:
         return None
 
 
-def remove_all() -> Iterator[Path]:
-    """Links, units and folders."""
-    for path in [*(UNITS / name for name in NAMES), LINK, PREFIX, *_folders(PREFIX)]:
+def remove_all(prefix: Path = PREFIX, units: Path = UNITS, link: Path = LINK) -> Iterator[Path]:
+    """Links, units and folders, as far as there are any."""
+    for path in [*(units / name for name in NAMES), link, prefix, *_folders(prefix)]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
+        elif os.path.lexists(path):
+            path.unlink()
         else:
-            path.unlink(missing_ok=True)
+            continue
         yield path
 
 
@@ -159,6 +177,14 @@ def run(*command: str, env: dict[str, str] | None = None) -> str:
 def _read(folder: Path) -> Edition:
     version, schema = json.loads(run(os.fspath(folder / "bin/python"), "-I", "-c", _ASK))
     return Edition(folder, version, schema)
+
+
+def _read_new(folder: Path) -> Edition:
+    """Raises CliError with the last line of what Python says, which is the reason."""
+    try:
+        return _read(folder)
+    except CliError as error:
+        raise CliError(f"cannot install: what was made in {folder.parent} does not run: {str(error).splitlines()[-1]}") from None
 
 
 def _folders(prefix: Path) -> list[Path]:

@@ -85,10 +85,11 @@ def _install(source: str, start: bool) -> Iterator[str]:
     for folder in editions.remove_unused():
         yield f"removed {folder}, which an interrupted installation had left"
     python = _find_python()
-    edition = editions.make(python, _uv(), _requirement(source))
+    edition = editions.make(python, _uv(), requirement(source))
     try:
         _require_own(edition.folder / "bin" / "python")
         edition.require_knows(system_paths(Path("/")).database)
+        edition.require_starts()
     except CliError:
         shutil.rmtree(edition.folder)
         raise
@@ -128,7 +129,7 @@ def _start(changed: list[Path]) -> None:
     try:
         editions.run("systemctl", "restart", "remoted.service")
     except CliError as error:
-        said = subprocess.run(["journalctl", "--unit=remoted.service", "SYSLOG_IDENTIFIER=python", "--output=cat", "--lines=1"], capture_output=True, text=True, check=False)
+        said = subprocess.run(["journalctl", "--unit=remoted.service", "SYSLOG_IDENTIFIER=remoted", "--output=cat", "--lines=1"], capture_output=True, text=True, check=False)
         raise CliError(f"cannot start the daemon: {said.stdout.strip()[-2000:] or error}") from None
 
 
@@ -161,21 +162,27 @@ def _require_consent(running: str) -> None:
 
 
 def _uninstall(purge: bool) -> Iterator[str]:
+    was_there = (editions.UNITS / "remoted.service").exists()
     for verb in (("disable", "--quiet", "--now", "remoted.service", "remoted.socket"), ("stop", *_SLICES)):
         subprocess.run(["systemctl", *verb], check=False, capture_output=True)
-    yield "remoted.service is stopped, and so are its workers"
-    for path in editions.remove_all():
-        yield f"removed {path}"
+    if was_there:
+        yield "remoted.service is stopped, and so are its workers"
+    removed = list(editions.remove_all())
+    yield from (f"removed {path}" for path in removed)
+    if not removed:
+        yield "the system's daemon is not installed"
     editions.run("systemctl", "daemon-reload")
     subprocess.run(["systemctl", "reset-failed", "remoted*"], check=False, capture_output=True)
-    shutil.rmtree(transport.SYSTEM_DIRECTORY, ignore_errors=True)
-    yield f"removed {transport.SYSTEM_DIRECTORY}"
-    if not purge:
-        yield f"kept {CONFIG} and {STATE}: `remotectl uninstall --purge` removes them too"
-        return
-    for path in (CONFIG.parent, STATE):
-        shutil.rmtree(path, ignore_errors=True)
-        yield f"removed {path}"
+    yield from _remove([Path(transport.SYSTEM_DIRECTORY), *((CONFIG.parent, STATE) if purge else ())])
+    if kept := [os.fspath(path) for path in (CONFIG.parent, STATE) if path.exists()]:
+        yield f"kept {' and '.join(kept)}, which an installation finds again; to remove them too: rm -r {' '.join(kept)}"
+
+
+def _remove(folders: list[Path]) -> Iterator[str]:
+    for folder in folders:
+        if folder.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            yield f"removed {folder}"
 
 
 def _require_root(verb: str) -> None:
@@ -217,13 +224,26 @@ def _require_own(path: Path) -> None:
 def _own_source() -> str:
     """What pip was given for this very installation; the released version if it came from an index."""
     text = metadata.distribution("remoted").read_text("direct_url.json")
-    if text is None:
-        return f"remoted=={remoted.__version__}"
-    return unquote(urlsplit(json.loads(text)["url"]).path)
+    return source_of(json.loads(text)["url"]) if text is not None else f"remoted=={remoted.__version__}"
 
 
-def _requirement(source: str) -> str:
-    return f"remoted[daemon] @ {Path(source).resolve().as_uri()}" if Path(source).exists() else source.replace("remoted", "remoted[daemon]", 1)
+def source_of(url: str) -> str:
+    """As PEP 610 has it: a folder or file that is still there, or something in the net. Raises CliError."""
+    parts = urlsplit(url)
+    if parts.scheme != "file":
+        return f"remoted @ {url}"
+    if not Path(path := unquote(parts.path)).exists():
+        raise CliError(f"cannot install: {path}, from which this remotectl was installed, is not there any more; say where remoted is: `remotectl install --source FOLDER` (or a wheel)")
+    return path
+
+
+def requirement(source: str) -> str:
+    """For the installer: with what the daemon needs. Raises CliError."""
+    if Path(source).exists():
+        return f"remoted[daemon] @ {Path(source).resolve().as_uri()}"
+    if "://" not in source and (os.sep in source or source.endswith(".whl")):
+        raise CliError(f"cannot install from {source}: there is no such file or folder")
+    return source.replace("remoted", "remoted[daemon]", 1)
 
 
 def _uv() -> str:

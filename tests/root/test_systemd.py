@@ -54,16 +54,22 @@ TRIAL = r"""
 job() { u=$1; shift; as $u /opt/remoted/bin/python /trial/job.py "$@" 2>>/trial/log; }
 begin() { job alice begin "$@" | tail -n 1 | tr -d '"'; }
 python3 -m venv /v && /v/bin/pip install -q --disable-pip-version-check '/src[daemon]' >>/trial/log
+mount -t tmpfs -o noexec,mode=755 tmpfs /opt; say noexec "$(/v/bin/remotectl install 2>&1; ls -d /opt/remoted* /etc/systemd/system/remoted* 2>/dev/null)"; umount /opt
+mv /src /gone; say gone "$(/v/bin/remotectl install 2>&1)"; mv /gone /src
+mkdir -p /etc/remoted; printf 'cpus = "all"\n' >/etc/remoted/config.toml; say unfit "$(/v/bin/remotectl install 2>&1; ls -d /opt/remoted* /etc/systemd/system/remoted* 2>/dev/null)"; rm /etc/remoted/config.toml
+say nothing "$(/v/bin/remotectl uninstall --json 2>&1)"
 say installed "$(/v/bin/remotectl install --json 2>&1)"
 say active "$(systemctl is-active remoted.service remoted.socket | tr '\n' ' ')"
 systemd-analyze verify /etc/systemd/system/remoted.service /etc/systemd/system/remoted.socket /etc/systemd/system/remoted-workers.slice >/trial/verify 2>&1; say verify "$? $(cat /trial/verify)"
 mkdir -p /run/systemd/system/remoted.service.d; printf '[Service]\nWatchdogSec=6\n' >/run/systemd/system/remoted.service.d/soon.conf; systemctl daemon-reload; systemctl restart remoted
 mkdir -p /etc/remoted/conf.d; printf '[limits]\nspeed = 1\n' >/etc/remoted/conf.d/bad.toml; systemctl reload remoted; say reload_bad "$? $(systemctl is-active remoted) $(journalctl -u remoted -o cat --no-pager | grep -c 'limits.speed: this limit')"
+say doctor_bad "$(remotectl doctor --json 2>&1)"; say errors "$(journalctl -t remoted -p err -o cat --no-pager)"
 rm /etc/remoted/conf.d/bad.toml; systemctl reload remoted; say reload_good "$? $(systemctl is-active remoted)"
 say doctor "$(remotectl doctor --json 2>&1)"
 say alice "$(job alice who)"; say bob "$(job bob who)"
 say workers "$(as alice remotectl workers --json)"
 say limits "$(systemctl show -p MemoryMax,TasksMax $(systemctl list-units --no-legend 'remoted-w*.scope' | grep -o 'remoted-w[^ ]*') | tr '\n' ' ')"
+say doctor_limits "$(as alice remotectl doctor --json)"
 say scopes "$(systemctl list-units --no-legend 'remoted-*.scope' | grep -c running)"
 systemctl stop remoted; say activated "$(job bob who)"
 J=$(begin /home/alice/one); say warm "$(job bob warm)"; D=$(pid); systemctl restart remoted; as alice touch /home/alice/one; say restart "$(job alice outcome $J)"
@@ -82,6 +88,7 @@ say unasked "$(/v/bin/remotectl uninstall 2>&1 </dev/null; echo "$?")"
 say declined "$(echo n | /v/bin/python -c 'import pty; pty.spawn(["/v/bin/remotectl", "uninstall"])' | tr -d '\r')"; say after_no "$(systemctl is-active remoted) $(job bob who | wc -l)"
 say swept "$(/v/bin/remotectl install --no-start --json 2>&1)"
 say uninstalled "$(/v/bin/remotectl uninstall --yes --json 2>&1)"
+say again "$(/v/bin/remotectl uninstall --json 2>&1)"
 for _ in $(seq 100); do [ -z "$(systemctl list-units --all --no-legend 'remoted*')" ] && break; sleep 0.1; done  # it forgets units when it is idle
 say left "$(ls -d /opt/remoted* /usr/local/bin/remotectl /etc/systemd/system/remoted* /run/remoted 2>/dev/null | tr '\n' ' ')$(systemctl list-units --all --no-legend 'remoted*')"
 """
@@ -114,6 +121,24 @@ def test_c04_a_reload_of_a_bad_configuration_fails_and_the_daemon_goes_on(said: 
 
     assert (code != "0", state, named != "0") == (True, "active", True)
     assert said["reload_good"].split() == ["0", "active"]
+
+
+def test_c04_doctor_says_so_while_the_daemon_runs_and_errors_are_found_by_their_level(said: dict[str, str]) -> None:
+    found = {check["name"]: check for check in _read(said, "doctor_bad")["checks"]}["configuration"]
+
+    assert (found["ok"], "limits.speed: this limit does not exist" in found["detail"]) == (False, True)
+    assert "limits.speed: this limit does not exist" in said["errors"]
+
+
+@pytest.mark.parametrize(("why", "says"), [("noexec", "nothing in /opt may be executed"), ("gone", "/src, from which this remotectl was installed, is not there any more"), ("unfit", "it would not start: cannot use the configuration: /etc/remoted/config.toml: cpus: it must be a whole number")])
+def test_c01_an_install_that_cannot_succeed_is_refused_before_anything_is_changed(said: dict[str, str], why: str, says: str) -> None:
+    assert says in said[why]
+    assert not [word for word in said[why].split() if word.startswith(("/opt/remoted", "/etc/systemd"))]
+
+
+def test_c01_an_uninstall_of_nothing_says_so(said: dict[str, str]) -> None:
+    assert _read(said, "nothing")["done"] == ["the system's daemon is not installed", "kept /etc/remoted, which an installation finds again; to remove them too: rm -r /etc/remoted"]
+    assert _read(said, "again")["done"] == ["the system's daemon is not installed", "kept /etc/remoted and /var/lib/remoted, which an installation finds again; to remove them too: rm -r /etc/remoted /var/lib/remoted"]
 
 
 def test_c01_the_security_score_is_no_worse_than_agreed() -> None:
@@ -155,6 +180,16 @@ def test_c01_a_forked_worker_gets_a_scope_with_its_limits(said: dict[str, str]) 
     assert {worker["start"] for worker in workers} == {"forked"}, workers
     assert f"MemoryMax={1 << 30}" in said["limits"]
     assert "TasksMax=8192" in said["limits"]
+
+
+def test_c01_doctor_says_limited_only_where_the_kernel_limits(said: dict[str, str]) -> None:
+    """systemd shows a limit that it was asked for; in a container without the controllers of version 1 nothing comes of it."""
+    groups = [line.split(":", 2) for line in _read(said, "alice")[0][2].split()]
+    limited = any("memory" in names.split(",") and "/remoted-w" in path for _, names, path in groups) or all(not names for _, names, _ in groups)
+    found = {check["name"]: check for check in _read(said, "doctor_limits")["checks"]}
+
+    assert found["cgroups"]["ok"] == limited, (found["cgroups"], groups)
+    assert found["configuration"]["ok"], "everybody may read the file of an installation"
 
 
 def test_c01_a_call_starts_the_daemon_by_its_socket(said: dict[str, str]) -> None:

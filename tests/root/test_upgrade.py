@@ -87,6 +87,7 @@ say second "$(/v/bin/remotectl install --source /wheels/second/*.whl --json 2>&1
 say schemas "$(cd /var/lib/remoted; ls -d *.schema-*)"; say programs "$(ls /var/lib/remoted/runtime | wc -l)"
 say warm_second "$(job bob warm)"; say new "$(job alice warm)"
 say older "$(/v/bin/remotectl install --source /wheels/first/*.whl 2>&1)"; say older_version "$(version)"
+say unloadable "$(/v/bin/remotectl install --source /wheels/unloadable/*.whl 2>&1)"
 say broken "$(/v/bin/remotectl install --source /wheels/broken/*.whl 2>&1)"; say broken_version "$(version)"
 say folders "$(ls -d /opt/remoted-*)"; say links "$(readlink /opt/remoted) $(systemctl show -p ExecStart --value remoted | grep -o '/opt/[^ ;]*/bin/python' | head -n 1)"
 say warm_broken "$(job bob warm)"
@@ -111,17 +112,19 @@ def said() -> Iterator[dict[str, str]]:
 
 
 def _make_editions(tree: Path) -> None:
-    """Three wheels of this checkout, and those of what they need."""
+    """Four wheels of this checkout, and those of what they need."""
     shutil.copytree(TREES / "wheels", tree / "wheels")
     (tree / "etc/uv").mkdir()
     (tree / "etc/uv/uv.toml").write_text('no-index = true\nfind-links = ["/wheels"]\n', encoding="ascii")
-    for name in ("first", "second", "broken"):
+    for name in ("first", "second", "broken", "unloadable"):
         source = tree / "trial" / name
         copy_sources(source)
         if name != "first":
             _make_newer(source)
         if name == "broken":
-            _append(source / "remoted/app.py", 'raise RuntimeError("this edition does not start")')
+            _append(source / "remoted/app.py", 'async def _fail(daemon): raise RuntimeError("this edition does not start")\nDaemon.run = _fail')
+        if name == "unloadable":
+            _append(source / "remoted/app.py", 'raise ImportError("failed to map segment from shared object")')
         subprocess.run([str(ROOT / ".venv/bin/uv"), "build", "--quiet", "--wheel", "--out-dir", str(tree / "wheels" / name), str(source)], check=True)
 
 
@@ -203,6 +206,10 @@ def test_c09_a_version_that_does_not_start_leaves_the_one_before_in_force(said: 
     assert after[:2] == before[:2]
     [folder] = said["folders"].split()
     assert said["links"].split() == [folder, f"{folder}/bin/python"]
+
+
+def test_c09_a_version_that_cannot_be_loaded_is_not_even_tried(said: dict[str, str]) -> None:
+    assert "cannot install: what was made in /opt does not run: ImportError: failed to map segment from shared object" in said["unloadable"]
 
 
 def test_c09_the_program_of_old_workers_stays_as_long_as_they_do(said: dict[str, str]) -> None:
