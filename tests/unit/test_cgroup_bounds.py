@@ -20,7 +20,7 @@ def group(folder: Path, **files: str) -> Group:
     return Group("w1", (folder,))
 
 
-def test_controllers_that_a_container_sees_and_may_not_use_are_not_systemds() -> None:
+def test_t43_controllers_that_a_container_sees_and_may_not_use_are_not_systemds() -> None:
     """As in systemd-nspawn on a host with version 1: hierarchies are mounted, and systemd makes groups in its own only."""
     mounted = {MEMORY: {"memory"}, CPU: {"cpu"}}
 
@@ -53,7 +53,7 @@ def test_a_group_that_nobody_is_in_any_more_says_nothing(tmp_path: Path) -> None
     assert Group("w1", (tmp_path / "gone",)).unbounded(ASKED) == frozenset()
 
 
-def test_doctor_names_what_is_not_limited() -> None:
+def test_t43_doctor_names_what_is_not_limited() -> None:
     assert check_groups(set()).detail == "memory, CPU and tasks of each worker are limited"
     found = check_groups({"memory"})
     assert not found.ok
