@@ -38,7 +38,12 @@ def wait_for(path):
 def warm():
     sys.seen = getattr(sys, "seen", 0) + 1
     return [os.getpid(), sys.seen]
+@remote(CpuLiveServerless(name="hog", workersMax=1, template=PodTemplate(memory_gb=1)), max_retries=0)
+def hog(): return len([bytearray(os.urandom(1 << 20)) for _ in range(1500)])
 verb, *rest = sys.argv[1:]
+if verb == "hog":
+    out = hog().result()
+    print(json.dumps([out.status, out.state_reason, out.error]))
 if verb == "warm": print(json.dumps(warm().result().unwrap()))
 if verb == "who": print(json.dumps([who().result().unwrap(), who_directly().result()]))
 if verb == "begin":
@@ -63,13 +68,13 @@ say active "$(systemctl is-active remoted.service remoted.socket | tr '\n' ' ')"
 systemd-analyze verify /etc/systemd/system/remoted.service /etc/systemd/system/remoted.socket /etc/systemd/system/remoted-workers.slice >/trial/verify 2>&1; say verify "$? $(cat /trial/verify)"
 mkdir -p /run/systemd/system/remoted.service.d; printf '[Service]\nWatchdogSec=6\n' >/run/systemd/system/remoted.service.d/soon.conf; systemctl daemon-reload; systemctl restart remoted
 mkdir -p /etc/remoted/conf.d; printf '[limits]\nspeed = 1\n' >/etc/remoted/conf.d/bad.toml; systemctl reload remoted; say reload_bad "$? $(systemctl is-active remoted) $(journalctl -u remoted -o cat --no-pager | grep -c 'limits.speed: this limit')"
-say doctor_bad "$(remotectl doctor --json 2>&1)"; say errors "$(journalctl -t remoted -p err -o cat --no-pager)"
+say doctor_bad "$(remotectl doctor --json 2>&1)"; say errors "$(journalctl -b -t remoted -p err -o cat --no-pager)"
 rm /etc/remoted/conf.d/bad.toml; systemctl reload remoted; say reload_good "$? $(systemctl is-active remoted)"
 say doctor "$(remotectl doctor --json 2>&1)"
 say alice "$(job alice who)"; say bob "$(job bob who)"
 say workers "$(as alice remotectl workers --json)"
 say limits "$(systemctl show -p MemoryMax,TasksMax $(systemctl list-units --no-legend 'remoted-w*.scope' | grep -o 'remoted-w[^ ]*') | tr '\n' ' ')"
-say doctor_limits "$(as alice remotectl doctor --json)"
+say hog "$(job alice hog)"; say doctor_limits "$(as alice remotectl doctor --json)"
 say scopes "$(systemctl list-units --no-legend 'remoted-*.scope' | grep -c running)"
 systemctl stop remoted; say activated "$(job bob who)"
 J=$(begin /home/alice/one); say warm "$(job bob warm)"; D=$(pid); systemctl restart remoted; as alice touch /home/alice/one; say restart "$(job alice outcome $J)"
@@ -82,7 +87,7 @@ J=$(begin /home/alice/three); systemctl stop remoted-workers.slice; say slice "$
 J=$(begin /home/alice/four); B=$(systemctl show -p NRestarts --value remoted); kill -STOP $(pid)
 while [ "$(systemctl show -p NRestarts --value remoted)" = "$B" ]; do sleep 0.2; done
 as alice touch /home/alice/four; say watchdog "$(job alice outcome $J)"
-journalctl -u remoted --no-pager >/trial/journal
+journalctl -u remoted --no-pager >/trial/journal; say open "$(journalctl -b -t remoted -o cat --no-pager | tee /trial/own | grep -c 'open every GPU') $(grep -c . /trial/own)"
 mkdir /opt/remoted-interrup; touch /opt/remoted-interrup/pyvenv.cfg; J=$(begin /home/alice/last)
 say unasked "$(/v/bin/remotectl uninstall 2>&1 </dev/null; echo "$?")"
 say declined "$(echo n | /v/bin/python -c 'import pty; pty.spawn(["/v/bin/remotectl", "uninstall"])' | tr -d '\r')"; say after_no "$(systemctl is-active remoted) $(job bob who | wc -l)"
@@ -180,6 +185,20 @@ def test_c01_a_forked_worker_gets_a_scope_with_its_limits(said: dict[str, str]) 
     assert {worker["start"] for worker in workers} == {"forked"}, workers
     assert f"MemoryMax={1 << 30}" in said["limits"]
     assert "TasksMax=8192" in said["limits"]
+
+
+def test_t43_a_body_that_outgrows_its_memory_fails_in_a_container_too(said: dict[str, str]) -> None:
+    """By its cgroup, or where that is not to be had by the rlimit that stands in."""
+    status, reason, error = _read(said, "hog")
+
+    assert status == "FAILED"
+    assert reason == "OOM_RAM" or "MemoryError" in error, (reason, error)
+
+
+def test_c07_without_a_card_nobody_is_warned_of_cards(said: dict[str, str]) -> None:
+    warned, lines = map(int, said["open"].split())
+
+    assert (warned, lines > 10) == (0, True)
 
 
 def test_c01_doctor_says_limited_only_where_the_kernel_limits(said: dict[str, str]) -> None:
