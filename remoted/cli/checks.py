@@ -14,6 +14,7 @@ from typing import Any
 from remoted import config_files, paths
 from remoted.cli import transport
 from remoted.cli.ending import CliError, NoDaemon
+from remoted.limits import size_text
 
 Check = dict[str, Any]
 _PACKAGES = ("aiohttp", "pydantic", "pynvml", "psutil", "prometheus_client", "cloudpickle", "click")
@@ -103,7 +104,7 @@ def _disk() -> Check:
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     ok = free > _FREE_BYTES
-    return _check("disk space", ok, f"{free / 1e9:.1f} GB free", "" if ok else "results and environments need space: free some")
+    return _check("disk space", ok, f"{size_text(free)} free", "" if ok else "results and environments need space: free some")
 
 
 def _sockets() -> Check:

@@ -75,6 +75,7 @@ say alice "$(job alice who)"; say bob "$(job bob who)"
 say workers "$(as alice remotectl workers --json)"
 say limits "$(systemctl show -p MemoryMax,TasksMax $(systemctl list-units --no-legend 'remoted-w*.scope' | grep -o 'remoted-w[^ ]*') | tr '\n' ' ')"
 say hog "$(job alice hog)"; say doctor_limits "$(as alice remotectl doctor --json)"
+chmod 600 /etc/remoted/config.toml; say doctor_closed "$(as alice remotectl doctor --json)"; chmod 644 /etc/remoted/config.toml
 say scopes "$(systemctl list-units --no-legend 'remoted-*.scope' | grep -c running)"
 systemctl stop remoted; say activated "$(job bob who)"
 J=$(begin /home/alice/one); say warm "$(job bob warm)"; D=$(pid); systemctl restart remoted; as alice touch /home/alice/one; say restart "$(job alice outcome $J)"
@@ -209,6 +210,12 @@ def test_c01_doctor_says_limited_only_where_the_kernel_limits(said: dict[str, st
 
     assert found["cgroups"]["ok"] == limited, (found["cgroups"], groups)
     assert found["configuration"]["ok"], "everybody may read the file of an installation"
+
+
+def test_c04_a_configuration_that_a_user_may_not_read_is_no_illness(said: dict[str, str]) -> None:
+    found = {check["name"]: check for check in _read(said, "doctor_closed")["checks"]}["configuration"]
+
+    assert (found["ok"], found["detail"], found["advice"]) == (True, "/etc/remoted/config.toml is not yours to read", "`sudo remotectl doctor` looks at it")
 
 
 def test_c01_a_call_starts_the_daemon_by_its_socket(said: dict[str, str]) -> None:

@@ -164,6 +164,14 @@ def test_c03_four_users_run_as_themselves_in_scopes_of_version_2(computer: Machi
         assert (file, folder, job) == ("PermissionError", "PermissionError", "SubmissionRefused")
 
 
+def test_c01_doctor_finds_the_limits_that_the_kernel_keeps_of_workers_that_live(computer: Machine) -> None:
+    _json(computer, "who", uid=ALICE)
+
+    checks = {check["name"]: check for check in json.loads(computer.run("remotectl doctor --json; true").out)["checks"]}
+    assert checks["cgroups"]["ok"], checks["cgroups"]
+    assert (checks["configuration"]["ok"], checks["worker program"]["ok"], checks["interpreter"]["ok"]) == (True, True, True)
+
+
 def test_t43_want_of_memory_is_named_with_its_limit(computer: Machine) -> None:
     (status, reason, error), other = _json(computer, "hog", uid=ALICE)
 
