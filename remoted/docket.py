@@ -1,7 +1,7 @@
 """What is to be stored of jobs: thousands of rows a second, so those of one turn of the loop go as one statement of each kind.
 
 A job has one when it comes, one for each attempt that begins, one for each item of a stream, and its end. On one page they
-are stored, and those who wait are told, in this order; what else is asked of the store meanwhile begins a new page, so nothing overtakes anything.
+are stored in this order; what else is asked of the store meanwhile begins a new page, so nothing overtakes anything.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ _Row = tuple[Any, ...]
 Then = Callable[[Any, Exception | None], None]
 _STATEMENTS = ("add_jobs", "begin_attempts", "add_items", "finish_jobs")
 _ADD, _BEGIN, _ITEM, _FINISH = range(4)
+#: A worker that waits for its order hears before a client that waits for the end.
+_SOONEST_FIRST = (_BEGIN, _ADD, _ITEM, _FINISH)
 _COMPLETED = Status.COMPLETED.value  # a look-up of an enum's value is a function call
 
 
@@ -78,8 +80,8 @@ class _Page:
             error = result
         else:
             known = result
-        for kind, thens in enumerate(self.thens):
-            for place, (then, about) in enumerate(thens):
+        for kind in (_ADD, _BEGIN, _ITEM, _FINISH) if known or error else _SOONEST_FIRST:
+            for place, (then, about) in enumerate(self.thens[kind]):
                 try:
                     then(about, AlreadyKnown() if known and kind == _ADD and place in known else error)
                 except Exception:  # one's failure is nobody else's

@@ -9,7 +9,6 @@ crash at any point loses no job, runs no token twice, and counts every attempt t
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+from remoted import turn
 from remoted.access import Peer
 from remoted.attempts import AttemptEnd, Content
 from remoted.blobs import Blobs, memory_bytes
@@ -26,7 +26,7 @@ from remoted.contents import Contents
 from remoted.docket import AlreadyKnown, Docket, job_id
 from remoted.endings import Ending, ending_of
 from remoted.engine import Engine
-from remoted.errors import RemotedError, StoreBroken, StoreError
+from remoted.errors import RemotedError
 from remoted.instances import Instances
 from remoted.items import Items
 from remoted.keeping import ItemKeeper
@@ -34,6 +34,7 @@ from remoted.limits import Limits
 from remoted.model import AttemptToken, Reason, Status, Uid, WorkerId
 from remoted.paces import Paces
 from remoted.paths import Paths
+from remoted.persisting import Persisting
 from remoted.quotas import ROW_BYTES, too_many_jobs
 from remoted.records import Records
 from remoted.replies import close_payload
@@ -46,7 +47,6 @@ from remoted.workers import Worker
 
 log = logging.getLogger(__name__)
 #: Between two tries to store an outcome.
-_AGAIN_SECONDS = 0.5
 _CLOSE_SECONDS = 5.0
 #: With a submission's key the id, once the job is committed, or why it is not.
 Told = Callable[[str, str | Exception], None]
@@ -60,16 +60,16 @@ class Jobs(CallRunner):
     def __init__(self, engine: Engine, contents: Contents, instances: Instances, clock: Clock, limits: Limits, kind_key: bytes, store: Store, blobs: Blobs, paths: Paths) -> None:
         super().__init__(engine, contents, instances, clock, limits, kind_key, paths)
         self.records = Records(store, blobs, paths, clock, limits)
-        self._store = store
         self._blobs = blobs
         self._docket = Docket(store, clock.boot_id())
         #: Who waits to hear that a job is stored that another one has submitted.
         self._accepting: dict[str, list[Told]] = {}
         self._per_uid: Counter[int] = Counter()
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._keeper = ItemKeeper(self._docket, blobs, contents.quotas, self._spawn, self._item_kept, self._try_again)
-        self._finishing = self._waiting_again = 0  #: Outcomes not committed yet; what waits until the store may take it.
+        self._persisting = Persisting(store)
+        self._keeper = ItemKeeper(self._docket, blobs, contents.quotas, self._persisting.spawn, self._item_kept, self._persisting.again)
+        self._finishing = 0  #: Outcomes that are not committed yet.
         self._paces = Paces()
+        self._turn = turn.current()
         self.completed = 0
 
     # -- submitting ----------------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ class Jobs(CallRunner):
         self.engine.ended(call.id)
         self._run_ahead(worker)
         if isinstance(end.payload, int) or self._keeper.under_way(call) is not None or call.items.problem is not None:
-            self._spawn(self._settle_large(call, token, end, worker))
+            self._persisting.spawn(self._settle_large(call, token, end, worker))
         else:
             call.result, call.result_kind, call.result_size = Content("", end.payload, None), end.kind, end.size
             self._settle(call, token, end, worker)
@@ -207,7 +207,7 @@ class Jobs(CallRunner):
         def take_back(db: Statements) -> None:
             db.run("drop_attempt", job=job, number=number)
 
-        self._store_now(take_back, lambda: self.engine.spool.settle(token))
+        self._persisting.store_now(take_back, lambda: self.engine.spool.settle(token))
         if call.stop_requested is not None:
             self.engine.ended(call.id)
             self._end_unbegun(call, call.stop_requested)
@@ -253,7 +253,7 @@ class Jobs(CallRunner):
         self.note_construction(call, end)
         then = partial(self._let_forget, token, worker)
         if status is None:
-            self._spawn(self._requeue(call, end, reason, then))
+            self._persisting.spawn(self._requeue(call, end, reason, then))
         else:
             self._finish(call, status, reason, self._used(call, end), then)
 
@@ -281,7 +281,7 @@ class Jobs(CallRunner):
                 charge_all(db, charged)
             db.run("requeue_job", **row)
 
-        await self._persist(requeue)
+        await self._persisting.store(requeue)
         call.status, call.reason = Status.IN_QUEUE, reason
         for watcher in list(call.watchers):
             watcher.on_state(call)
@@ -316,59 +316,25 @@ class Jobs(CallRunner):
     def _finished(self, status: Status, reason: Reason | None, span: Span | None, then: Callable[[], None], call: Call, error: Exception | None) -> None:
         self._finishing -= 1
         if error is not None:
-            self._try_again(error, self._finish, call, status, reason, span, then)
+            self._persisting.again(error, self._finish, call, status, reason, span, then)
             return
         if self.calls.get(call.id) is not call:
             then()
             return
         call.status, call.reason = status, reason
         self.completed += 1
+        for watcher in list(call.watchers):
+            watcher.on_done(call)
+        call.watchers.clear()
+        self._turn.soon(partial(self._leave_behind, call, then))
+
+    def _leave_behind(self, call: Call, then: Callable[[], None]) -> None:
+        """What nobody waits for, before anything else is heard."""
         self.on_ended(ending_of(call, "queue"))
         self._forget(call)
         if call.children:
             self._cancel_children(call)
-        for watcher in list(call.watchers):
-            watcher.on_done(call)
-        call.watchers.clear()
         then()
-
-    def _try_again(self, error: Exception, store: Callable[..., None], *arguments: Any) -> None:
-        """Again and again until the store takes it: an outcome is never dropped because a disk was full."""
-        if isinstance(error, StoreBroken):
-            return  # nothing is told and no worker forgets: the next daemon finds what it leaves
-        log.error("%s; trying again in %.1f s", error, _AGAIN_SECONDS)
-        self._waiting_again += 1
-        asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._again, store, arguments)
-
-    def _again(self, store: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-        self._waiting_again -= 1
-        store(*arguments)
-
-    def _store_now(self, operation: Callable[[Statements], None], then: Callable[[], None] = lambda: None) -> None:
-        """In the store's line before whatever the job does next; again later if it is not taken. ``then``: once it is."""
-
-        def stored(done: asyncio.Future[None]) -> None:
-            if done.exception() is None:
-                then()
-            if isinstance(done.exception(), StoreError) and not isinstance(done.exception(), StoreBroken):
-                self._spawn(self._persist(operation))
-
-        self._store.submit(operation).add_done_callback(stored)
-
-    async def _persist(self, operation: Callable[[Statements], Any]) -> None:
-        """Again and again until the store takes it: an outcome is never dropped because a disk was full."""
-        delay = 0.2
-        while True:
-            try:
-                await self._store.submit(operation)
-            except StoreBroken:
-                raise  # nothing is told and no worker forgets: the next daemon finds what it leaves
-            except StoreError as error:
-                log.error("%s; trying again in %.1f s", error, delay)
-                await asyncio.sleep(delay)
-                delay = min(5.0, delay * 2)
-            else:
-                return
 
     def add_item(self, call: Call, token: AttemptToken, number: int, payload: bytes | int, size: int) -> None:
         """One item of a stream: stored, numbered, then told."""
@@ -462,7 +428,7 @@ class Jobs(CallRunner):
         now = self.clock.wall()
         end: tuple[Any, ...] = (row["seq"], Status.FAILED.value, Reason.LOST.value, row["all_attempts"], row["worker"], row["gpus"], row["first_started_at"], now)
         end += (row["run_seconds"], None, 0, "died", row["items"], 0, message, "", "")
-        await self._persist(lambda db: db.many("finish_jobs", [end]))
+        await self._persisting.store(lambda db: db.many("finish_jobs", [end]))
         waited = max(0.0, (row["first_started_at"] or now) - row["submitted_at"])
         self.on_ended(
             Ending("queue", row["id"], row["uid"], row["name"], row["pool"], Status.FAILED, Reason.LOST.value, row["all_attempts"], waited, row["run_seconds"], tuple(row["gpus"].split()), row["worker"], 0)
@@ -472,29 +438,10 @@ class Jobs(CallRunner):
         policy = PoolPolicy(call.spec.pool.workers_min, call.spec.pool.workers_max, call.spec.pool.idle_timeout_seconds or 300.0)
         self.engine.submit(call.ticket, policy, self)
 
-    def _spawn(self, coroutine: Any) -> asyncio.Task[Any]:
-        task: asyncio.Task[Any] = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._task_done)
-        return task
-
-    def _task_done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("a task of the queue failed", exc_info=task.exception())
-
     async def settle_begun(self) -> None:
         """Attempts that are being stored are stored and sent."""
-        with contextlib.suppress(StoreError):
-            await self._store.submit(lambda db: None)
+        await self._persisting.settle()
 
     async def close(self) -> None:
         """Outcomes that are being stored are stored."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + _CLOSE_SECONDS
-        while (self._tasks or self._finishing or self._waiting_again) and loop.time() < until:
-            await self.settle_begun()
-            if self._tasks:
-                await asyncio.wait(self._tasks, timeout=max(0.0, until - loop.time()))
-            elif self._waiting_again:
-                await asyncio.sleep(_AGAIN_SECONDS)
+        await self._persisting.close(asyncio.get_running_loop().time() + _CLOSE_SECONDS, lambda: self._finishing > 0)

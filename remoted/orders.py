@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-from remoted import turn
 from remoted.attempts import AttemptSpec, Content, LeaseSpec, Work
 from remoted.channel import Channel
 from remoted.limits import Limits
@@ -26,8 +25,6 @@ class Orders:
         #: What the newest order shares with its neighbours, in our words and in the worker's.
         self._newest: tuple[Work | None, bool, dict[str, object]] = (None, False, {})
         self._acknowledged: list[AttemptToken] = []
-        self._turn = turn.current()
-        self._is_turn_known = False
         self._timer: asyncio.TimerHandle | None = None
 
     def acknowledge(self, token: AttemptToken) -> None:
@@ -41,7 +38,7 @@ class Orders:
         self.send_acknowledged()
 
     def send_acknowledged(self) -> None:
-        tokens, self._acknowledged, self._is_turn_known = self._acknowledged, [], False
+        tokens, self._acknowledged = self._acknowledged, []
         for start in range(0, len(tokens), _ACKNOWLEDGED_MOST):
             self._channel.send({"op": "ack", "attempts": tokens[start : start + _ACKNOWLEDGED_MOST]})
 
@@ -50,15 +47,14 @@ class Orders:
         if self._newest[0] is not spec.work or self._newest[1] is not inline:
             self._newest = (spec.work, inline, self._common(spec.work, inline))
         common = self._newest[2]
+        if self._acknowledged:
+            self.send_acknowledged()  # it is waking up while the order is written
         if inline_arguments is not None and len(inline_arguments) <= wire.INLINE_BYTES:
             self._channel.send_call(common, word, inline_arguments)
             if not spec.ahead:
                 self._channel.end_calls()  # whether it arrives decides what becomes of it
         else:
             self._send({**common, "calls": [word], "sizes": [0]}, spec.arguments)
-        if self._acknowledged and not self._is_turn_known:
-            self._is_turn_known = True
-            self._turn.soon(self.send_acknowledged)
 
     def _common(self, work: Work, inline: bool) -> dict[str, object]:
         """What an order shares with its neighbours; the worker has the content then."""

@@ -6,7 +6,7 @@ import contextlib
 import heapq
 import itertools
 import os
-import selectors
+import select
 import socket
 import threading
 import time
@@ -30,7 +30,10 @@ class Attendant:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._leases: dict[int, Lease] = {}
-        self._selector: selectors.BaseSelector | None = None
+        self._poller: select.epoll | None = None
+        #: The connection's socket, what is listened for there, and why.
+        self._sock_fd, self._events = -1, 0
+        self._has_more, self._is_lent = False, False
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def post(self, errand: Callable[[], None]) -> None:
@@ -56,25 +59,39 @@ class Attendant:
 
     def rounds(self, sock: socket.socket, on_readable: Callable[[], bool], before_waiting: Callable[[], bool]) -> None:
         """Until ``on_readable`` says that the connection has ended. ``before_waiting``: is there something to write?"""
-        with selectors.DefaultSelector() as selector:
-            self._selector = selector
+        with select.epoll() as poller:
+            self._poller, self._sock_fd, self._events, self._is_lent = poller, sock.fileno(), 0, False
             self._leases.clear()
-            selector.register(sock, selectors.EVENT_READ)
-            selector.register(self._wake_read, selectors.EVENT_READ)
+            poller.register(self._sock_fd, 0)
+            poller.register(self._wake_read, select.EPOLLIN)
             try:
                 while True:
                     self._run_errands()
-                    selector.modify(sock, selectors.EVENT_READ | (selectors.EVENT_WRITE if before_waiting() else 0))
-                    for key, events in selector.select(self._until_timer()):
-                        if key.fd == self._wake_read:
+                    self._has_more = before_waiting()
+                    self._listen()
+                    for fd, events in poller.poll(self._until_timer()):
+                        if fd == self._wake_read:
                             os.read(self._wake_read, 65536)
-                        elif key.data is not None:
-                            self._read(key.data)
-                        elif events & selectors.EVENT_READ and not on_readable():
+                        elif fd in self._leases:
+                            self._read(self._leases[fd])
+                        elif fd == self._sock_fd and events & ~select.EPOLLOUT and not on_readable():
                             return
                     self._run_timers()
             finally:
-                self._selector = None
+                with self._lock:
+                    self._poller = None
+
+    def lend(self, is_lent: bool) -> None:
+        """Another thread reads the connection's socket meanwhile. Its end is heard of here all the same."""
+        self._is_lent = is_lent
+        self._listen()
+
+    def _listen(self) -> None:
+        with self._lock:
+            events = (0 if self._is_lent else select.EPOLLIN) | (select.EPOLLOUT if self._has_more else 0)
+            if self._poller is not None and events != self._events:
+                self._poller.modify(self._sock_fd, events)
+                self._events = events
 
     def _run_errands(self) -> None:
         while self._errands:
@@ -100,19 +117,19 @@ class Attendant:
 
     def _register(self, lease: Lease) -> None:
         fd = lease.fileno()
-        if self._selector is None or fd < 0 or lease.reader != LINE or self._leases.get(fd) is lease:
+        if self._poller is None or fd < 0 or lease.reader != LINE or self._leases.get(fd) is lease:
             return
         if fd in self._leases:
             self._unregister(self._leases[fd])  # that one was closed, and its number is in use again
         self._leases[fd] = lease
-        self._selector.register(fd, selectors.EVENT_READ, lease)
+        self._poller.register(fd, select.EPOLLIN)
 
     def _unregister(self, lease: Lease) -> None:
         for fd in [fd for fd, known in self._leases.items() if known is lease]:
             del self._leases[fd]
-            if self._selector is not None:
-                with contextlib.suppress(KeyError, ValueError, OSError):
-                    self._selector.unregister(fd)
+            if self._poller is not None:
+                with contextlib.suppress(ValueError, OSError):
+                    self._poller.unregister(fd)
 
 
 def _apart(errand: Callable[[], None]) -> None:

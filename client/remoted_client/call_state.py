@@ -20,6 +20,7 @@ from remoted_client.wire import Status
 
 if TYPE_CHECKING:
     from remoted_client.connection import Outgoing
+    from remoted_client.reading import Reading
 
 _TELL_SECONDS = 2.0
 _WAITING = {
@@ -81,6 +82,8 @@ class CallState:
     is_detached = False
     #: Submitted by this process, and ended with it.
     is_mine = False
+    #: Of the line, for who waits.
+    reading: Reading | None = None
 
     def __init__(self, name: str, outgoing: Outgoing | None, *, durable: bool, detached: bool, stream: bool, echo: bool, call_id: str = "") -> None:
         self._begin(name, stream)
@@ -224,6 +227,10 @@ class CallState:
     def text(self, stream: int) -> str:
         return self._printed.text(stream, self.id) if self._printed is not None else ""
 
+    @property
+    def has_callbacks(self) -> bool:
+        return bool(self._callbacks)
+
     def add_done_callback(self, callback: Callable[[], None]) -> None:
         with self._lock:
             if not self.is_over:
@@ -235,6 +242,10 @@ class CallState:
         """Block this thread until ``condition()`` holds. False on timeout. Ctrl-C works. Without ``news`` only the end counts."""
         if condition():
             return True
+        if self.reading is not None and not news:
+            began = time.monotonic()
+            self.reading.follow(self, timeout)
+            timeout = timeout and max(0.0, timeout - (time.monotonic() - began))
         with self._lock:
             self._news_waiters += news
             try:

@@ -29,6 +29,7 @@ from remoted_client.lease import Lease
 from remoted_client.outbox import Outbox
 from remoted_client.payload import Payload
 from remoted_client.printed import echo, tell_fault
+from remoted_client.reading import Reading
 from remoted_client.segments import SegmentPool
 from remoted_client.surroundings import Surroundings
 
@@ -82,10 +83,10 @@ class Connection:
         self._heard = threading.Event()
         self._sock: socket.socket | None = None
         self._ready = False
-        self._reader = wire.FrameReader()
         self._thread: threading.Thread | None = None
         self.attendant = Attendant()
         self._outbox = Outbox(self._lock, self.attendant)
+        self._reading = Reading(self.attendant, self._handle, self._is_alone)
         self.segments = SegmentPool()
         self.daemon: dict[str, Any] = {}
         #: What this process calls itself on its other connections.
@@ -101,7 +102,7 @@ class Connection:
     def start(self, state: CallState) -> None:
         """Send a call, or leave it to the thread. Errors arrive in ``state``."""
         with self._lock:
-            self._states[state.key] = state
+            self._states[state.key], state.reading = state, self._reading
             if self._ready:
                 self._outbox.start(state)
             else:
@@ -170,11 +171,11 @@ class Connection:
                 if time.monotonic() > deadline:
                     raise DaemonUnreachable(f"{error} before it had answered, again and again for {_RECONNECT_SECONDS:g} s; {where_to_look()}") from error
                 self._sock.close()
-                self._reader = wire.FrameReader()
                 time.sleep(0.05)
 
     def _rest(self) -> bool:
         """The connection is gone. True if somebody still waits for a call; else this thread ends until the next one."""
+        self._reading.close()
         with self._lock:
             self._disconnect()
         for pool in list(self.pools.values()):
@@ -200,8 +201,6 @@ class Connection:
             self._sock = None
         self._outbox.close()
         self._leases.clear()
-        self._reader.close()
-        self._reader = wire.FrameReader()
 
     def _reconnect(self, deadline: float) -> socket.socket:
         """The daemon went away while somebody waits: it is restarted by somebody, or by us."""
@@ -224,13 +223,14 @@ class Connection:
         with contextlib.suppress(BrokenPipeError):  # refused at the door: the reason can still be read
             self._sock.sendall(hello(self.name))
         frames: list[wire.Frame] = []
+        reader = wire.FrameReader()
         await_word(self._sock)
         try:
             while not frames:
                 data, fds = wire.receive(self._sock, _READ_BYTES)
                 if not data:
                     raise _HungUp("the daemon closed the connection")
-                frames = self._reader.feed(data, fds)
+                frames = reader.feed(data, fds)
         except wire.WireError as error:
             raise for_code("VERSION_MISMATCH", str(error)) from error
         except TimeoutError as error:
@@ -242,6 +242,7 @@ class Connection:
         self.daemon = frames[0].header
         with self._lock:
             self._sock.setblocking(False)
+            self._reading.open(self._sock, reader)
             self._outbox.open(self._sock)
             self._ready = True
             for call_id, count in self._waiting.items():
@@ -257,29 +258,19 @@ class Connection:
 
     def _talk(self) -> None:
         assert self._sock is not None
-        self.attendant.rounds(self._sock, self._receive, self._flush)
+        self.attendant.rounds(self._sock, self._reading.read, self._flush)
 
     def _flush(self) -> bool:
         with self._lock:
             return self._outbox.flush()
 
-    def _receive(self) -> bool:
-        """Handle what has arrived. False at the end of the connection."""
-        assert self._sock is not None
-        try:
-            data, fds = wire.receive(self._sock, _READ_BYTES)
-            frames = self._reader.feed(data, fds) if data else []
-        except (BlockingIOError, InterruptedError):
-            return True
-        except (OSError, wire.WireError):
-            return False
-        for frame in frames:
-            if frame.op in ("accepted", "done"):
-                for word, body in wire.calls_of(frame):
-                    self._apart(word, self._on_accepted if frame.op == "accepted" else self._on_done, word, body, frame.fds)
-            else:
-                self._apart(frame.header, self._dispatch, frame)
-        return bool(data)
+    def _handle(self, frame: wire.Frame) -> None:
+        """What the daemon says. What goes wrong with one call ends that one."""
+        if frame.op in ("accepted", "done"):
+            for word, body in wire.calls_of(frame):
+                self._apart(word, self._on_accepted if frame.op == "accepted" else self._on_done, word, body, frame.fds)
+        else:
+            self._apart(frame.header, self._dispatch, frame)
 
     def _apart(self, word: dict[str, Any] | list[str], handle: Callable[..., None], *arguments: Any) -> None:
         """What goes wrong with one call ends that one, and not the thread that everybody's calls need. ``word`` names it."""
@@ -332,14 +323,16 @@ class Connection:
         if leased is not None:
             leased[0].on_event(leased[1], frame)
         elif state is not None:
+            state.on_done(frame)
             with self._lock:
                 self._forget(state)
-            try:
-                state.on_done(frame)
-            except Exception as error:
-                state.fail(for_fault(error))
         else:
             frame.close()
+
+    def _is_alone(self, state: CallState) -> bool:
+        """Is there no other call that could be told of? Nothing of a user's hangs on its end then."""
+        with self._lock:
+            return self._ready and len(self._states) <= 2 and all(other is state for other in self._states.values()) and not state.has_callbacks
 
     def _on_refused(self, state: CallState, header: dict[str, Any]) -> None:
         with self._lock:

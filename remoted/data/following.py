@@ -22,6 +22,8 @@ from remoted.records import Records
 
 log = logging.getLogger(__name__)
 _OUTPUT_CHUNK_BYTES = 48 * 1024
+#: Of a call that ends sooner its client hears that alone.
+_NEWS_SECONDS = 0.003
 
 
 class Following:
@@ -40,6 +42,9 @@ class Following:
         #: By lease, the newest call that has ended in its log, and where.
         self._marks: dict[str, tuple[int, int]] = {}
         self._mine: set[str] = set()
+        #: Calls whose state has changed, and when that is told.
+        self._news: dict[str, Call] = {}
+        self._news_timer: asyncio.TimerHandle | None = None
         #: News that found no room: a live call, or None for a job that is over and is read from the store.
         self._late: dict[str, Call | None] = {}
         self._telling_late = False
@@ -74,15 +79,27 @@ class Following:
         self._watching.clear()
         self._behind.clear()
         self._late.clear()
+        self._news.clear()
 
     # -- a watcher -----------------------------------------------------------------------------------------
 
     def on_state(self, call: Call) -> None:
+        self._news[call.id] = call
+        if self._news_timer is None:
+            self._news_timer = self._loop.call_later(_NEWS_SECONDS, self._tell_news)
+
+    def _tell_news(self) -> None:
+        self._news_timer = None
+        news, self._news = self._news, {}
+        for call in news.values():
+            self._tell_state(call)
+
+    def _tell_state(self, call: Call) -> None:
         if self._transport.is_full:
             self._late.setdefault(call.id, call)
             return
         reason = call.reason.value if call.reason else ""
-        self._transport.send({"op": "state", "id": call.id, "status": call.status.value, "reason": reason, "worker": call.worker_id, **_about_preload(call)}, hurry=False)
+        self._transport.send({"op": "state", "id": call.id, "status": call.status.value, "reason": reason, "worker": call.worker_id, **_about_preload(call)})
 
     def on_output(self, call: Call, stream: int, data: bytes, offset: int) -> None:
         """Straight on when the reader keeps up; else the log is read when it has caught up."""
@@ -194,6 +211,7 @@ class Following:
         self._mine.discard(call.id)
         self._watching.discard(call)
         self._late.pop(call.id, None)
+        self._news.pop(call.id, None)
         durable = not call.spec.pool.load_balanced
         if durable and self._transport.is_full:
             self._late[call.id] = None
@@ -239,7 +257,7 @@ class Following:
                 if call is None:
                     await self._tell_outcome(call_id)
                 else:
-                    self.on_state(call)
+                    self._tell_state(call)
         finally:
             self._telling_late = False
 

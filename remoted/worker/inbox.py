@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import queue
+from collections.abc import Sized
 from typing import TYPE_CHECKING, Any
 
+from .link import Link
 from .loop import WarmLoop
 
 if TYPE_CHECKING:
@@ -12,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class Inbox:
-    """Filled by the channel's thread, emptied by the main thread between calls."""
+    """Filled by who reads the channel, and by the threads of ``leases``; emptied by the main thread between calls."""
 
-    def __init__(self, loop: WarmLoop) -> None:
-        self._loop = loop
+    def __init__(self, loop: WarmLoop, link: Link, leases: Sized) -> None:
+        self._loop, self._link, self._leases = loop, link, leases
         self._items: queue.SimpleQueue[Any] = queue.SimpleQueue()
         #: Of the loop, while that waits for an item.
         self._arrived: asyncio.Event | None = None
@@ -28,8 +30,18 @@ class Inbox:
             self._loop.get().call_soon_threadsafe(arrived.set)
 
     def get(self) -> Any:
-        """The next item. A loop that is in use meanwhile runs what warm objects left on it, which costs a wake-up."""
-        return self._loop.run(self._get()) if self._loop.is_used else self._items.get()
+        """The next item. A loop that is in use meanwhile runs what warm objects left on it, which costs a wake-up.
+
+        Where only the daemon gives any, this thread reads the channel itself: a call wakes one thread instead of two.
+        """
+        if self._loop.is_used:
+            return self._loop.run(self._get())
+        self._link.read_while(self._is_the_channels)
+        return self._items.get()
+
+    def _is_the_channels(self) -> bool:
+        """Nothing is here, and nobody else can bring anything."""
+        return self._items.empty() and not self._leases
 
     async def _get(self) -> Any:
         import asyncio

@@ -1,10 +1,15 @@
-"""The worker's end of its channel: one thread reads, any thread sends."""
+"""The worker's end of its channel: any thread sends, and two read.
+
+Whoever waits reads: the main thread while it has nothing to do, so that a call wakes who will run it, and the channel's own
+thread while bodies run. What one of them reads it handles before the other reads on.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import select
 import socket
 import threading
 from collections.abc import Callable
@@ -23,6 +28,18 @@ class Link:
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self.closed = False
+        self._buffer = bytearray(wire.MESSAGE_BYTES)
+        self._reading = threading.Lock()
+        #: It was read to its end.
+        self._is_over = False
+        #: What the channel's thread waits on; and the main thread.
+        self._watched, self._poller = select.epoll(), select.poll()
+        self._watched.register(fd, select.EPOLLIN)
+        self._poller.register(fd, select.POLLIN)
+        #: Does the main thread read? And what wakes it where the other one had begun to.
+        self._is_lent = False
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._poller.register(self._bell, select.POLLIN)
 
     def send(self, header: dict[str, Any], body: bytes = b"", fds: tuple[int, ...] = ()) -> bool:
         """False when the daemon is gone. The descriptors stay the caller's."""
@@ -57,15 +74,68 @@ class Link:
             if data:
                 on_frame(wire.decode_message(data, fds))
 
-    def read_forever(self, on_frame: Callable[[wire.Frame], None], on_closed: Callable[[], None]) -> None:
-        """Runs in its own thread until the daemon is gone."""
-        while True:
+    def listen(self, on_frame: Callable[[wire.Frame], None], on_closed: Callable[[], None]) -> None:
+        """From here on, until the daemon is gone."""
+        self._on_frame, self._on_closed = on_frame, on_closed
+        threading.Thread(target=self._read_forever, name="channel", daemon=True).start()
+
+    def _read_forever(self) -> None:
+        while not self._is_over:
             try:
-                data, fds = wire.receive(self._sock, wire.MESSAGE_BYTES)
+                self._watched.poll()
+            except OSError:  # a body has closed it
+                with self._reading:
+                    self._end()
+            self._read()
+            if self._is_lent:
+                self._ring()
+
+    def read_while(self, is_idle: Callable[[], bool]) -> None:
+        """In this thread, which waits for nothing else meanwhile."""
+        if not is_idle() or self._is_over:
+            return
+        self._is_lent = True
+        self._watch(0)
+        with self._reading:  # what the other thread is at
+            pass
+        while is_idle() and not self._is_over:
+            for fd, _ in self._poller.poll():
+                if fd == self._bell:
+                    self._hush()
+            self._read()
+        self._is_lent = False
+        self._watch(select.EPOLLIN)
+
+    def _ring(self) -> None:
+        with contextlib.suppress(OSError):  # a body has closed it
+            os.eventfd_write(self._bell, 1)
+
+    def _hush(self) -> None:
+        with contextlib.suppress(OSError):
+            os.eventfd_read(self._bell)
+
+    def _watch(self, events: int) -> None:
+        """What the channel's thread shall wake up for. The end of the connection always wakes it."""
+        with contextlib.suppress(OSError):
+            self._watched.modify(self._sock.fileno(), events)
+
+    def _read(self) -> None:
+        """One message, unless the other thread has been faster."""
+        with self._reading:
+            if self._is_over:
+                return
+            try:
+                data, fds = wire.receive_into(self._sock, self._buffer, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
             except OSError:
                 data, fds = b"", []
-            if not data:
-                self.closed = True
-                on_closed()
-                return
-            on_frame(wire.decode_message(data, fds))
+            if data:
+                self._on_frame(wire.decode_message(data, fds))
+            else:
+                self._end()
+
+    def _end(self) -> None:
+        if not self._is_over:
+            self.closed = self._is_over = True
+            self._on_closed()

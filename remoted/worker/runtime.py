@@ -49,7 +49,6 @@ class Runtime:
         self._link = Link(fd)
         self._streams = StandardStreams()
         self._loop = WarmLoop()
-        self._inbox = Inbox(self._loop)
         self._segments = SegmentPool()
         decoder = codec.Decoder()
         self._preparer = Preparer(decoder)
@@ -59,6 +58,7 @@ class Runtime:
         self._given = Given()
         self._windows: dict[str, Window] = {}
         self._leases: dict[str, Lease] = {}
+        self._inbox = Inbox(self._loop, self._link, self._leases)
         #: Why, by attempt.
         self._cancelled: dict[str, str] = {}
         self._sync_attempt = ""
@@ -232,7 +232,7 @@ class Runtime:
         client_context.in_worker = True
         self._link.read_once(self.on_frame)  # its limits, and who it shall be
         self._greet()
-        threading.Thread(target=self._link.read_forever, args=(self.on_frame, self.on_closed), name="channel", daemon=True).start()
+        self._link.listen(self.on_frame, self.on_closed)
         while True:
             item = self._inbox.get()
             if item is _END:
