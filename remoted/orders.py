@@ -28,9 +28,11 @@ class Orders:
         self._timer: asyncio.TimerHandle | None = None
 
     def acknowledge(self, token: AttemptToken) -> None:
-        """Told with the next call, so that the worker is woken once, or a little later."""
+        """Told a little later, with others: it may be at the next call by then, and to wake it costs more than it is worth."""
         self._acknowledged.append(token)
-        if self._timer is None:
+        if len(self._acknowledged) >= _ACKNOWLEDGED_MOST:
+            self.send_acknowledged()
+        elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_ACKNOWLEDGED_SECONDS, self._acknowledge_late)
 
     def _acknowledge_late(self) -> None:
@@ -39,16 +41,14 @@ class Orders:
 
     def send_acknowledged(self) -> None:
         tokens, self._acknowledged = self._acknowledged, []
-        for start in range(0, len(tokens), _ACKNOWLEDGED_MOST):
-            self._channel.send({"op": "ack", "attempts": tokens[start : start + _ACKNOWLEDGED_MOST]})
+        if tokens:
+            self._channel.send({"op": "ack", "attempts": tokens})
 
     def run(self, spec: AttemptSpec, inline: bool) -> None:
         word, inline_arguments = [spec.token, spec.call_id, spec.position], spec.arguments.inline
         if self._newest[0] is not spec.work or self._newest[1] is not inline:
             self._newest = (spec.work, inline, self._common(spec.work, inline))
         common = self._newest[2]
-        if self._acknowledged:
-            self.send_acknowledged()  # it is waking up while the order is written
         if inline_arguments is not None and len(inline_arguments) <= wire.INLINE_BYTES:
             self._channel.send_call(common, word, inline_arguments)
             if not spec.ahead:

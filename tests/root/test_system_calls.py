@@ -1,4 +1,4 @@
-"""What a warm leased call asks of the kernel: the shape of the fast path, which no timing can show (DESIGN section 6)."""
+"""What a warm call asks of the kernel: its shape, which no timing can show (DESIGN section 6)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 import subprocess
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -16,19 +17,23 @@ pytestmark = pytest.mark.root
 CALLS = 200
 SCRIPT = f"""
 import os, sys, time
-from remoted_client import remote, CpuLiveLoadBalancer
-@remote(CpuLiveLoadBalancer(name="lease", workersMax=1))
+from remoted_client import remote, CpuLiveLoadBalancer, CpuLiveServerless
+config = (CpuLiveServerless if sys.argv[1] == "queue" else CpuLiveLoadBalancer)(name="shape", workersMax=1)
+@remote(config)
 def noop(x): return x
-@remote(CpuLiveLoadBalancer(name="lease", workersMax=1))
+@remote(config)
 def pid(): return os.getpid()
-for n in range(50): assert noop(n).result() == n
-open("worker", "w").write(str(pid().result()))
-while not os.path.exists("traced"): assert noop(0).result() == 0  # the lease stays warm while the tracer attaches
-for n in range(50): noop(n).result()
+def call(f, *a):
+    found = f(*a).result()
+    return found.unwrap() if sys.argv[1] == "queue" else found
+for n in range(50): assert call(noop, n) == n
+open("worker", "w").write(str(call(pid)))
+while not os.path.exists("traced"): assert call(noop, 0) == 0  # it stays warm while the tracer attaches
+for n in range(50): call(noop, n)
 open("begin", "w").close()
-for n in range({CALLS}): assert noop(n).result() == n
+for n in range({CALLS}): assert call(noop, n) == n
 open("end", "w").close()
-for n in range(50): noop(n).result()
+for n in range(50): call(noop, n)
 open("worker-end", "w").close()
 """
 
@@ -49,34 +54,66 @@ def _per_call(counts: Counter[str], *names: str) -> float:
     return sum(counts[name] for name in names) / CALLS
 
 
-def test_a_warm_leased_call_is_one_send_and_one_receive_on_each_side(daemon: Host) -> None:
-    """Whoever waits reads, nobody is woken in between, and the daemon hears nothing of it."""
-    client_trace, worker_trace, daemon_trace = (daemon.folder / f"{who}.trace" for who in ("client", "worker", "daemon"))
-    script = daemon.write("script.py", SCRIPT)
-    client = daemon.popen(script)
-    wait_until(lambda: (daemon.project / "worker").exists() and (daemon.project / "worker").read_text(encoding="ascii"), 30)
-    worker = int((daemon.project / "worker").read_text(encoding="ascii"))
-    assert daemon.process is not None
+class Traces(NamedTuple):
+    """What strace has written of each."""
+
+    client: Path
+    worker: Path
+    daemon: Path
+
+
+def _trace(host: Host, kind: str) -> Traces:
+    """Of the script, while it makes warm calls."""
+    traces = Traces(*(host.folder / f"{who}.trace" for who in Traces._fields))
+    client = host.popen(host.write("script.py", SCRIPT), kind)
+    wait_until(lambda: (host.project / "worker").exists() and (host.project / "worker").read_text(encoding="ascii"), 30)
+    worker = int((host.project / "worker").read_text(encoding="ascii"))
+    assert host.process is not None
+    pids = (client.pid, worker, host.process.pid)
     tracers = [
         subprocess.Popen(["strace", "-qq", "-f", "-o", str(path), "-p", str(pid)], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        for path, pid in ((client_trace, client.pid), (worker_trace, worker), (daemon_trace, daemon.process.pid))
+        for path, pid in zip(traces, pids, strict=True)
     ]
-    wait_until(lambda: all(_is_traced(pid) for pid in (client.pid, worker, daemon.process.pid)), 30)
-    (daemon.project / "traced").touch()
+    wait_until(lambda: all(_is_traced(pid) for pid in pids), 30)
+    (host.project / "traced").touch()
     _, err = client.communicate(timeout=60)
     for tracer in tracers:
         tracer.terminate()
         tracer.wait()
     assert client.returncode == 0, err
+    return traces
 
-    calls = _between(client_trace, "begin", "end")
+
+def _answers(trace: Path) -> Counter[str]:
+    """System calls of a worker by which threads talk or wait for each other."""
+    return Counter(re.findall(r"\b(sendto|sendmsg|recvmsg|futex|read|write)\(", trace.read_text(encoding="utf-8", errors="replace")))
+
+
+def test_a_warm_leased_call_is_one_send_and_one_receive_on_each_side(daemon: Host) -> None:
+    """Whoever waits reads, nobody is woken in between, and the daemon hears nothing of it."""
+    traces = _trace(daemon, "load-balanced")
+
+    calls = _between(traces.client, "begin", "end")
     assert _per_call(calls, "sendto", "sendmsg", "write") == pytest.approx(1.0, abs=0.1), calls
     assert _per_call(calls, "recvmsg", "recvfrom") == pytest.approx(1.0, abs=0.1), calls
     assert _per_call(calls, "futex", "epoll_wait") <= 0.5, calls
     # How often a look asks is the machine's matter: every poll in vain is followed by a yield, so what is left over is looks that ended.
     assert calls["poll"] - calls["sched_yield"] <= 1.1 * CALLS, calls
-    answers = Counter(re.findall(r"\b(sendto|sendmsg|recvmsg|futex|read|write)\(", worker_trace.read_text(encoding="utf-8", errors="replace")))
+    answers = _answers(traces.worker)
     assert answers["recvmsg"] <= 1.1 * answers["sendto"] + 20, answers
     assert answers["futex"] <= 0.1 * answers["sendto"] + 20, answers
-    heard = daemon_trace.read_text(encoding="utf-8", errors="replace")
+    heard = traces.daemon.read_text(encoding="utf-8", errors="replace")
     assert heard.count("recvmsg(") < CALLS // 4, "the daemon heard of the calls"
+
+
+def test_a_warm_durable_call_wakes_one_thread_of_the_client_and_one_of_the_worker(daemon: Host) -> None:
+    """Whoever waits reads: what has come is looked at and taken when it was handled, and no other thread is told."""
+    traces = _trace(daemon, "queue")
+
+    calls = _between(traces.client, "begin", "end")
+    assert _per_call(calls, "sendto", "sendmsg", "write") == pytest.approx(1.0, abs=0.1), calls
+    assert _per_call(calls, "recvfrom") == pytest.approx(2.0, abs=1.0), calls  # a slow machine hears apart that it was accepted
+    assert _per_call(calls, "recvmsg", "futex", "epoll_wait") <= 0.5, calls
+    answers = _answers(traces.worker)
+    assert answers["recvmsg"] <= 1.7 * answers["sendto"] + 20, answers  # now and then what is forgotten is told
+    assert answers["futex"] <= 0.6 * answers["sendto"] + 20, answers
