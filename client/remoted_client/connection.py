@@ -319,7 +319,7 @@ class Connection:
         """What an uneventful call has not to say is not sent."""
         frame = wire.Frame({**wire.DONE, **word}, body, fds)
         call_id = word["id"]
-        leased, state = self._leases.get(call_id), self._states.get(call_id)
+        leased, state = self._leases.get(call_id), self._states.get(call_id) or self._states.get(word.get("key", ""))
         if leased is not None:
             leased[0].on_event(leased[1], frame)
         elif state is not None:

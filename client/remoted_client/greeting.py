@@ -9,8 +9,9 @@ from remoted_client import wire
 
 
 def hello(name: str) -> bytes:
-    """``name``: what the process calls itself to its other connections; "" on those."""
-    return wire.encode({"op": "hello", "protocol": wire.PROTOCOL, "python": list(sys.version_info[:3]), "started": _start_ticks(), "client": name})
+    """``name``: what the process calls itself to its other connections; "" on those. It may hear of a call's end alone that it was accepted."""
+    header = {"op": "hello", "protocol": wire.PROTOCOL, "python": list(sys.version_info[:3]), "started": _start_ticks(), "client": name, "folds": True}
+    return wire.encode(header)
 
 
 @functools.cache

@@ -38,7 +38,7 @@ class Reading:
         self._lock = threading.Lock()
         #: Held by whoever waits; and what wakes that thread, where the line's thread had begun to read.
         self._borrowed = threading.Lock()
-        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._bell, self._is_rung = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK), False
 
     def open(self, sock: socket.socket, frames: wire.FrameReader) -> None:
         """``frames`` holds the beginning of one, if there is any."""
@@ -66,7 +66,8 @@ class Reading:
                 return False
             for frame in frames:
                 self._handle(frame)
-            if self._borrowed.locked():
+            if self._borrowed.locked() and not self._is_rung:
+                self._is_rung = True
                 os.eventfd_write(self._bell, 1)
             return bool(data)
 
@@ -85,8 +86,8 @@ class Reading:
         poller = select.poll()
         poller.register(sock, select.POLLIN)
         poller.register(self._bell, select.POLLIN)
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._bell)  # it may have rung behind the one before
+        if self._is_rung:  # behind the one before
+            self._hush()
         try:
             self._attendant.lend(True)
             with self._lock:  # what the line's thread is at
@@ -98,6 +99,11 @@ class Reading:
                         return
         finally:
             self._attendant.lend(False)
+
+    def _hush(self) -> None:
+        with self._lock, contextlib.suppress(BlockingIOError):
+            self._is_rung = False
+            os.eventfd_read(self._bell)
 
     def _read_about(self, state: CallState, sock: socket.socket) -> bool:
         """False where there is something else, which the line's thread shall read."""
@@ -121,8 +127,10 @@ def _are_about(state: CallState, frames: list[wire.Frame]) -> bool:
     known = {state.key, state.id}
     for frame in frames:
         words: list[Any] = [frame.header] if frame.op == "state" else frame.header["calls"] if frame.op in ("accepted", "done") else []
-        if len(words) != 1 or (words[0][0] if frame.op == "accepted" else words[0]["id"]) not in known:
+        if len(words) != 1:
             return False
-        if frame.op == "accepted":
-            known.add(words[0][1])
+        key, call_id = words[0] if frame.op == "accepted" else (words[0].get("key", ""), words[0]["id"])
+        if known.isdisjoint((key or call_id, call_id)):
+            return False
+        known.add(call_id)
     return True

@@ -143,6 +143,7 @@ class Connection:
         started = int(frame.header.get("started", 0))
         self._caller = json.dumps([self.peer.pid, started])
         self._client = str(frame.header.get("client", ""))[:64]
+        self._following.folds = frame.header.get("folds") is True
         if self._client:
             self._clients[(self.peer.uid, self._client)] = Client(self._following, self._holding)
         welcome = {"protocol": wire.PROTOCOL, "version": remoted.__version__, "pid": os.getpid(), "uid": os.geteuid(), "pool_busy_seconds": self._limits.pool_busy_seconds}
@@ -187,7 +188,7 @@ class Connection:
             self._following.claim(call)
         if not self._transport.is_open:
             return
-        self._transport.send_call("accepted", [key, job_id], hurry=detach)  # who waits for the end is woken once
+        self._following.acknowledge(job_id, key, hurry=detach or call is None)
         if call is not None:
             self._following.watch(call, output, is_new=True)
         else:

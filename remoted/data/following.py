@@ -34,6 +34,9 @@ class Following:
         self._records = records
         self._peer = peer
         self._loop = asyncio.get_running_loop()
+        #: Does it hear of the end of a call alone that it was accepted? And of which it has not heard yet, with their keys.
+        self.folds = False
+        self._accepted: dict[str, str] = {}
         #: How far into a call's log its reader is.
         self._followed: dict[str, int] = {}
         self._watching: set[Call] = set()
@@ -42,7 +45,7 @@ class Following:
         #: By lease, the newest call that has ended in its log, and where.
         self._marks: dict[str, tuple[int, int]] = {}
         self._mine: set[str] = set()
-        #: Calls whose state has changed, and when that is told.
+        #: Calls whose state has changed, and when all this is told.
         self._news: dict[str, Call] = {}
         self._news_timer: asyncio.TimerHandle | None = None
         #: News that found no room: a live call, or None for a job that is over and is read from the store.
@@ -60,6 +63,14 @@ class Following:
     def own(self) -> list[str]:
         """The ids of the calls that end with this client's process."""
         return list(self._mine)
+
+    def acknowledge(self, call_id: str, key: str, hurry: bool) -> None:
+        """The call is stored. Whoever waits for its end need not be woken for that."""
+        if hurry or not self.folds:
+            self._transport.send_call("accepted", [key, call_id], hurry=hurry)
+        else:
+            self._accepted[call_id] = key
+            self._tell_soon()
 
     def watch(self, call: Call, output: bool, offset: int = 0, is_new: bool = False) -> None:
         """Tell of everything from now on, and of the output from ``offset`` on. Of a new call it is known that it waits."""
@@ -80,16 +91,27 @@ class Following:
         self._behind.clear()
         self._late.clear()
         self._news.clear()
+        self._accepted.clear()
 
     # -- a watcher -----------------------------------------------------------------------------------------
 
     def on_state(self, call: Call) -> None:
         self._news[call.id] = call
+        self._tell_soon()
+
+    def _tell_soon(self) -> None:
         if self._news_timer is None:
             self._news_timer = self._loop.call_later(_NEWS_SECONDS, self._tell_news)
 
+    def _tell_accepted(self) -> None:
+        """It knows a call by its key until it has heard of the id: before anything else is told of it."""
+        accepted, self._accepted = self._accepted, {}
+        for call_id, key in accepted.items():
+            self._transport.send_call("accepted", [key, call_id])
+
     def _tell_news(self) -> None:
         self._news_timer = None
+        self._tell_accepted()
         news, self._news = self._news, {}
         for call in news.values():
             self._tell_state(call)
@@ -154,6 +176,8 @@ class Following:
     def _send_record(self, call_id: str, stream: int, data: bytes, behind: int) -> None:
         if stream == logs.ATTEMPT:
             return
+        if self._accepted:
+            self._tell_accepted()
         for start in range(0, len(data), _OUTPUT_CHUNK_BYTES):
             last = start + _OUTPUT_CHUNK_BYTES >= len(data)
             header = {"op": "output", "id": call_id, "stream": stream, **({"offset": behind} if last else {})}
@@ -214,10 +238,14 @@ class Following:
         self._news.pop(call.id, None)
         durable = not call.spec.pool.load_balanced
         if durable and self._transport.is_full:
+            self._tell_accepted()
             self._late[call.id] = None
             return
         # A direct result is nowhere else; it takes no more room than its call's arguments did.
-        self._send_done(done_word(call), result, bounded=durable)
+        word = done_word(call)
+        if key := self._accepted.pop(call.id, ""):
+            word["key"] = key
+        self._send_done(word, result, bounded=durable)
 
     async def tell_finished(self, job_id: str, offset: int = 0) -> None:
         """The whole story of a job that was over before anybody here asked."""
@@ -271,6 +299,8 @@ class Following:
             self._transport.send_call("done", {**word, "lost": f"cannot read the stored payload: {error}"})
 
     def _send_item(self, call_id: str, number: int, content: Content) -> None:
+        if self._accepted:
+            self._tell_accepted()
         header = {"op": "item", "id": call_id, "number": number}
         try:
             if content.inline is not None:
