@@ -106,7 +106,7 @@ def leave(sock: socket.socket) -> None:
     with contextlib.suppress(OSError, wire.WireError):
         sock.shutdown(socket.SHUT_RDWR)  # nothing comes any more
         while True:
-            data, fds = wire.receive(sock, _DRAIN_BYTES, socket.MSG_DONTWAIT)
+            data, fds = wire.receive(sock, _DRAIN_BYTES, wire.AT_ONCE)
             left += _close_memory(fds)
             if not (data or fds):
                 break

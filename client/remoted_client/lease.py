@@ -214,7 +214,7 @@ class Lease:
 
     def read_now(self) -> None:
         """Handle what is there."""
-        self._receive(socket.MSG_DONTWAIT)
+        self._receive(wire.AT_ONCE)
 
     def _receive(self, flags: int) -> None:
         if self._sock is None:

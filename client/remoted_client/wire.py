@@ -36,7 +36,9 @@ KERNEL_FDS = 253
 SOME_BYTES = 32 * 1024
 _ANCILLARY_BYTES = socket.CMSG_SPACE(KERNEL_FDS * 4)
 # As plain numbers: arithmetic with the enum's members costs more than the system call.
+# Plain numbers: to combine two of Python's flags takes longer than the system call.
 _CLOEXEC, _CUT_OFF = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_CTRUNC)
+AT_ONCE = int(socket.MSG_DONTWAIT)
 
 #: What a worker says of the calls of one lease, in a page that it shares with the daemon: number of the newest call
 #: that was accepted and of the newest that is answered, when the former began and the latter ended (CLOCK_BOOTTIME,

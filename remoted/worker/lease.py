@@ -130,7 +130,7 @@ class Lease:
         """What the caller of a stream says while it runs. At the end of the connection nobody wants more."""
         assert self.window is not None
         try:
-            data, fds = wire.receive(self._sock, wire.SOME_BYTES, 0 if wait else socket.MSG_DONTWAIT)
+            data, fds = wire.receive(self._sock, wire.SOME_BYTES, 0 if wait else wire.AT_ONCE)
             frames = self._reader.feed(data, fds)
         except (BlockingIOError, InterruptedError):
             return

@@ -125,7 +125,7 @@ class Link:
             if self._is_over:
                 return
             try:
-                data, fds = wire.receive_into(self._sock, self._buffer, socket.MSG_DONTWAIT)
+                data, fds = wire.receive_into(self._sock, self._buffer, wire.AT_ONCE)
             except BlockingIOError:
                 return
             except OSError:

@@ -65,13 +65,13 @@ class Runtime:
         #: Which of them the SIGINT that is under way is for.
         self._interrupting = ""
         #: Where output goes when no daemon is there, and whether anybody will ask for that of the newest call.
-        self._spool = -1
-        self._is_kept = False
+        self._spool, self._is_kept = -1, False
+        self._handlers = self._all_handlers()
 
-    # -- orders from the daemon (channel thread) -----------------------------------------------------------
+    # -- orders from the daemon (whoever reads the channel) -----------------------------------------------------------
 
-    def on_frame(self, frame: wire.Frame) -> None:
-        handler: Callable[[wire.Frame], None] | None = {
+    def _all_handlers(self) -> dict[str, Callable[[wire.Frame], None]]:
+        return {
             "content": self._on_content,
             "run": self._on_run,
             "lease": self._on_lease,
@@ -87,7 +87,10 @@ class Runtime:
             "adopt": self._on_adopt,
             "forget_item": lambda frame: self._reporter.forget_item(frame.header["attempt"], frame.header["number"]),
             "end": lambda frame: self._end(),
-        }.get(frame.op)
+        }
+
+    def on_frame(self, frame: wire.Frame) -> None:
+        handler = self._handlers.get(frame.op)
         if handler is not None:
             handler(frame)
 
