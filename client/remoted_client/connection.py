@@ -1,4 +1,4 @@
-"""This process's line to the daemon: one socket, one thread that reads it, any thread that writes.
+"""This process's line to the daemon: one socket, one thread that reads it (or who waits for the only call: ``reading``), any thread that writes.
 
 A call never blocks its caller here: what the socket does not take at once waits for the thread, which also finds
 or starts the daemon. When the daemon goes away and comes back, the thread reconnects, sends again what was not

@@ -2,7 +2,7 @@
 
 The main thread runs the bodies. A sync body runs outside the event loop, so that it may use ``asyncio.run``
 itself; an async one runs on the one loop that lives as long as the worker (objects kept warm belong to it).
-A second thread reads the channel: it takes orders while a body runs (cancel, credit for streams).
+A second thread reads the channel while a body runs (cancel, credit for streams); the main thread reads it itself while it is idle.
 
 A call that runs *inside* a waiting body (a nested call, MECHANISMS 15) gets a thread of its own.
 """
