@@ -39,6 +39,7 @@ class Attendant:
     def post(self, errand: Callable[[], None]) -> None:
         """Run it in the connection's thread, once there is a connection."""
         self._errands.append(errand)
+        self.take_back()
         self.wake()
 
     def after(self, seconds: float, errand: Callable[[], None]) -> None:
@@ -85,6 +86,11 @@ class Attendant:
         """Another thread reads the connection's socket meanwhile. Its end is heard of here all the same."""
         self._is_lent = is_lent
         self._listen()
+
+    def take_back(self) -> None:
+        """There is more on the line now than the call that is waited for; it may be that thread's own, from a signal handler."""
+        if self._is_lent:
+            self.lend(False)
 
     def _listen(self) -> None:
         with self._lock:

@@ -100,6 +100,7 @@ class Outbox:
 
     def write(self, data: bytes, fds: tuple[int, ...] = ()) -> bool:
         """Never blocks. The descriptors are closed when sent. False: nothing left; the thread sees the end of the connection and sends again."""
+        self._attendant.take_back()
         if not self._waiting and self._sock is not None:
             try:
                 sent = wire.send(self._sock, data, fds, socket.MSG_DONTWAIT)

@@ -201,6 +201,34 @@ print(json.dumps([len(value), len(shown), shown[0][:11], shown[-1][:11]]))
     assert json.loads(out) == [200_000, 40_000, "line 000000", "line 039999"], err
 
 
+def test_f25_a_signal_handler_calls_and_waits_while_its_thread_waits(shared_daemon: Host) -> None:
+    """That thread reads the line itself, and stands still meanwhile."""
+    done = shared_daemon.run(
+        HEAD
+        + """
+@remote(queue)
+def until(path):
+    while not os.path.exists(path): time.sleep(0.01)
+    return "over"
+@remote(CpuLiveServerless(name="beside"))
+def queued(x): return x
+@remote(direct)
+def straight(x): return x
+found = []
+def handle(*_):
+    found.append([queued(1).result().unwrap(), straight(2).result()])
+    open(path, "w").close()
+signal.signal(signal.SIGALRM, handle)
+path = os.path.join(os.getcwd(), "go-on")
+queued(0).result()
+signal.setitimer(signal.ITIMER_REAL, 0.3)
+found.append(until(path).result(60).unwrap())
+print(json.dumps(found))
+"""
+    )
+    assert done.json == [[1, 2], "over"]
+
+
 def test_detached_calls_are_handed_over_before_a_script_ends(shared_daemon: Host) -> None:
     marks = shared_daemon.project / "detached"
     result = shared_daemon.run(

@@ -181,6 +181,19 @@ def test_f30_a_wait_for_so_long_ends_in_time_and_the_lines_thread_reads_on(line:
     assert line.handled == [("done", "line")]
 
 
+def test_f30_a_signal_handler_of_the_thread_that_waits_may_call_and_wait(line: Line) -> None:
+    """The line's thread reads again as soon as something else is sent, however long the handler takes."""
+    follower = line.follow()
+    line.attendant.take_back()
+
+    line.daemon.send(OTHERS)
+
+    assert line.has_handled.acquire(timeout=10)
+    assert line.handled == [("done", "line")]
+    follower.join(10)
+    assert not follower.is_alive()  # it waits as others do
+
+
 def test_f30_two_threads_that_wait_for_one_call_do_not_both_read(line: Line) -> None:
     first = line.follow()
 
