@@ -47,6 +47,13 @@ class _Page:
         self.rows: tuple[list[_Row], ...] = ([], [], [], [])
         self.thens: tuple[list[tuple[Then, Any]], ...] = ([], [], [], [])
         self.spans: list[Span | None] = []
+        #: The first of the jobs that are new on it.
+        self.first_new = 0
+        #: False while it holds nothing but new jobs of which nobody has been told, and their first attempts: a power cut takes them and their callers together.
+        self.needs_disk = False
+
+    def is_new(self, call: Call) -> bool:
+        return 0 < self.first_new <= call.seq
 
     def run(self, db: Statements) -> set[int]:
         """The places of new jobs that were known."""
@@ -66,6 +73,7 @@ class _Page:
         for kind, rows in enumerate(self.rows):
             for place, row in enumerate(rows):
                 part = _Page()
+                part.needs_disk = True
                 part.rows[kind].append(row)
                 part.thens[kind].append(self.thens[kind][place])
                 if kind == _FINISH:
@@ -116,15 +124,18 @@ class Docket:
             self._store.add(self._newest)
         return self._newest
 
-    def _enter(self, kind: int, row: _Row, then: Then, about: Any) -> _Page:
+    def _enter(self, kind: int, row: _Row, then: Then, about: Any, needs_disk: bool = True) -> _Page:
         page = self._newest if self._store.newest is self._newest else self._page()
+        page.needs_disk |= needs_disk
         page.rows[kind].append(row)
         page.thens[kind].append((then, about))
         return page
 
-    def add(self, admitted: Admitted, calls: list[Call], then: Then) -> None:
-        """New jobs that were admitted together."""
+    def add(self, admitted: Admitted, calls: list[Call], then: Then, needs_disk: bool) -> None:
+        """New jobs that were admitted together. ``needs_disk``: is somebody told of them at once?"""
         request, spec, page = admitted.request, admitted.spec, self._page()
+        page.needs_disk |= needs_disk
+        page.first_new = page.first_new or calls[0].seq
         about = (calls[0].name, f"{spec.function.module}:{spec.function.qualname}", spec.pool.name, Status.IN_QUEUE.value)
         content = (request.spec, request.code, request.modules, request.context, request.arguments)
         options = self._options_of(request)
@@ -142,7 +153,8 @@ class Docket:
         worker = call.worker
         assert worker is not None
         process = (call.worker_id, worker.pid, worker.born, self._boot_id)
-        self._enter(_BEGIN, (call.seq, call.tries, call.token, *process, " ".join(call.devices), call.position, call.attempt_started), then, call)
+        row = (call.seq, call.tries, call.token, *process, " ".join(call.devices), call.position, call.attempt_started)
+        self._enter(_BEGIN, row, then, call, needs_disk=not self._page().is_new(call))
 
     def add_item(self, call: Call, number: int, size: int, inline: bytes | None, then: Then) -> None:
         """One item of a stream."""

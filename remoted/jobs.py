@@ -83,8 +83,8 @@ class Jobs(CallRunner):
             raise found
         return found
 
-    def accept(self, admitted: Admitted, calls: Sequence[tuple[str, bytes | None]], caller: str, told: Told) -> None:
-        """Each by its key and arguments. The same key again gives the same id (T61)."""
+    def accept(self, admitted: Admitted, calls: Sequence[tuple[str, bytes | None]], caller: str, told: Told, needs_disk: bool = True) -> None:
+        """Each by its key and arguments. The same key again gives the same id (T61). ``needs_disk``: else whoever is ``told`` asks for a flush before its caller is."""
         uid, quotas, size = admitted.uid, self.contents.quotas, 0
         new: list[Call] = []
         room = self.limits.queued_jobs(uid) - self._per_uid[uid]
@@ -105,12 +105,12 @@ class Jobs(CallRunner):
             quotas.add(uid, size)
             self._per_uid[uid] += len(new)
             self.contents.backlog.enter(uid, size)
-            self._docket.add(admitted, new, partial(self._stored, told))
+            self._docket.add(admitted, new, partial(self._stored, told), needs_disk)
             self.engine.submit(new[0].ticket, admitted.wanted.policy, self, behind=tuple(call.ticket for call in new[1:]))
 
     def _tell_known(self, call: Call, key: str, told: Told) -> None:
         if call.is_stored:
-            told(key, call.id)
+            self.records.flush(partial(told, key, call.id))
         else:
             self._accepting.setdefault(call.id, []).append(told)
 

@@ -6,6 +6,7 @@ Every look-up is filtered by owner in SQL: another user's job is not found, like
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 from remoted import logs, usage
@@ -41,6 +42,15 @@ class Records:
     def is_in_place(self) -> bool:
         """Will the next daemon find what this one has stored?"""
         return self._store.is_in_place
+
+    @property
+    def is_behind(self) -> bool:
+        """Is something of what was stored not on the disk yet?"""
+        return self._store.is_behind
+
+    def flush(self, then: Callable[[], None]) -> None:
+        """Call it when all that was stored is on the disk, which may be now."""
+        self._store.flush(then)
 
     async def charge(self, pending: Pending) -> None:
         """What has no rows of its own; and forget what nobody will ask for."""

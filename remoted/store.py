@@ -1,7 +1,8 @@
 """The only user of SQLite: one thread, one connection, one transaction for everything that waits.
 
 An operation is acknowledged when its transaction is committed with ``synchronous=FULL`` (measured: NORMAL loses
-acknowledged commits at a power cut, reference/security.md section 7). What one turn of the event loop asks for
+acknowledged commits at a power cut, reference/security.md section 7), but for what nobody is told of before the next flush
+(docs/decisions/0098): what is committed so outlives this process, and the next commit that waits for the disk takes it along. What one turn of the event loop asks for
 goes to the thread together, so a map of thousands of calls shares its commits. One connection, EXCLUSIVE: a
 second daemon on the same state cannot start, and the WAL-reset bug of SQLite before 3.51.3 needs two.
 """
@@ -21,7 +22,7 @@ from collections.abc import Callable, Sequence
 from importlib import resources
 from itertools import chain
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from remoted import turn
 from remoted.errors import StartupError, StoreBroken, StoreError
@@ -82,12 +83,21 @@ class Statements:
         sql = self._of_many[name, count] = self._sql[name].replace(":rows", ", ".join([row] * count))
         return sql
 
+    def touch(self) -> None:
+        """A change that changes nothing."""
+        self._connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+
     def script(self, name: str) -> None:
         self._connection.executescript(self._sql[name])
 
 
 class Operation(Protocol):
     """What somebody wants done in one transaction. ``settle`` is called on the loop with the result or the error."""
+
+    @property
+    def needs_disk(self) -> bool:
+        """Must it be on the disk when it is settled? If nothing of the transaction must, that is left to the next flush."""
+        ...
 
     def run(self, db: Statements, /) -> Any: ...
     def settle(self, result: Any, /) -> None: ...
@@ -98,6 +108,8 @@ class Operation(Protocol):
 
 class _Single(Generic[T]):
     """One function, and the future of its result."""
+
+    needs_disk = True
 
     def __init__(self, run: Callable[[Statements], T], future: asyncio.Future[T]) -> None:
         self.run = run
@@ -114,6 +126,32 @@ class _Single(Generic[T]):
             self._future.exception()  # whoever does not look has decided so
         else:
             self._future.set_result(result)
+
+
+class _Flush:
+    """Brings what lies before it to the disk: that takes a transaction that changes something."""
+
+    needs_disk = True
+
+    def __init__(self, then: Callable[[], None]) -> None:
+        self._then = then
+
+    def run(self, db: Statements) -> None:
+        db.touch()
+
+    def parts(self) -> Sequence[Operation]:
+        return (self,)
+
+    def settle(self, result: Any) -> None:
+        if not isinstance(result, Exception):
+            self._then()
+
+
+class _Lot(NamedTuple):
+    """What one transaction or several have made of a batch."""
+
+    results: list[tuple[Operation, Any]]
+    is_on_disk: bool
 
 
 class Store:
@@ -134,7 +172,11 @@ class Store:
         self._in_hand = 0
         self._queue: queue.SimpleQueue[list[Operation] | None] = queue.SimpleQueue()
         #: What the thread has done, and how the loop hears of it: its own way to be woken costs twice as much.
-        self._done: queue.SimpleQueue[list[tuple[Operation, Any]]] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[_Lot] = queue.SimpleQueue()
+        #: Is anything that was settled not on the disk yet?
+        self.is_behind = False
+        #: The thread's: does a commit wait for the disk?
+        self._waits = True
         self._bell = -1
         self._thread = threading.Thread(target=self._serve, name="store", daemon=True)
         self._opened: asyncio.Future[None] = self._loop.create_future()
@@ -172,6 +214,13 @@ class Store:
         self._pending.append(operation)
         self.newest = operation
 
+    def flush(self, then: Callable[[], None]) -> None:
+        """Call it when all that was settled is on the disk, which may be now. Never, if that fails."""
+        if self.is_behind:
+            self.add(_Flush(then))
+        else:
+            then()
+
     def _post(self) -> None:
         """While the thread has enough to do, what comes is put together: fewer commits, and fewer statements."""
         if self._pending and self._in_hand < _IN_HAND_MOST:
@@ -194,7 +243,9 @@ class Store:
         while not self._done.empty():  # nobody takes but the loop
             self._in_hand -= 1
             self._post()
-            for operation, result in self._done.get():
+            lot = self._done.get()
+            self.is_behind = not lot.is_on_disk
+            for operation, result in lot.results:
                 operation.settle(result)
 
     async def close(self) -> None:
@@ -223,7 +274,7 @@ class Store:
         self.last_seq = int(statements.all("last_seq")[0]["seq"])
         self._loop.call_soon_threadsafe(self._opened.set_result, None)
         while (batch := self._queue.get()) is not None:
-            self._done.put(self._commit(connection, statements, batch))
+            self._done.put(_Lot(self._commit(connection, statements, batch), self._waits))
             self._ring()
         connection.close()
 
@@ -298,6 +349,9 @@ class Store:
     def _transact(self, connection: sqlite3.Connection, statements: Statements, batch: list[Operation]) -> list[Any]:
         if self._broken:
             raise self._refusal()
+        if (waits := any(operation.needs_disk for operation in batch)) is not self._waits:
+            connection.execute(f"PRAGMA synchronous={'FULL' if waits else 'NORMAL'}")
+            self._waits = waits
         connection.execute("BEGIN IMMEDIATE")
         try:
             results = [operation.run(statements) for operation in batch]

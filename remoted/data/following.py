@@ -37,6 +37,7 @@ class Following:
         #: Does it hear of the end of a call alone that it was accepted? And of which it has not heard yet, with their keys.
         self.folds = False
         self._accepted: dict[str, str] = {}
+        self._is_flushing = False
         #: How far into a call's log its reader is.
         self._followed: dict[str, int] = {}
         self._watching: set[Call] = set()
@@ -103,15 +104,36 @@ class Following:
         if self._news_timer is None:
             self._news_timer = self._loop.call_later(_NEWS_SECONDS, self._tell_news)
 
-    def _tell_accepted(self) -> None:
-        """It knows a call by its key until it has heard of the id: before anything else is told of it."""
-        accepted, self._accepted = self._accepted, {}
-        for call_id, key in accepted.items():
+    def _introduce(self, call_id: str) -> None:
+        """The client knows a call by its key until it has heard of the id, which comes before anything else about it."""
+        if key := self._accepted.pop(call_id, ""):
             self._transport.send_call("accepted", [key, call_id])
+
+    def _is_untold(self, call: Call) -> bool:
+        """Nothing can be told of it yet: that it was accepted is not on the disk. Its output comes then."""
+        if call.id not in self._accepted or not self._records.is_behind:
+            return False
+        self._behind.add(call)
+        if not self._is_flushing:
+            self._is_flushing = True
+            self._records.flush(self._tell_held)
+        return True
+
+    def _tell_held(self) -> None:
+        self._is_flushing = False
+        self._tell_all()
+        self.on_room()
 
     def _tell_news(self) -> None:
         self._news_timer = None
-        self._tell_accepted()
+        if self._accepted:
+            self._records.flush(self._tell_all)
+        else:
+            self._tell_all()
+
+    def _tell_all(self) -> None:
+        for call_id in list(self._accepted):
+            self._introduce(call_id)
         news, self._news = self._news, {}
         for call in news.values():
             self._tell_state(call)
@@ -125,7 +147,7 @@ class Following:
 
     def on_output(self, call: Call, stream: int, data: bytes, offset: int) -> None:
         """Straight on when the reader keeps up; else the log is read when it has caught up."""
-        if call.id not in self._followed:
+        if call.id not in self._followed or self._is_untold(call):
             return
         if self._followed[call.id] != offset or not self._transport.has_room_for_output:
             self._behind.add(call)
@@ -155,6 +177,7 @@ class Following:
         if self._followed.get(call.id, call.log.size) >= call.log.size:
             self._tell_done(call, result)
             return
+        self._introduce(call.id)
         try:
             log_fd = os.open(call.log.path, os.O_RDONLY | os.O_CLOEXEC)
             kept = result._replace(fd=os.dup(result.fd)) if result.fd is not None else result
@@ -176,8 +199,7 @@ class Following:
     def _send_record(self, call_id: str, stream: int, data: bytes, behind: int) -> None:
         if stream == logs.ATTEMPT:
             return
-        if self._accepted:
-            self._tell_accepted()
+        self._introduce(call_id)
         for start in range(0, len(data), _OUTPUT_CHUNK_BYTES):
             last = start + _OUTPUT_CHUNK_BYTES >= len(data)
             header = {"op": "output", "id": call_id, "stream": stream, **({"offset": behind} if last else {})}
@@ -185,6 +207,8 @@ class Following:
 
     def _pump_output(self, call: Call, path: Path | None = None) -> None:
         """Send what the log holds beyond this reader's offset, as far as there is room."""
+        if self._is_untold(call):
+            return
         while self._transport.is_open and call.id in self._followed and self._transport.has_room_for_output:
             offset = self._followed[call.id]
             records, _ = logs.read_records(path or call.log.path, offset, _OUTPUT_CHUNK_BYTES)
@@ -238,7 +262,7 @@ class Following:
         self._news.pop(call.id, None)
         durable = not call.spec.pool.load_balanced
         if durable and self._transport.is_full:
-            self._tell_accepted()
+            self._introduce(call.id)
             self._late[call.id] = None
             return
         # A direct result is nowhere else; it takes no more room than its call's arguments did.
@@ -299,8 +323,7 @@ class Following:
             self._transport.send_call("done", {**word, "lost": f"cannot read the stored payload: {error}"})
 
     def _send_item(self, call_id: str, number: int, content: Content) -> None:
-        if self._accepted:
-            self._tell_accepted()
+        self._introduce(call_id)
         header = {"op": "item", "id": call_id, "number": number}
         try:
             if content.inline is not None:
