@@ -42,7 +42,7 @@ def once(path, data):
     token(path)
     return len(data)
 try:
-    job = once.options(detach=True)(sys.argv[1], b"x" * int(sys.argv[2]))
+    job = once.options(detach=sys.argv[3] == "detached")(sys.argv[1], b"x" * int(sys.argv[2]))
     print("acknowledged", job.id, flush=True)
     print("outcome", job.result(timeout=40).status.value, flush=True)
 except (SubmissionRefused, DaemonUnreachable) as error:
@@ -80,8 +80,8 @@ def _end(tracer: subprocess.Popen[bytes]) -> None:
         tracer.wait(5)
 
 
-def _submit(place: Host) -> list[list[str]]:
-    done = place.run(SUBMIT, str(place.project / "tokens"), SIZE, timeout=90)
+def _submit(place: Host, how: str = "detached") -> list[list[str]]:
+    done = place.run(SUBMIT, str(place.project / "tokens"), SIZE, how, timeout=90)
     return [line.split(maxsplit=1) for line in done.out.splitlines() if line.startswith(("acknowledged", "outcome", "refused"))]
 
 
@@ -124,7 +124,7 @@ def _try(place: Host, point: tuple[str, int], what: str) -> str:
     pid = _daemon_pid(place)
     before = len(lines_of(place.project / "tokens"))
     tracer = _trace(pid, "-o", "/dev/null", "-e", f"trace={point[0]}", "-e", f"inject={point[0]}:{what}:when={point[1]}")
-    told = _submit(place)
+    told = _submit(place, "detached" if point[1] % 2 else "awaited")  # of this one the first attempt leaves before the disk has it
     is_dead = not psutil.pid_exists(pid)
     _end(tracer)
     if not is_dead and what.startswith("error"):  # what it has told must be on the disk, not only in its head

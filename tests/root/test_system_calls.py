@@ -117,3 +117,54 @@ def test_a_warm_durable_call_wakes_one_thread_of_the_client_and_one_of_the_worke
     answers = _answers(traces.worker)
     assert answers["recvmsg"] <= 1.7 * answers["sendto"] + 20, answers  # now and then what is forgotten is told
     assert answers["futex"] <= 0.6 * answers["sendto"] + 20, answers
+
+
+TOLD = """
+import os, time
+from remoted_client import remote, CpuLiveServerless
+@remote(CpuLiveServerless(name="told", workersMax=2))
+def body(seconds, words):
+    if words: print(words, flush=True)
+    time.sleep(seconds)
+    return "over"
+assert body(0, "").result().unwrap() == "over"
+open("worker", "w").write(str(os.getppid()))
+while not os.path.exists("traced"): time.sleep(0.01)
+for seconds, words in ((0, ""), (0.05, ""), (0.05, "printed at once"), (0, "printed and over")):
+    job = body(seconds, words)
+    assert len(job.id) == 32 and job.result().unwrap() == "over"
+detached = body.options(detach=True)(0.05, "")
+assert len(detached.id) == 32
+"""
+
+
+def test_t49_nobody_is_told_of_what_is_not_on_the_disk(daemon: Host) -> None:
+    """The order may leave before; the word that a call was accepted, what it prints and its end come behind a flush."""
+    trace = daemon.folder / "daemon.trace"
+    client = daemon.popen(daemon.write("told.py", TOLD))
+    wait_until(lambda: (daemon.project / "worker").exists(), 30)
+    assert daemon.process is not None
+    tracer = subprocess.Popen(["strace", "-qq", "-f", "-s", "600", "-e", "trace=fdatasync,sendto,sendmsg,recvmsg", "-o", str(trace), "-p", str(daemon.process.pid)], stdin=subprocess.DEVNULL)
+    wait_until(lambda: _is_traced(daemon.process.pid), 30)
+    (daemon.project / "traced").touch()
+    _, err = client.communicate(timeout=60)
+    tracer.terminate()
+    tracer.wait()
+    assert client.returncode == 0, err
+
+    told, early = [], 0
+    is_flushed = {"submit": True, "done": True}  # since the newest call came, and since the newest end
+    for line in trace.read_text(encoding="utf-8", errors="replace").splitlines():
+        if "fdatasync" in line and "= 0" in line:
+            is_flushed = {"submit": True, "done": True}
+        for word in re.findall(r'\\"op\\":\\"(submit|accepted|done|output|run)\\"', line):
+            if "recvmsg" in line:
+                is_flushed[word] = False
+            elif word == "run":
+                early += not is_flushed["submit"]
+            else:
+                told.append(word)
+                assert is_flushed["done" if word == "done" else "submit"], line
+    assert told.count("accepted") >= 3
+    assert "output" in told
+    assert early, "a first attempt waited for the disk"
