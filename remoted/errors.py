@@ -9,6 +9,7 @@
     │   └── OverLimit       429  a limit, named
     ├── StoreError          the database refuses or fails (disk full, corrupt, newer version)
     │   └── StoreBroken     it may say what is not on the disk: nothing more is stored by this daemon
+    ├── SocketsLost         they were taken away: nobody can come in
     ├── SpawnError          a process could not be started
     │   └── NoAccount       its user is none of the host's any more
     └── StartupError        the daemon cannot start: somebody else runs, a path is unsafe

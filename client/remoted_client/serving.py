@@ -180,9 +180,9 @@ class Served:
                 self._talk()
                 if not self._closed:
                     self._return()
-        except RemotedError as error:
-            self.failure = error
-            sys.stderr.write(f"remoted: the routes {', '.join(self.routes)} are not served any more: {error}\n")
+        except (RemotedError, OSError) as error:
+            self.failure = error if isinstance(error, RemotedError) else DaemonUnreachable(f"the daemon did not come back: {error}")
+            sys.stderr.write(f"remoted: the routes {', '.join(self.routes)} are not served any more: {self.failure}\n")
         finally:
             self._sock.close()
             self._over.set()

@@ -89,6 +89,11 @@ J=$(begin /home/alice/four); B=$(systemctl show -p NRestarts --value remoted); k
 while [ "$(systemctl show -p NRestarts --value remoted)" = "$B" ]; do sleep 0.2; done
 as alice touch /home/alice/four; say watchdog "$(job alice outcome $J)"
 journalctl -u remoted --no-pager >/trial/journal; say open "$(journalctl -b -t remoted -o cat --no-pager | tee /trial/own | grep -c 'open every GPU') $(grep -c . /trial/own)"
+away() { say "away_$1" "$(as alice remotectl status 2>&1; echo "$?") $(as alice remotectl doctor 2>&1 | grep BAD) $(as alice /opt/remoted/bin/python /trial/job.py who 2>&1 | tail -n 1) $(ls -d /tmp/remoted-1* /home/alice/.local/state/remoted/lock)"; }
+systemctl stop remoted.socket remoted; away stopped; systemctl restart remoted.socket remoted; say back_stopped "$(job alice who)"
+chmod 700 /run/remoted; away closed; systemctl restart remoted.socket remoted; say back_closed "$(job alice who)"
+rm -rf /run/remoted; away gone; systemctl restart remoted; say back_gone "$(job alice who)"
+say warm_sockets "$(job bob warm)"; systemctl restart remoted.socket remoted; say back_sockets "$(job bob warm) $(systemctl is-active remoted.socket)"
 mkdir /opt/remoted-interrup; touch /opt/remoted-interrup/pyvenv.cfg; J=$(begin /home/alice/last)
 say unasked "$(/v/bin/remotectl uninstall 2>&1 </dev/null; echo "$?")"
 say declined "$(echo n | /v/bin/python -c 'import pty; pty.spawn(["/v/bin/remotectl", "uninstall"])' | tr -d '\r')"; say after_no "$(systemctl is-active remoted) $(job bob who | wc -l)"
@@ -97,6 +102,7 @@ say uninstalled "$(/v/bin/remotectl uninstall --yes --json 2>&1)"
 say again "$(/v/bin/remotectl uninstall --json 2>&1)"
 for _ in $(seq 100); do [ -z "$(systemctl list-units --all --no-legend 'remoted*')" ] && break; sleep 0.1; done  # it forgets units when it is idle
 say left "$(ls -d /opt/remoted* /usr/local/bin/remotectl /etc/systemd/system/remoted* /run/remoted 2>/dev/null | tr '\n' ' ')$(systemctl list-units --all --no-legend 'remoted*')"
+say own_again "$(as alice /v/bin/remotectl status 2>&1)"
 """
 
 
@@ -257,6 +263,25 @@ def test_c09_stopping_the_slice_ends_everything(said: dict[str, str]) -> None:
     status, reason, *_ = _read(said, "slice")
 
     assert (status, reason) == ("FAILED", "WORKER_DIED")
+
+
+@pytest.mark.parametrize("how", ["stopped", "closed", "gone"])
+def test_c01_who_finds_the_daemon_away_is_told_how_it_comes_back_and_starts_none(said: dict[str, str], how: str) -> None:
+    reason = "you may not open it" if how == "closed" else "the system's daemon is installed here and does not run, or its sockets are gone"
+    assert said[f"away_{how}"].count(reason) == 3, said[f"away_{how}"]  # status, doctor, a script
+    assert said[f"away_{how}"].count("`systemctl restart remoted.socket remoted`") == 3
+    assert " 3 BAD  daemon:" in said[f"away_{how}"]
+    assert said[f"away_{how}"].rstrip().endswith("if you are to have one" if how != "closed" else "remoted`")
+    assert _read(said, f"back_{how}")[1] == _read(said, "alice")[1]
+
+
+def test_c01_sockets_are_restarted_under_warm_workers(said: dict[str, str]) -> None:
+    before, after = _read(said, "warm_sockets"), said["back_sockets"]
+    assert after == f"{json.dumps([before[0], before[1] + 1])} active "
+
+
+def test_c01_after_an_uninstall_everybody_has_their_own_again(said: dict[str, str]) -> None:
+    assert "it starts with your first call" in said["own_again"]
 
 
 def test_c01_uninstall_asks_before_it_ends_running_jobs_and_a_script_has_to_say_yes(said: dict[str, str]) -> None:
