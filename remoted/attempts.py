@@ -87,6 +87,12 @@ class AttemptEnd(NamedTuple):
     constructed: bool = False
     #: What asked for the stop, if anything did: CANCELLED, TIMEOUT, CALLER_GONE.
     stopped_by: Reason | None = None
+    #: When, as its worker says that no daemon heard (Unix seconds); for show only.
+    ended_at: float | None = None
+
+    def lasted(self, started_at: float, now: float) -> float:
+        """For how many seconds, and no longer than until now."""
+        return max(0.0, min(now, self.ended_at or now) - started_at)
 
 
 def died(how: str, exit_code: int | None, want_of_memory: str, stopped_by: Reason | None) -> AttemptEnd:

@@ -164,7 +164,7 @@ class Jobs(CallRunner):
             return
         if end.kind == "stale" and worker is not None:
             self.engine.retire(worker, end.message)
-        seconds = max(0.0, self.clock.wall() - call.attempt_started)
+        seconds = end.lasted(call.attempt_started, self.clock.wall())
         call.run_seconds += seconds
         self._paces.note(call.request.code, seconds)
         self.engine.ended(call.id)

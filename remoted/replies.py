@@ -52,8 +52,10 @@ def parse_end(frame: wire.Frame, stopped_by: Reason | None) -> AttemptEnd:
 
 def end_of(header: Mapping[str, Any], payload: bytes | int, size: int, stopped_by: Reason | None) -> AttemptEnd:
     """The same of a header that a worker has left in a file. What returned and is as usual has no more words. Raises KeyError."""
+    ended_at = header.get("ended_at")
+    moment = float(ended_at) if isinstance(ended_at, (int, float)) else None
     if "kind" not in header:
-        return AttemptEnd("returned", payload=payload, size=size, stopped_by=stopped_by)
+        return AttemptEnd("returned", payload=payload, size=size, stopped_by=stopped_by, ended_at=moment)
     code = header["exit_code"]
     return AttemptEnd(
         kind=clean(header["kind"]),
@@ -65,6 +67,7 @@ def end_of(header: Mapping[str, Any], payload: bytes | int, size: int, stopped_b
         size=size,
         constructed=bool(header.get("constructed")),
         stopped_by=stopped_by,
+        ended_at=moment,
     )
 
 

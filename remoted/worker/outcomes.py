@@ -6,6 +6,7 @@ import io
 import json
 import os
 import threading
+import time
 from typing import Any, BinaryIO, cast
 
 from remoted_client import codec, parcel, plain, wire
@@ -33,7 +34,7 @@ class Reporter:
         self._segments = segments
         self._may_go_on = threading.Event()
         self.refusals = Refusals()
-        self._unacknowledged: dict[str, tuple[Run, dict[str, Any], Payload]] = {}
+        self._unacknowledged: dict[str, tuple[Run, dict[str, Any], Payload, float]] = {}
         #: Items of streams that are not stored yet, by attempt and number.
         self._items: dict[str, dict[int, Payload]] = {}
         #: Items are taken in their order only: none may be sent while older ones are repeated.
@@ -185,7 +186,7 @@ class Reporter:
         if waits:
             header["waits"] = True
         # Kept until the daemon has committed it: what lies unread in a dead daemon's socket is lost.
-        self._unacknowledged[run.attempt] = (run, header, _copied(payload))
+        self._unacknowledged[run.attempt] = (run, header, _copied(payload), time.time())
         self._link.send_payload(header, payload)
 
     def tell_item(self, run: Run, number: int, payload: Payload) -> bool:
@@ -201,14 +202,14 @@ class Reporter:
         close_payload(payload)
 
     def repeat(self) -> None:
-        """There is another daemon: everything that the last one may not have stored is said once more, in the same words."""
+        """There is another daemon: everything that the last one may not have stored is said once more, in the same words, and when it was."""
         with self._sending_items:
             for attempt, kept in list(self._items.items()):
                 for number, payload in list(kept.items()):
                     self._link.send_payload({"op": "item", "attempt": attempt, "number": number}, _copied(payload))
-        for attempt, (_, header, payload) in list(self._unacknowledged.items()):
+        for attempt, (_, header, payload, ended_at) in list(self._unacknowledged.items()):
             said = {name: value for name, value in header.items() if name != "waits" or attempt == self._waits_for}
-            self._link.send_payload(said, _copied(payload))
+            self._link.send_payload({**said, "ended_at": ended_at}, _copied(payload))
 
     def acknowledged(self, attempt: str) -> None:
         """The outcome is committed: nobody will ask for it again."""
@@ -224,9 +225,9 @@ class Reporter:
 
     def leave_behind(self) -> None:
         """No daemon: the next one finds the outcomes in the file."""
-        for run, header, payload in list(self._unacknowledged.values()):
+        for run, header, payload, ended_at in list(self._unacknowledged.values()):
             if run.is_kept and self._spool >= 0:
-                _write_outcome(self._spool, header, payload)
+                _write_outcome(self._spool, {**header, "ended_at": ended_at}, payload)
 
 
 def _copied(payload: Payload) -> Payload:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import sqlite3
@@ -444,3 +445,33 @@ print(json.dumps([f.options(detach=True)(n).id for n in range(2)]))
     )
     stopped = "stopped: the daemon was told to end at once, running jobs included"
     assert result.json == [["CANCELLED", "DAEMON_STOPPED", stopped, 1], ["COMPLETED", "", None, 1]]
+
+
+def test_c09_a_job_that_ended_without_a_daemon_ran_until_then_and_no_longer(daemon: Host) -> None:
+    go = daemon.project / "go"
+    job = daemon.run(
+        HEAD
+        + f"""
+@remote(queue, max_retries=0)
+def wait():
+    print("begun", flush=True)
+    while not os.path.exists({str(go)!r}): time.sleep(0.01)
+    return time.time()
+job = wait.options(detach=True)()
+while not job.logs(): time.sleep(0.01)
+print(json.dumps(job.id))
+"""
+    ).json
+    workers = workers_of(daemon)
+    daemon.kill()
+    go.touch()
+    psutil.wait_procs(workers, timeout=20)
+    absent = time.time()
+
+    returned = daemon.start().run(HEAD + f"print(json.dumps(Job.from_id({job!r}).result().unwrap()))").json
+    daemon.stop()
+    (file,) = daemon.state.rglob("remoted.sqlite3")
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        [(started, ran)] = database.execute("SELECT started_at, run_seconds FROM jobs WHERE id = ?", (job,)).fetchall()
+
+    assert returned <= started + ran <= absent
