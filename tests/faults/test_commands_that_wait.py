@@ -60,6 +60,9 @@ class Command:
     def err(self) -> str:
         return self._said[1].read_text(encoding="utf-8")
 
+    def says_anything(self) -> None:
+        wait_until(lambda: self.out or self.err, 30)
+
     def says_more(self) -> None:
         before = len(self.out) + len(self.err)
         wait_until(lambda: len(self.out) + len(self.err) > before, 30)
@@ -157,9 +160,10 @@ def test_c04_who_waits_at_a_terminal_is_told_once_that_the_daemon_went_away(daem
 
 def test_c04_a_daemon_that_does_not_come_back_ends_a_command_that_waits_by_name(daemon: Host) -> None:
     terminal, job = counting(daemon)
-    commands = [Command(terminal, *words, program=IMPATIENT) for words in (("logs", "-f", job), ("status", "--watch"), ("drain", "--wait"))]
-    for command in commands[:2]:
-        wait_until(lambda command=command: command.out, 30)
+    commands = [Command(terminal, *words, program=IMPATIENT) for words in (("logs", "-f", job), ("status", "--watch"))]
+    for command in commands:
+        command.says_anything()
+    commands.append(Command(terminal, "drain", "--wait", program=IMPATIENT))  # only now: nothing begins any more
     wait_until(lambda: terminal.json("status")["daemon"]["drain"], 30)
     daemon.kill()
     for command in commands:
