@@ -100,8 +100,8 @@ say declined "$(echo n | /v/bin/python -c 'import pty; pty.spawn(["/v/bin/remote
 say swept "$(/v/bin/remotectl install --no-start --json 2>&1)"
 say uninstalled "$(/v/bin/remotectl uninstall --yes --json 2>&1)"
 say again "$(/v/bin/remotectl uninstall --json 2>&1)"
-for _ in $(seq 100); do [ -z "$(systemctl list-units --all --no-legend 'remoted*')" ] && break; sleep 0.1; done  # it forgets units when it is idle
-say left "$(ls -d /opt/remoted* /usr/local/bin/remotectl /etc/systemd/system/remoted* /run/remoted 2>/dev/null | tr '\n' ' ')$(systemctl list-units --all --no-legend 'remoted*')"
+for _ in $(seq 100); do [ -z "$(systemctl list-units --no-legend 'remoted*')" ] && break; sleep 0.1; done
+say left "$(ls -d /opt/remoted* /usr/local/bin/remotectl /etc/systemd/system/remoted* /run/remoted 2>/dev/null | tr '\n' ' ')$(systemctl list-units --no-legend 'remoted*')"
 say own_again "$(as alice /v/bin/remotectl status 2>&1)"
 """
 
