@@ -84,7 +84,7 @@ class Handle(Coroutine[Any, Any, T_co], Generic[T_co]):
     def result(self, timeout: float | None = None) -> T_co:
         """Wait for the end: a ``JobOutput`` on queue classes, the value (or its exception) on load-balanced ones.
 
-        Raises TimeoutError after ``timeout`` seconds; the call goes on. Ctrl-C cancels the call.
+        Raises TimeoutError after ``timeout`` seconds; the call goes on. Ctrl-C cancels the call, unless it is detached.
         """
         if timeout is not None:
             check_amount("timeout", timeout, zero=True)
@@ -99,7 +99,7 @@ class Handle(Coroutine[Any, Any, T_co], Generic[T_co]):
             if not is_over:
                 raise TimeoutError(f"{state.name} is not over after {timeout:g} s; it goes on")
         except KeyboardInterrupt:
-            self.cancel()
+            self._abandon()
             raise
         return self._outcome()
 
@@ -134,6 +134,11 @@ class Handle(Coroutine[Any, Any, T_co], Generic[T_co]):
         self._state.request_cancel(connection.current().send)
         return True
 
+    def _abandon(self) -> None:
+        """Nobody waits for it any more, which is the end of it unless it was detached, or is somebody's that was only looked at."""
+        if not self._state.is_detached:
+            self.cancel()
+
     def logs(self) -> str:
         """What it has printed so far, stdout before stderr."""
         if self._state.outgoing is None:
@@ -160,7 +165,7 @@ class Handle(Coroutine[Any, Any, T_co], Generic[T_co]):
             with _waiting_in_body(self._state) if context.in_worker else _NOTHING:
                 await self._state.wait_and_tell_async(self._is_over, news=self._state.is_stream)
         except asyncio.CancelledError:
-            self.cancel()
+            self._abandon()
             raise
         return self._outcome()
 
