@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remoted_client import context, wire
 from remoted_client.attendant import Attendant
-from remoted_client.daemon import SYSTEM_DIRECTORY, await_word, connect, connect_or_start, socket_directory, where_to_look
+from remoted_client.daemon import SILENCE_SECONDS, SYSTEM_DIRECTORY, await_word, connect, connect_or_start, socket_directory, where_to_look
 from remoted_client.errors import DaemonUnreachable, RemotedError, VersionMismatch, WorkerLost, for_code, for_fault
 from remoted_client.greeting import hello
 from remoted_client.interrupts import interrupts
@@ -204,11 +204,14 @@ class Connection:
 
     def _reconnect(self, deadline: float) -> socket.socket:
         """The daemon went away while somebody waits: it is restarted by somebody, or by us."""
-        pause = 0.05
+        pause, silent_until = 0.05, time.monotonic() + SILENCE_SECONDS
         while time.monotonic() < deadline:
             try:
                 return connect()
             except OSError:
+                if not context.in_worker and time.monotonic() > silent_until:
+                    echo.show(2, f"remoted: the daemon went away, waiting up to {_RECONNECT_SECONDS:g} s for the next one ...; {where_to_look()}\n")
+                    silent_until = float("inf")
                 time.sleep(pause)
                 pause = min(1.0, pause * 2)
                 if pause == 1.0 and not context.in_worker and socket_directory() != SYSTEM_DIRECTORY:

@@ -24,7 +24,7 @@ _START_SECONDS = 30.0
 #: A system's daemon that restarts is back sooner.
 _RESTART_SECONDS = 10.0
 #: A restart that goes well takes less: nobody hears of it.
-_SILENCE_SECONDS = 3.0
+SILENCE_SECONDS = 3.0
 #: In the sentence of a daemon that found the lock taken (``remoted/app.py``).
 _OTHER_DAEMON = "another daemon"
 #: The other one may be starting, or about to end; one that is still there after these is there to stay.
@@ -77,7 +77,7 @@ def await_word(sock: socket.socket) -> None:
     """Tell who waits for the first word of a daemon that says none: systemd holds its sockets whether or not it can start."""
     poller = select.poll()
     poller.register(sock, select.POLLIN)
-    if not context.in_worker and not poller.poll(_SILENCE_SECONDS * 1000):
+    if not context.in_worker and not poller.poll(SILENCE_SECONDS * 1000):
         echo.show(2, f"remoted: the daemon in {socket_directory()} takes connections and has not answered yet, waiting ...; {where_to_look()}\n")
 
 

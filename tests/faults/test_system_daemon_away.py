@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from remoted_client import DaemonUnreachable, connection
 from remoted_client.daemon import SYSTEM_UNIT
 from tests.fakes.service_manager import ServiceManager
 from tests.harness import Host, wait_until
@@ -132,3 +136,20 @@ def test_c01_a_restart_makes_sockets_that_were_taken_away(bare_host: Host) -> No
     assert bare_host.run(CALL).out.strip() == "5"
     bare_host.stop()
     manager.close()
+
+
+def test_c09_a_script_under_way_says_once_that_it_waits_for_the_next_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+
+    def refuse() -> socket.socket:
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(connection, "connect", refuse)
+    monkeypatch.setattr(connection, "SILENCE_SECONDS", 0.1)
+    monkeypatch.setattr(connection, "socket_directory", lambda: connection.SYSTEM_DIRECTORY)
+    monkeypatch.setattr(connection.echo, "show", lambda stream, text: shown.append(text))
+    with pytest.raises(DaemonUnreachable, match="did not come back within 60 s"):
+        connection.Connection._reconnect(cast("connection.Connection", None), time.monotonic() + 1.0)
+
+    (line,) = shown
+    assert line.startswith("remoted: the daemon went away, waiting up to 60 s for the next one ...; ")

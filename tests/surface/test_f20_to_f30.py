@@ -309,6 +309,37 @@ forever(sys.argv[1]).result()
     wait_until((shared_daemon.project / "ctrlc.stopped").exists, 20)
 
 
+@pytest.mark.parametrize("how", ["submitted", "found", "awaited"])
+def test_f25_ctrl_c_ends_no_detached_job_nor_one_that_was_only_looked_at(shared_daemon: Host, how: str) -> None:
+    begun, go_on = shared_daemon.project / f"detached-{how}", shared_daemon.project / f"go-on-{how}"
+    script = (
+        HEAD
+        + """
+import asyncio, os
+@remote(queue)
+def lasting(begun, go_on):
+    open(begun, "w").close()
+    while not os.path.exists(go_on): time.sleep(0.01)
+    return "over"
+job = lasting.options(detach=True)(*sys.argv[2:])
+print(job.id, flush=True)
+if sys.argv[1] == "found": job = Job.from_id(job.id)
+if sys.argv[1] == "awaited":
+    async def main(): await job
+    asyncio.run(main())
+job.result()
+"""
+    )
+    process = shared_daemon.popen(script, how, str(begun), str(go_on))
+    wait_until(begun.exists, 20)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGINT
+    go_on.touch()
+    found = shared_daemon.run(HEAD + "print(json.dumps(Job.from_id(sys.argv[1]).result(60).unwrap()))", out.split()[0])
+    assert found.json == "over"
+
+
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio tells nobody that a task was cancelled by Ctrl-C")
 def test_f25_ctrl_c_in_a_script_with_asyncio_is_the_same_sentence(shared_daemon: Host) -> None:
     process = shared_daemon.popen(
