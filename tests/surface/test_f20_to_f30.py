@@ -331,12 +331,14 @@ job.result()
 """
     )
     process = shared_daemon.popen(script, how, str(begun), str(go_on))
+    assert process.stdout is not None
+    job = process.stdout.readline().strip()
     wait_until(begun.exists, 20)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=20)
+    process.communicate(timeout=20)
     assert process.returncode == -signal.SIGINT
     go_on.touch()
-    found = shared_daemon.run(HEAD + "print(json.dumps(Job.from_id(sys.argv[1]).result(60).unwrap()))", out.split()[0])
+    found = shared_daemon.run(HEAD + "print(json.dumps(Job.from_id(sys.argv[1]).result(60).unwrap()))", job)
     assert found.json == "over"
 
 
