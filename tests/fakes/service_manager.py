@@ -29,7 +29,7 @@ import fcntl, json, os, sys
 fds, names, argv = json.loads(sys.argv[1])
 moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3 + 2 * len(fds)) for fd in fds]
 for number, fd in enumerate(moved): os.dup2(fd, 3 + number)
-os.closerange(3 + len(fds), 3 + 2 * len(fds))
+os.closerange(3 + len(fds), max([*fds, *moved]) + 1)
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(fds)), LISTEN_FDNAMES=":".join(names))
 os.execv(argv[0], argv)
 """
