@@ -6,6 +6,7 @@ import ctypes
 import importlib.util
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -109,10 +110,24 @@ def _disk() -> Check:
 
 def _sockets() -> Check:
     path = Path(transport.socket_directory()) / "api.sock"
+    if transport.socket_directory() == transport.SYSTEM_DIRECTORY and (shut := shut_out(path.parent)):
+        return _check("socket path", False, f"{shut}: users are shut out", "`systemctl restart remoted.socket remoted` makes it as it was installed")
     length = len(os.fsencode(path)) + 1
     ok = length <= paths.SUN_PATH_BYTES
     advice = "" if ok else "set REMOTED_SOCKET to a shorter directory"
     return _check("socket path", ok, f"{path} ({length} of {paths.SUN_PATH_BYTES} bytes)", advice)
+
+
+def shut_out(folder: Path) -> str:
+    """What in the system's folder is root's alone, with its mode. A group other than root's may be meant."""
+    for path, needed in ((folder, 1), (folder / "data.sock", 2), (folder / "api.sock", 2)):
+        try:
+            found = path.stat()
+        except OSError:
+            continue  # it does not answer then, which is another line
+        if not found.st_mode & (needed | (needed << 3 if found.st_gid else 0)):
+            return f"{path} has the mode {stat.S_IMODE(found.st_mode):04o}"
+    return ""
 
 
 def _daemon() -> list[Check]:

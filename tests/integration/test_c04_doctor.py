@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from remoted.cli.checks import shut_out
 from remoted.limits import size_text
 from remoted.trust import closed_to_others
 from tests.harness import Host, wait_until
@@ -88,3 +89,17 @@ def test_c04_what_is_closed_to_users_is_found_on_the_way_and_behind_links() -> N
             part.chmod(0o700)
             assert closed_to_others([link]) == part
             part.chmod(0o755)
+
+
+def test_c04_doctor_says_that_users_are_shut_out_of_the_systems_sockets(tmp_path: Path) -> None:
+    """Root is let in whatever the modes are, and would find that all is well."""
+    tmp_path.chmod(0o755)
+    for name in ("data.sock", "api.sock"):
+        (tmp_path / name).touch()
+        (tmp_path / name).chmod(0o666)
+    assert not shut_out(tmp_path)
+
+    (tmp_path / "data.sock").chmod(0o600)
+    assert shut_out(tmp_path) == f"{tmp_path / 'data.sock'} has the mode 0600"
+    tmp_path.chmod(0o700)
+    assert shut_out(tmp_path) == f"{tmp_path} has the mode 0700"
