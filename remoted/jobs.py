@@ -323,6 +323,7 @@ class Jobs(CallRunner):
             return
         call.status, call.reason = status, reason
         self.completed += 1
+        call.log.close()  # its last words are output too
         for watcher in list(call.watchers):
             watcher.on_done(call)
         call.watchers.clear()
