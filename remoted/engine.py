@@ -39,6 +39,7 @@ from remoted.spawn import shutdown
 from remoted.spawn.births import Births, Start
 from remoted.spawn.memory import SAMPLE_SECONDS, MemoryKills
 from remoted.spool import Spool
+from remoted.tasks import Tasks
 from remoted.workers import Worker
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ class Engine:
         self._owners: dict[TicketId, TicketOwner] = {}
         self.holders = Holders(self.handle, clock)
         self._told: dict[TicketId, Reason] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = Tasks("engine")
         self._alarm = turn.Alarm(lambda: self.handle(events.Tick()))
         self._turn = turn.current()
         self._is_step_open = False
@@ -279,15 +280,7 @@ class Engine:
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """A task of the engine's: kept, and its failure logged."""
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._task_done)
-        return task
-
-    def _task_done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("a task of the engine failed", exc_info=task.exception())
+        return self._tasks.spawn(coroutine)
 
     # -- workers -------------------------------------------------------------------------------------------
 
@@ -492,7 +485,5 @@ class Engine:
             worker.leave()
         others = [worker for worker in self.workers.values() if worker not in left]
         await end_workers(others)
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
         await self.births.close()

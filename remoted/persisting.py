@@ -10,6 +10,7 @@ from typing import Any
 
 from remoted.errors import StoreBroken, StoreError
 from remoted.store import Statements, Store
+from remoted.tasks import Tasks
 
 log = logging.getLogger(__name__)
 _AGAIN_SECONDS = 0.5
@@ -21,21 +22,13 @@ class Persisting:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = Tasks("queue")
         #: What waits until the store may take it.
         self._waiting = 0
 
     def spawn(self, coroutine: Any) -> asyncio.Task[Any]:
         """A task that is waited for at the end."""
-        task: asyncio.Task[Any] = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._task_done)
-        return task
-
-    def _task_done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("a task of the queue failed", exc_info=task.exception())
+        return self._tasks.spawn(coroutine)
 
     def again(self, error: Exception, store: Callable[..., None], *arguments: Any) -> None:
         """``store`` failed with this: it is called again soon."""
@@ -86,6 +79,6 @@ class Persisting:
         while (self._tasks or self._waiting or is_busy()) and loop.time() < until:
             await self.settle()
             if self._tasks:
-                await asyncio.wait(self._tasks, timeout=max(0.0, until - loop.time()))
+                await self._tasks.wait(max(0.0, until - loop.time()))
             elif self._waiting:
                 await asyncio.sleep(_AGAIN_SECONDS)

@@ -33,6 +33,8 @@ class Reading:
     def __init__(self, attendant: Attendant, handle: Callable[[wire.Frame], None], is_alone: Callable[[CallState], bool]) -> None:
         self._attendant, self._handle, self._is_alone = attendant, handle, is_alone
         self._sock: socket.socket | None = None
+        #: What a thread that waits listens to.
+        self._poller = select.poll()
         self._frames = wire.FrameReader()
         #: What is read is handled before anybody reads on.
         self._lock = threading.Lock()
@@ -43,6 +45,9 @@ class Reading:
     def open(self, sock: socket.socket, frames: wire.FrameReader) -> None:
         """``frames`` holds the beginning of one, if there is any."""
         self._sock, self._frames, self._borrowed = sock, frames, threading.Lock()
+        self._poller = select.poll()
+        self._poller.register(sock, select.POLLIN)
+        self._poller.register(self._bell, select.POLLIN)
 
     def close(self) -> None:
         """Nobody reads any more, so the socket can be closed."""
@@ -83,9 +88,6 @@ class Reading:
         sock = self._sock
         if sock is None:
             return
-        poller = select.poll()
-        poller.register(sock, select.POLLIN)
-        poller.register(self._bell, select.POLLIN)
         if self._is_rung:  # behind the one before
             self._hush()
         try:
@@ -93,7 +95,7 @@ class Reading:
             with self._lock:  # what the line's thread is at
                 pass
             while not state.is_over and (deadline is None or deadline > time.monotonic()):
-                ready = poller.poll(None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000)
+                ready = self._poller.poll(None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000)
                 with self._lock:
                     if not self._read_about(state, sock) or any(fd == self._bell for fd, _ in ready):
                         return

@@ -6,7 +6,6 @@ import concurrent.futures
 import json
 import signal
 import subprocess
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -31,15 +30,6 @@ def mark(name):
 def wait_for(name):
     while not os.path.exists(folder + "/" + name): time.sleep(0.01)
 """
-
-
-@pytest.fixture
-def manager(bare_host: Host) -> Iterator[ServiceManager]:
-    made = ServiceManager(bare_host)
-    made.start()
-    yield made
-    bare_host.stop()
-    made.close()
 
 
 def finish(host: Host, process: subprocess.Popen[str]) -> Any:

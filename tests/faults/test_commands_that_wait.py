@@ -7,7 +7,6 @@ import pty
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
@@ -27,15 +26,6 @@ while n < 200 or not os.path.exists(sys.argv[1]):
     time.sleep(0.002)
 """
 IMPATIENT = f"import remoted.cli.absence as absence; absence._PATIENCE_SECONDS = 0.5\n{MAIN}"
-
-
-@pytest.fixture
-def manager(bare_host: Host) -> Iterator[ServiceManager]:
-    made = ServiceManager(bare_host)
-    made.start()
-    yield made
-    bare_host.stop()
-    made.close()
 
 
 def counting(host: Host) -> tuple[Terminal, str]:
