@@ -1,4 +1,4 @@
-"""A look at a socket before its reader sleeps: most answers of a lease come sooner than an idle core wakes up (docs/decisions/0090)."""
+"""A look at a socket before its reader sleeps: most answers come sooner than an idle core wakes up (docs/decisions/0090, 0100)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Callable
 
-#: No longer than this, which is enough for an answer by who had to be woken; who sleeps then is woken as ever.
+#: No longer than this, which is enough for an answer by one who had to be woken; who sleeps then is woken as ever.
 _SECONDS = 250e-6
 #: After looks in vain so many waits at most go without, and so many where others had this core meanwhile: they have it for milliseconds.
 _RESTS_MOST = 63
@@ -19,10 +19,13 @@ _BUSY_RESTS_MOST = 1023
 class Glance:
     """One reader's. Where nothing comes in time, or others want the core, it looks ever more rarely; what comes in time makes it look more often again."""
 
-    def __init__(self, sock: socket.socket, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, *sources: socket.socket | int, seconds: float = _SECONDS, clock: Callable[[], float] = time.perf_counter) -> None:
+        """``sources``: sockets or descriptors, of which any may be what is waited for. ``seconds``: how long a look lasts at most."""
         poller = select.poll()
-        poller.register(sock, select.POLLIN)
+        for source in sources:
+            poller.register(source, select.POLLIN)
         self._has_come = poller.poll
+        self._seconds = seconds
         self._clock = clock
         #: So many waits go without a look after the last one.
         self.rests = 0
@@ -37,7 +40,7 @@ class Glance:
 
     def _look(self) -> int:
         """How many waits may go without the next one."""
-        until = self._clock() + _SECONDS
+        until = self._clock() + self._seconds
         while not self._has_come(0):
             os.sched_yield()  # whoever is to answer may need this core
             late = self._clock() - until

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from remoted_client import wire
+from remoted_client.glance import Glance
 
 if TYPE_CHECKING:
     from remoted_client.attendant import Attendant
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 _READ_BYTES = 96 * 1024
 _PEEKED_BYTES = 16 * 1024
 _LEAVE_SECONDS = 1.0
+#: As long as a durable call takes whose body does nothing.
+_LOOK_SECONDS = 2e-3
 
 
 class Reading:
@@ -35,6 +38,7 @@ class Reading:
         self._sock: socket.socket | None = None
         #: What a thread that waits listens to.
         self._poller = select.poll()
+        self._glance = Glance()
         self._frames = wire.FrameReader()
         #: What is read is handled before anybody reads on.
         self._lock = threading.Lock()
@@ -48,6 +52,7 @@ class Reading:
         self._poller = select.poll()
         self._poller.register(sock, select.POLLIN)
         self._poller.register(self._bell, select.POLLIN)
+        self._glance = Glance(sock, self._bell, seconds=_LOOK_SECONDS)
 
     def close(self) -> None:
         """Nobody reads any more, so the socket can be closed."""
@@ -94,10 +99,13 @@ class Reading:
             self._attendant.lend(True)
             with self._lock:  # what the line's thread is at
                 pass
-            while not state.is_over and (deadline is None or deadline > time.monotonic()):
-                ready = self._poller.poll(None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000)
+            while not state.is_over:
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is None or left > _LOOK_SECONDS:
+                    self._glance.wait()
+                ready = self._poller.poll(None if left is None else max(0.0, left) * 1000)
                 with self._lock:
-                    if not self._read_about(state, sock) or any(fd == self._bell for fd, _ in ready):
+                    if not ready or not self._read_about(state, sock) or any(fd == self._bell for fd, _ in ready):
                         return
         finally:
             self._attendant.lend(False)
