@@ -17,6 +17,7 @@ class Scale:
     rounds: int = 5
     latency_calls: int = 200
     warmup_calls: int = 50
+    turn_calls: int = 10
     jobs: int = 2000
     map_rounds: int = 3
     cold_rounds: int = 5
@@ -27,7 +28,7 @@ class Scale:
 
 
 QUICK = Scale(
-    rounds=1, latency_calls=5, warmup_calls=2, jobs=20, map_rounds=1, cold_rounds=1, array_mib=1, array_rounds=1, idle_seconds=0.1, command_rounds=1
+    rounds=1, latency_calls=5, warmup_calls=2, turn_calls=1, jobs=20, map_rounds=1, cold_rounds=1, array_mib=1, array_rounds=1, idle_seconds=0.1, command_rounds=1
 )
 
 
@@ -81,9 +82,15 @@ def one(action: Callable[[], Any]) -> Callable[[], list[float]]:
     return lambda: [timed(action)]
 
 
-def many(action: Callable[[], Any], count: int) -> Callable[[], list[float]]:
-    """A sampler of ``count`` durations, one after another."""
-    return lambda: [timed(action) for _ in range(count)]
+def many(action: Callable[[], Any], count: int, before: int = 0) -> Callable[[], list[float]]:
+    """A sampler of ``count`` durations, one after another; so many calls ``before`` them are not counted, for others have had their turn and the caches."""
+
+    def sample() -> list[float]:
+        for _ in range(before):
+            action()
+        return [timed(action) for _ in range(count)]
+
+    return sample
 
 
 def rate(action: Callable[[], Iterable[Any]], count: int) -> Callable[[], list[float]]:
