@@ -22,6 +22,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from remoted_client import mappings
+from remoted_client.copying import copy
 from remoted_client.errors import QuotaExceeded
 
 #: Buffers smaller than this travel in the pickle.
@@ -76,7 +77,7 @@ class Segment:
         with memoryview(self._map) as view:
             view[: len(table)] = table
             for offset, part in zip(offsets, parts, strict=True):
-                view[offset : offset + part.nbytes] = part
+                copy(view[offset : offset + part.nbytes], part)
 
     def close(self) -> None:
         self._map.close()
@@ -176,9 +177,15 @@ class SegmentPool:
         try:
             segment.fill(parts)
         except BaseException:
-            self.take_back(segment.number)
+            self._drop(segment)
             raise
         return segment
+
+    def _drop(self, segment: Segment) -> None:
+        """Nobody has it, and it may be written into for some time: it goes when that is over."""
+        with self._lock:
+            del self._lent[segment.number]
+        os.close(segment.fd)
 
     def _take_free(self, size: int) -> Segment | None:
         """The smallest that will do."""

@@ -6,6 +6,7 @@ import gc
 import os
 import pickle
 import resource
+import signal
 import struct
 from pathlib import Path
 
@@ -207,3 +208,33 @@ def test_small_and_scattered_buffers_stay_in_the_pickle() -> None:
     back = pickle.loads(data, buffers=[bytearray(buffer.raw()) for buffer in collector.buffers])
     assert all((a == b).all() for a, b in zip(values[:4], back[:4], strict=True))
     assert back[3].flags.f_contiguous
+
+
+
+def _lend_for_ever(pool: SegmentPool, array: np.ndarray) -> None:
+    while True:
+        pool.take_back(lend(pool, array).number)
+
+
+def test_ctrl_c_in_the_middle_of_a_copy_spoils_nothing_that_comes_next() -> None:
+    """Threads that still write do so into memory that nobody gets any more."""
+    pool, releases, before = SegmentPool(), Releases(), len(os.listdir("/proc/self/fd"))
+    one, two = np.full(32 << 20, 1.0), np.full(32 << 20, 2.0)
+    pool.take_back(lend(pool, one).number)
+    handler = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        for moment in (0.001, 0.005, 0.02):
+            signal.setitimer(signal.ITIMER_REAL, moment)
+            with pytest.raises(KeyboardInterrupt):
+                _lend_for_ever(pool, one)
+            segment = lend(pool, two)
+            assert (np.frombuffer(received(segment, 1, releases)[0]) == 2).all()
+            pool.take_back(segment.number)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+    pool.forget()
+    mappings.forget(releases)
+    del segment
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
