@@ -52,6 +52,7 @@ from remoted.journal import SOCKET, Journal
 from remoted.lag import Lag
 from remoted.model import Reason
 from remoted.paths import Paths
+from remoted.redo import RedoLog
 from remoted.room import Room
 from remoted.scheduler.events import SharesSet
 from remoted.scheduler.policy import Scheduler
@@ -111,8 +112,8 @@ class Daemon:
             self._cgroups = self._find_groups()
             self._rules = self._find_rules()
         self._audit = self._find_audit()
-        async with self._store() as store:
-            await self._serve(store)
+        async with self._store() as (store, redo):
+            await self._serve(store, redo)
         if self._journal is not None:
             self._journal.close()
             if self._journal.lost:
@@ -181,18 +182,20 @@ class Daemon:
         os.pwrite(lock, f"{os.getpid()}\n{state}".encode(), 0)
 
     @contextlib.asynccontextmanager
-    async def _store(self) -> AsyncIterator[Store]:
-        store = Store(self._paths.database, self._store_broke)
+    async def _store(self) -> AsyncIterator[tuple[Store, RedoLog]]:
+        store, redo = Store(self._paths.database, self._store_broke), RedoLog(self._paths.redo, self._clock.boot_id())
         await store.open()
         try:
-            yield store
+            await _replay(store, redo)
+            yield store, redo
         finally:
             await store.close()
+            redo.close()
 
-    async def _serve(self, store: Store) -> None:
+    async def _serve(self, store: Store, redo: RedoLog) -> None:
         entries = self._fdstore.take()
         program = runtime.build(self._paths.runtime)
-        engine, jobs, direct, adoption, environments = self._build(store, program)
+        engine, jobs, direct, adoption, environments = self._build(store, redo, program)
         engine.handle(SharesSet.of(self._limits))
         await engine.look_at_devices()
         if self._house.is_shared and self._config.gpu.enforce and self._rules is None and engine.devices.known:
@@ -253,7 +256,7 @@ class Daemon:
             await runners.jobs.records.charge(runners.direct.used)
         await runners.jobs.close()
 
-    def _build(self, store: Store, program: Path) -> tuple[Engine, Jobs, DirectCalls, Adoption, EnvironmentSource]:
+    def _build(self, store: Store, redo: RedoLog, program: Path) -> tuple[Engine, Jobs, DirectCalls, Adoption, EnvironmentSource]:
         blobs = Blobs(self._paths, self._limits.free_disk_reserve_bytes)
         contents = Contents(store, blobs, self._limits)
         contents.quotas.is_enforced = self._house.is_shared
@@ -271,7 +274,7 @@ class Daemon:
         engine.cradle.become, engine.cradle.cgroups, engine.cradle.is_shared = self._house.become, self._cgroups, self._house.is_shared
         kind_key = self._fdstore.kind_key
         instances = Instances(engine, self._limits)
-        jobs = Jobs(engine, contents, instances, self._clock, self._limits, kind_key, store, blobs, self._paths)
+        jobs = Jobs(engine, contents, instances, self._clock, self._limits, kind_key, store, redo, blobs, self._paths)
         direct = DirectCalls(engine, contents, instances, self._clock, self._limits, kind_key, self._paths)
         for runner in (jobs, direct):
             runner.others = (jobs, direct)
@@ -409,6 +412,15 @@ async def _end_calls(runners: Runners) -> None:
         await asyncio.sleep(0.02)
     await end_workers([worker for worker in workers if worker is not None and worker.is_alive])
     await runners.jobs.close()
+
+
+async def _replay(store: Store, redo: RedoLog) -> None:
+    """What the last daemon had begun and not stored yet. Raises StartupError: to go on without it could run a body twice."""
+    try:
+        await store.submit(redo.replay)
+        redo.open()
+    except (StoreError, OSError) as error:
+        raise StartupError(f"cannot store what the last daemon had begun: {error}") from error
 
 
 def _give_back_memory() -> None:

@@ -71,6 +71,8 @@ class Call:
     key: str = ""
     arguments: bytes | None = None
     is_stored: bool = False
+    #: It has begun, and another of the same key was stored long ago.
+    is_double: bool = False
     #: The how manyth job it is; 0 for what is not stored.
     seq: int = 0
     status: Status = Status.IN_QUEUE

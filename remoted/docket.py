@@ -11,10 +11,14 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import astuple
+from functools import partial
 from typing import Any
 
+from remoted import turn
 from remoted.calls import Admitted, Call
+from remoted.errors import StoreError
 from remoted.model import Reason, Status
+from remoted.redo import RedoLog
 from remoted.requests import Request
 from remoted.spec import Options
 from remoted.store import Statements, Store
@@ -51,6 +55,14 @@ class _Page:
         self.first_new = 0
         #: False while it holds nothing but new jobs of which nobody has been told, and their first attempts: a power cut takes them and their callers together.
         self.needs_disk = False
+        #: How many of its rows somebody waits for.
+        self.awaited = 0
+        #: The newest of them, if it came alone and was never submitted before.
+        self.fresh: Call | None = None
+
+    @property
+    def may_wait(self) -> bool:
+        return not self.awaited
 
     def is_new(self, call: Call) -> bool:
         return 0 < self.first_new <= call.seq
@@ -59,8 +71,12 @@ class _Page:
         """The places of new jobs that were known."""
         known: set[int] = set()
         for kind, rows in enumerate(self.rows):
-            if rows and db.many(_STATEMENTS[kind], rows) < len(rows) and kind == _ADD:
+            if not rows or db.many(_STATEMENTS[kind], rows) == len(rows):
+                continue
+            if kind == _ADD:
                 known = {place for place, row in enumerate(rows) if _is_other(db, row)}
+            elif kind == _FINISH and any(db.one("has_job", seq=row[0]) is None for row in rows):
+                raise StoreError("cannot store how a job ended: the job itself is not stored yet")
         used = Pending()
         for span in self.spans:
             if span is not None:
@@ -73,7 +89,7 @@ class _Page:
         for kind, rows in enumerate(self.rows):
             for place, row in enumerate(rows):
                 part = _Page()
-                part.needs_disk = True
+                part.needs_disk, part.awaited = True, 1
                 part.rows[kind].append(row)
                 part.thens[kind].append(self.thens[kind][place])
                 if kind == _FINISH:
@@ -104,11 +120,17 @@ def _is_other(db: Statements, row: _Row) -> bool:
 class Docket:
     """Collects; use from the event loop."""
 
-    def __init__(self, store: Store, boot_id: str) -> None:
+    def __init__(self, store: Store, redo: RedoLog, boot_id: str, again: Callable[..., None]) -> None:
+        """``again``: as ``Persisting.again``, for what has begun and must be stored."""
         self._store = store
+        self._redo = redo
         self._boot_id = boot_id
-        self._seq = store.last_seq
+        self._again = again
+        self._turn = turn.current()
+        self._seq = max(store.last_seq, redo.last_seq)
         self._newest = _Page()
+        #: Does the store take what has begun? Else nothing begins before it is stored.
+        self._is_taken = True
         #: Those of the newest call, as they are stored.
         self._options: tuple[Options | None, str] = (None, "")
 
@@ -129,13 +151,21 @@ class Docket:
         page.needs_disk |= needs_disk
         page.rows[kind].append(row)
         page.thens[kind].append((then, about))
+        self._await(page, 1)
         return page
 
-    def add(self, admitted: Admitted, calls: list[Call], then: Then, needs_disk: bool) -> None:
-        """New jobs that were admitted together. ``needs_disk``: is somebody told of them at once?"""
+    def _await(self, page: _Page, count: int) -> None:
+        if not page.awaited:
+            self._store.hurry()
+        page.awaited += count
+
+    def add(self, admitted: Admitted, calls: list[Call], then: Then, needs_disk: bool, is_fresh: bool) -> None:
+        """New jobs that were admitted together. ``needs_disk``: is somebody told of them at once? ``is_fresh``: they were never submitted before."""
         request, spec, page = admitted.request, admitted.spec, self._page()
         page.needs_disk |= needs_disk
         page.first_new = page.first_new or calls[0].seq
+        page.fresh = calls[0] if is_fresh and len(calls) == 1 and not needs_disk else None
+        self._await(page, len(calls))
         about = (calls[0].name, f"{spec.function.module}:{spec.function.qualname}", spec.pool.name, Status.IN_QUEUE.value)
         content = (request.spec, request.code, request.modules, request.context, request.arguments)
         options = self._options_of(request)
@@ -154,7 +184,35 @@ class Docket:
         assert worker is not None
         process = (call.worker_id, worker.pid, worker.born, self._boot_id)
         row = (call.seq, call.tries, call.token, *process, " ".join(call.devices), call.position, call.attempt_started)
-        self._enter(_BEGIN, row, then, call, needs_disk=not self._page().is_new(call))
+        page = self._page()
+        if page.fresh is call and self._is_taken and self._redo.note(page.rows[_ADD][-1], row):
+            self._begin_noted(page, call, row, then)
+        else:
+            self._enter(_BEGIN, row, then, call, needs_disk=not page.is_new(call))
+
+    def _begin_noted(self, page: _Page, call: Call, row: _Row, then: Then) -> None:
+        """It begins now, and is stored when it ends if that is soon: nobody waits for either row."""
+        job, (stored, _) = page.rows[_ADD][-1], page.thens[_ADD][-1]
+        page.fresh, page.awaited = None, page.awaited - 1
+        page.thens[_ADD][-1] = (partial(self._noted_job_kept, job, stored), call)
+        page.rows[_BEGIN].append(row)
+        page.thens[_BEGIN].append((partial(self._noted_attempt_kept, row), call))
+        self._turn.soon(partial(then, call, None))
+
+    def _noted_job_kept(self, row: _Row, then: Then, call: Call, error: Exception | None) -> None:
+        """What has begun is not refused any more."""
+        call.is_double = isinstance(error, AlreadyKnown)
+        self._is_taken = not isinstance(error, StoreError)
+        if self._is_taken:
+            then(call, error)
+        else:
+            self._again(error, self._enter, _ADD, row, partial(self._noted_job_kept, row, then), call)
+
+    def _noted_attempt_kept(self, row: _Row, call: Call, error: Exception | None) -> None:
+        if error is None or call.is_double:
+            self._redo.settle()
+        else:
+            self._again(error, self._enter, _BEGIN, row, partial(self._noted_attempt_kept, row), call)
 
     def add_item(self, call: Call, number: int, size: int, inline: bytes | None, then: Then) -> None:
         """One item of a stream."""

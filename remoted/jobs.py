@@ -2,7 +2,7 @@
 
 Order is the whole trick (MECHANISMS 8). A submission is committed before it is acknowledged. An attempt, with
 its token, is committed before its payload leaves for a worker, in the same commit as the submission when a
-worker is free. An outcome is committed before anybody hears of it, and only then may the worker forget it. So a
+worker is free; or, where it may begin at once, noted for the next daemon with its job (``redo``). An outcome is committed before anybody hears of it, and only then may the worker forget it. So a
 crash at any point loses no job, runs no token twice, and counts every attempt that may have begun.
 """
 
@@ -26,7 +26,7 @@ from remoted.contents import Contents
 from remoted.docket import AlreadyKnown, Docket, job_id
 from remoted.endings import Ending, ending_of
 from remoted.engine import Engine
-from remoted.errors import RemotedError
+from remoted.errors import RemotedError, StoreError
 from remoted.instances import Instances
 from remoted.items import Items
 from remoted.keeping import ItemKeeper
@@ -37,6 +37,7 @@ from remoted.paths import Paths
 from remoted.persisting import Persisting
 from remoted.quotas import ROW_BYTES, too_many_jobs
 from remoted.records import Records
+from remoted.redo import RedoLog
 from remoted.replies import close_payload
 from remoted.requests import Request
 from remoted.scheduler.state import PoolPolicy
@@ -57,15 +58,17 @@ class Jobs(CallRunner):
 
     keeps_outcomes = True
 
-    def __init__(self, engine: Engine, contents: Contents, instances: Instances, clock: Clock, limits: Limits, kind_key: bytes, store: Store, blobs: Blobs, paths: Paths) -> None:
+    def __init__(self, engine: Engine, contents: Contents, instances: Instances, clock: Clock, limits: Limits, kind_key: bytes, store: Store, redo: RedoLog, blobs: Blobs, paths: Paths) -> None:
         super().__init__(engine, contents, instances, clock, limits, kind_key, paths)
         self.records = Records(store, blobs, paths, clock, limits)
         self._blobs = blobs
-        self._docket = Docket(store, clock.boot_id())
         #: Who waits to hear that a job is stored that another one has submitted.
         self._accepting: dict[str, list[Told]] = {}
+        #: Calls that run although their jobs were stored long ago, with whom to tell of those.
+        self._doubles: dict[str, Told] = {}
         self._per_uid: Counter[int] = Counter()
         self._persisting = Persisting(store)
+        self._docket = Docket(store, redo, clock.boot_id(), self._persisting.again)
         self._keeper = ItemKeeper(self._docket, blobs, contents.quotas, self._persisting.spawn, self._item_kept, self._persisting.again)
         self._finishing = 0  #: Outcomes that are not committed yet.
         self._paces = Paces()
@@ -83,8 +86,11 @@ class Jobs(CallRunner):
             raise found
         return found
 
-    def accept(self, admitted: Admitted, calls: Sequence[tuple[str, bytes | None]], caller: str, told: Told, needs_disk: bool = True) -> None:
-        """Each by its key and arguments. The same key again gives the same id (T61). ``needs_disk``: else whoever is ``told`` asks for a flush before its caller is."""
+    def accept(self, admitted: Admitted, calls: Sequence[tuple[str, bytes | None]], caller: str, told: Told, needs_disk: bool = True, is_fresh: bool = False) -> None:
+        """Each by its key and arguments. The same key again gives the same id (T61).
+
+        ``needs_disk``: else whoever is ``told`` asks for a flush before its caller is. ``is_fresh``: their keys were never used before.
+        """
         uid, quotas, size = admitted.uid, self.contents.quotas, 0
         new: list[Call] = []
         room = self.limits.queued_jobs(uid) - self._per_uid[uid]
@@ -105,11 +111,11 @@ class Jobs(CallRunner):
             quotas.add(uid, size)
             self._per_uid[uid] += len(new)
             self.contents.backlog.enter(uid, size)
-            self._docket.add(admitted, new, partial(self._stored, told), needs_disk)
+            self._docket.add(admitted, new, partial(self._stored, told), needs_disk, is_fresh)
             self.engine.submit(new[0].ticket, admitted.wanted.policy, self, behind=tuple(call.ticket for call in new[1:]))
 
     def _tell_known(self, call: Call, key: str, told: Told) -> None:
-        if call.is_stored:
+        if call.is_stored and not call.is_double:
             self.records.flush(partial(told, key, call.id))
         else:
             self._accepting.setdefault(call.id, []).append(told)
@@ -118,11 +124,18 @@ class Jobs(CallRunner):
         """Committed, or refused; or the key was known from before and this call is a double."""
         call.is_stored = True
         self.contents.backlog.leave(call.uid, ROW_BYTES + len(call.arguments or b""))
+        if call.is_double and call.worker is not None:
+            self._doubles[call.id] = told
+            call.worker.stop(call.token, Reason.CANCELLED)
+            return
         if error is not None:
             self._forget(call)
-        found = call.id if error is None or isinstance(error, AlreadyKnown) else error
-        for each in (told, *self._accepting.pop(call.id, ())):
-            each(call.key, found)
+        self._tell_stored(call, told, call.id if error is None or isinstance(error, AlreadyKnown) else error)
+
+    def _tell_stored(self, call: Call, told: Told, found: str | Exception) -> None:
+        told(call.key, found)
+        for other in self._accepting.pop(call.id, ()):
+            self.records.flush(partial(other, call.key, found))
 
     def _forget(self, call: Call) -> None:
         """The call is over, or never was: give back everything that it holds in memory."""
@@ -159,6 +172,12 @@ class Jobs(CallRunner):
             close_payload(end.payload)
             return
         worker, call.worker = call.worker, None
+        if call.is_double:
+            close_payload(end.payload)
+            self._forget(call)
+            self._let_forget(token, worker)
+            self._tell_stored(call, self._doubles.pop(call.id), call.id)
+            return
         if end.kind == "unbegun":
             self._take_back(call, token)
             return
@@ -279,7 +298,8 @@ class Jobs(CallRunner):
         def requeue(db: Statements) -> None:
             if db.run("end_attempt", **ended):
                 charge_all(db, charged)
-            db.run("requeue_job", **row)
+            if not db.run("requeue_job", **row) and db.one("has_job", seq=call.seq) is None and not call.is_double:
+                raise StoreError("cannot store that a job waits again: the job itself is not stored yet")
 
         await self._persisting.store(requeue)
         call.status, call.reason = Status.IN_QUEUE, reason
@@ -315,11 +335,11 @@ class Jobs(CallRunner):
 
     def _finished(self, status: Status, reason: Reason | None, span: Span | None, then: Callable[[], None], call: Call, error: Exception | None) -> None:
         self._finishing -= 1
-        if error is not None:
-            self._persisting.again(error, self._finish, call, status, reason, span, then)
-            return
         if self.calls.get(call.id) is not call:
             then()
+            return
+        if error is not None:
+            self._persisting.again(error, self._finish, call, status, reason, span, then)
             return
         call.status, call.reason = status, reason
         self.completed += 1

@@ -52,6 +52,10 @@ class Paths:
         return self.state / "remoted.sqlite3"
 
     @property
+    def redo(self) -> Path:
+        return self.state / "redo"
+
+    @property
     def drain(self) -> Path:
         """It is there while the daemon is drained."""
         return self.state / "drain.json"

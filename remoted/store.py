@@ -39,6 +39,8 @@ _ROWS_MOST = 256
 _STATEMENTS_KEPT = 256
 #: One that it works on, and one that it finds when that is done.
 _IN_HAND_MOST = 2
+#: What nobody waits for is put off so long: it may be done with what comes next.
+_HELD_SECONDS = 0.003
 
 
 def load_statements() -> dict[str, str]:
@@ -99,6 +101,11 @@ class Operation(Protocol):
         """Must it be on the disk when it is settled? If nothing of the transaction must, that is left to the next flush."""
         ...
 
+    @property
+    def may_wait(self) -> bool:
+        """Does nobody wait for it? More may be added to it meanwhile (``Store.newest``)."""
+        ...
+
     def run(self, db: Statements, /) -> Any: ...
     def settle(self, result: Any, /) -> None: ...
     def parts(self) -> Sequence[Operation]:
@@ -109,7 +116,7 @@ class Operation(Protocol):
 class _Single(Generic[T]):
     """One function, and the future of its result."""
 
-    needs_disk = True
+    needs_disk, may_wait = True, False
 
     def __init__(self, run: Callable[[Statements], T], future: asyncio.Future[T]) -> None:
         self.run = run
@@ -131,7 +138,7 @@ class _Single(Generic[T]):
 class _Flush:
     """Brings what lies before it to the disk: that takes a transaction that changes something."""
 
-    needs_disk = True
+    needs_disk, may_wait = True, False
 
     def __init__(self, then: Callable[[], None]) -> None:
         self._then = then
@@ -166,6 +173,10 @@ class Store:
         self._loop = asyncio.get_running_loop()
         self._turn = turn.current()
         self._pending: list[Operation] = []
+        self._is_posting = False
+        #: Since when it is put off, by the loop's clock, and the timer that ends that: it may ring too early.
+        self._held_at = 0.0
+        self._holding: asyncio.TimerHandle | None = None
         #: What was asked for last, as long as it has not gone to the thread: there may be added to it.
         self.newest: Operation | None = None
         #: Lots that the thread has and has not answered.
@@ -209,10 +220,15 @@ class Store:
 
     def add(self, operation: Operation) -> None:
         """The same without a future."""
-        if not self._pending:
-            self._turn.soon(self._post)  # behind all that this turn of the loop brings
         self._pending.append(operation)
         self.newest = operation
+        self.hurry()
+
+    def hurry(self) -> None:
+        """Somebody waits now for what may have been put off."""
+        if not self._is_posting:
+            self._is_posting = True
+            self._turn.soon(self._post)  # behind all that this turn of the loop brings
 
     def flush(self, then: Callable[[], None]) -> None:
         """Call it when all that was settled is on the disk, which may be now. Never, if that fails."""
@@ -223,11 +239,30 @@ class Store:
 
     def _post(self) -> None:
         """While the thread has enough to do, what comes is put together: fewer commits, and fewer statements."""
-        if self._pending and self._in_hand < _IN_HAND_MOST:
+        self._is_posting = False
+        if not self._pending or self._in_hand >= _IN_HAND_MOST:
+            return
+        if all(operation.may_wait for operation in self._pending):
+            self._hold()
+        else:
             self._hand_over()
 
+    def _hold(self) -> None:
+        self._held_at = self._held_at or self._loop.time()
+        if self._holding is None:
+            self._holding = self._loop.call_at(self._held_at + _HELD_SECONDS, self._turn.run, self._end_hold)
+
+    def _end_hold(self) -> None:
+        """Nobody has come for it: whoever asked for it shall hear of it at last, which takes the disk."""
+        self._holding = None
+        if self._held_at and self._loop.time() - self._held_at < _HELD_SECONDS / 2:
+            self._hold()
+        elif self._held_at:
+            self._pending.append(_Flush(lambda: None))
+            self._post()
+
     def _hand_over(self) -> None:
-        pending, self._pending = self._pending, []
+        pending, self._pending, self._held_at = self._pending, [], 0.0
         self.newest = None
         self._in_hand += 1
         self._queue.put(pending)

@@ -159,6 +159,10 @@ SELECT coalesce(max(seq), 0) AS seq FROM jobs;
 -- The number under which a job is stored (T61: a lost acknowledgement).
 SELECT seq FROM jobs WHERE id = :id;
 
+-- name: has_job
+-- Is there a job of this number?
+SELECT 1 FROM jobs WHERE seq = :seq;
+
 -- name: begin_attempts
 -- The attempts exist before their payloads leave for a worker.
 INSERT INTO attempts (job, number, token, worker, worker_pid, worker_started, boot_id, devices, position, started_at) VALUES :rows;

@@ -252,7 +252,7 @@ class Connection:
                 if count:
                     self.send({"op": "waiting", "id": call_id, "waiting": True})
             unsent, self._unsent = self._unsent, []
-            self._outbox.send_calls([state for state in unsent if not (state.id and state.is_durable)])
+            self._outbox.send_calls([state for state in unsent if not (state.id and state.is_durable)], again=True)
             for state in unsent:
                 if state.id and state.is_durable:
                     self._send_watch(state)
@@ -342,7 +342,7 @@ class Connection:
             if header["code"] == "MISSING_CONTENT" and state.outgoing is not None and not state.resent:
                 state.resent = True
                 self._outbox.known.difference_update(upload.digest for upload in state.outgoing.uploads)
-                self._outbox.send_calls([state])
+                self._outbox.send_calls([state], again=True)
                 return
             if header.get("about") in ("submit", "call", "watch"):
                 self._give_up(state, for_code(header["code"], header["message"]))

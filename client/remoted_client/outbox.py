@@ -65,13 +65,15 @@ class Outbox:
             held, self._held = self._held, []
             self.send_calls(held)
 
-    def send_calls(self, states: Iterable[CallState]) -> None:
-        """Their content first, then they themselves; neighbours that differ in key and arguments only share a frame."""
+    def send_calls(self, states: Iterable[CallState], again: bool = False) -> None:
+        """Their content first, then they themselves; neighbours that differ in key and arguments only share a frame. ``again``: they may have been sent before."""
         frame: wire.CallsFrame | None = None
         sharing: list[CallState] = []
         for state in states:
             outgoing = state.outgoing
             assert outgoing is not None
+            if again:
+                outgoing.common.pop("fresh", None)
             is_new = any(upload.digest not in self.known for upload in outgoing.uploads)
             if frame is None or is_new or frame.common != outgoing.common or not frame.add(outgoing.key, outgoing.body):
                 self._send_frame(frame, sharing)

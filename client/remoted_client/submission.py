@@ -84,6 +84,7 @@ def submit(
         "options": {name: value for name, value in options.items() if name != "copy"},
         "parent": parent.id if parent else "",
         "plain": plain_data is not None,
+        "fresh": True,
     }
     if method is not None:
         home, method_name = method

@@ -166,7 +166,7 @@ class Connection:
         admitted = jobs.admit(self.peer, submission.common)
         output = bool(frame.header.get("output", True))
         self._submitting += len(submission.calls)
-        jobs.accept(admitted, submission.calls, "" if detach else self._caller, partial(self._accepted, detach, output), needs_disk=detach or not self._following.folds)
+        jobs.accept(admitted, submission.calls, "" if detach else self._caller, partial(self._accepted, detach, output), needs_disk=detach or not self._following.folds, is_fresh=frame.header.get("fresh") is True)
         return self._contents.backlog.room(self.peer.uid)
 
     def _accepted(self, detach: bool, output: bool, key: str, found: str | Exception) -> None:

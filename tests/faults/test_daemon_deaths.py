@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import signal
 import sqlite3
 import time
@@ -139,6 +140,57 @@ print(json.dumps([[o.status, o.output, o.attempts, o.stdout] for o in (h.result(
     assert process.returncode == 0, err + daemon.log()
     assert json.loads(out.splitlines()[-1]) == [["COMPLETED", n, 1, f"begun {n}\nended {n}\n"] for n in range(5)]
     assert len(lines_of(marks)) == 5
+
+
+@pytest.mark.parametrize("with_worker", [False, True], ids=["daemon", "daemon-and-worker"])
+def test_c09_a_job_that_began_before_it_was_stored_outlives_its_daemon(daemon: Host, tmp_path: Path, with_worker: bool) -> None:
+    """Its body kills the daemon at once, and its client sends it again: it has run, once (docs/decisions/0099)."""
+    marks, rounds = daemon.project / "tokens", 5
+    process = daemon.popen(
+        HEAD
+        + f"""
+@remote(queue, max_retries=0)
+def f(n, pid):
+    if n < 0: return n
+    os.kill(pid, signal.SIGKILL)
+    token({str(marks)!r})
+    if {with_worker}: os.kill(os.getpid(), signal.SIGKILL)
+    return n
+for n in range({rounds}):
+    f(-1, 0).result()
+    while not os.path.islink({str(daemon.project / "pid")!r}): time.sleep(0.01)
+    job = f(n, int(os.readlink({str(daemon.project / "pid")!r}))).result()
+    print(json.dumps([job.status, job.state_reason, job.output, job.attempts]), flush=True)
+"""
+    )
+    ahead = 0
+    for number in range(rounds):
+        assert daemon.process is not None
+        (daemon.project / "pid").symlink_to(str(daemon.process.pid))
+        daemon.process.wait(30)
+        wait_until(lambda seen=number: len(lines_of(marks)) == seen + 1, 20)  # type: ignore[misc]
+        ahead += _is_only_noted(daemon, tmp_path, lines_of(marks)[-1][1])
+        (daemon.project / "pid").unlink()
+        daemon.start()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err + daemon.log()
+    ends = [["FAILED", "LOST", None, 1] if with_worker else ["COMPLETED", "", n, 1] for n in range(rounds)]
+    assert [json.loads(line) for line in out.splitlines()] == ends
+    assert len(lines_of(marks)) == rounds
+    assert ahead, "no body was faster than the store"
+
+
+def _is_only_noted(daemon: Host, folder: Path, job: str) -> bool:
+    """Has a dead daemon left a job in its redo log alone?"""
+    state = daemon.state / "remoted"
+    for name in ("remoted.sqlite3", "remoted.sqlite3-wal"):
+        shutil.copy(state / name, folder / name)
+    with sqlite3.connect(folder / "remoted.sqlite3") as db:
+        stored = db.execute("SELECT count(*) FROM jobs WHERE id = ?", (job,)).fetchone() == (1,)
+    db.close()
+    noted = job.encode() in (state / "redo").read_bytes()
+    assert stored or noted
+    return not stored
 
 
 def _orphan(daemon: Host, body: str) -> str:

@@ -97,6 +97,47 @@ assert fine().result().unwrap() == 1
 
 @pytest.mark.root
 @pytest.mark.usefixtures("may_mount")
+def test_t44_what_has_begun_is_stored_as_soon_as_there_is_room_and_nothing_else_begins_before(tmp_path: Path) -> None:
+    """A call may begin before it is stored (docs/decisions/0099); the full disk shows itself only then."""
+    with small_disk("6m") as (machine, state):
+        marks, ballast = tmp_path / "marks", state / "ballast"
+        result = machine.run(
+            HEAD
+            + f"""
+@remote(queue, max_retries=0)
+def f(n, data):
+    with open({str(marks)!r}, "a") as file: print(n, file=file)
+    return n
+for n in (-2, -1): f(n, os.urandom(40_000)).result()
+with open({str(ballast)!r}, "wb", buffering=0) as file:
+    try:
+        while file.write(bytes(4096)): pass
+    except OSError: pass
+late, refused = [], []
+for n in range(100):
+    handle = f(n, os.urandom(40_000))
+    try: handle.result(timeout=2)
+    except TimeoutError: late.append([n, handle])
+    except RemotedError as error: refused.append(str(error))
+    if late and refused: break
+before = open({str(marks)!r}).read().split()
+os.unlink({str(ballast)!r})
+print(json.dumps([[[n, h.result(timeout=30).output] for n, h in late], refused, before, f(1000, b"").result(timeout=30).output]))
+"""
+        )
+        late, refused, before, last = result.json
+        assert late, refused
+        assert late == [[n, n] for n, _ in late]
+        assert all("full" in text for text in refused), refused
+        assert refused
+        assert last == 1000
+        runs = marks.read_text(encoding="utf-8").split()
+        assert sorted(set(runs)) == sorted(runs), "no body ran twice"
+        assert runs == [*before, "1000"]
+
+
+@pytest.mark.root
+@pytest.mark.usefixtures("may_mount")
 def test_t44_a_result_that_finds_no_room_is_a_failed_job_that_says_so() -> None:
     with small_disk("4m") as (machine, _):
         result = machine.run(

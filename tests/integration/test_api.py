@@ -43,6 +43,7 @@ from remoted.jobs import Jobs
 from remoted.lag import Lag
 from remoted.limits import Limits
 from remoted.paths import Paths
+from remoted.redo import RedoLog
 from remoted.scheduler.policy import Scheduler
 from remoted.settings import Settings
 from remoted.spawn import helper
@@ -92,7 +93,7 @@ class Daemon:
         )  # fmt: skip
         key = secrets.token_bytes(32)
         instances = Instances(self.engine, self.limits)
-        self.jobs = Jobs(self.engine, self.contents, instances, self.clock, self.limits, key, self.store, blobs, self.paths)
+        self.jobs = Jobs(self.engine, self.contents, instances, self.clock, self.limits, key, self.store, RedoLog(self.paths.redo, self.clock.boot_id()), blobs, self.paths)
         self.direct = DirectCalls(self.engine, self.contents, instances, self.clock, self.limits, key, self.paths)
         self.jobs.others = self.direct.others = (self.jobs, self.direct)
         self.jobs.on_ended = self.direct.on_ended = self.tally.note_end

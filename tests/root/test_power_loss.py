@@ -172,5 +172,5 @@ def test_t50_a_power_cut_at_any_write_loses_nothing_that_was_acknowledged(daemon
             del disk.synced[_last_number(rest) :]
         elif call in ("fdatasync", "fsync"):
             disk.sync()
-    assert len(accepted) >= 300
-    assert len(done) >= 300
+    assert len(accepted) >= 200  # of a single call the end says it too
+    assert len(done) >= 350

@@ -27,13 +27,17 @@ def body(n):
     os.close(fd)
     return n * n
 def outcome(job):
-    out = Job.from_id(job).result()
+    tell(job, Job.from_id(job).result())
+def tell(job, out):
     print("outcome", job, out.status.value, out.state_reason or "-", out.output, flush=True)
 if sys.argv[1] == "submit":
     for n in range(int(sys.argv[2])):
-        job = body.options(detach=True, max_retries=n % 2)(n)
-        print("acknowledged", job.id, n, n % 2, flush=True)
-        if n % 4 == 3: outcome(job.id)
+        is_waited_for = n % 4 == 0  # such a one may begin before it is stored
+        job = body.options(detach=not is_waited_for, max_retries=int(n % 8 > 3))(n)
+        out = job.result() if is_waited_for else None
+        print("acknowledged", job.id, n, int(n % 8 > 3), flush=True)
+        if is_waited_for: tell(job.id, out)
+        elif n % 4 == 3: outcome(job.id)
 else:
     with open(sys.argv[2]) if len(sys.argv) > 2 else sys.stdin as file: asked = file.read().split()
     for job in asked:

@@ -8,9 +8,10 @@ import hashlib
 import json
 import os
 import socket
+import sqlite3
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -616,6 +617,44 @@ def test_t61_a_known_key_among_new_ones_of_a_frame_runs_nothing_again(shared_dae
     assert {job for each, job in accepted if each == key} == {first}
     assert [found.header["status"] for found in told if found.op == "done"] == ["COMPLETED"] * 4
     assert marks.read_text(encoding="utf-8") == "ran\n" * 3
+
+
+def nap(path: str) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write("begun\n")
+    time.sleep(30)
+
+
+def fail(path: str) -> None:
+    raise ValueError(path)
+
+
+@pytest.mark.parametrize("body", [note, nap, fail])
+def test_t61_who_calls_a_known_key_new_hears_of_the_old_job_and_nothing_of_the_other_is_kept(daemon: Host, body: Callable[..., Any]) -> None:
+    """A client marks what it sends for the first time, and that may begin before it is stored; one that lies has his body run once more."""
+    marks = daemon.project / "lied"
+    old = prepare(note, str(marks), detach=False)
+    new = prepare(body, str(daemon.project / "again"), detach=False, max_retries=1)
+    with raw(daemon, greet=False) as client:
+        client.send({"op": "hello", "protocol": wire.PROTOCOL, "started": 0, "folds": True})
+        assert client.next().op == "welcome"
+        key = client.submit(old)
+        first = client.until("done").header
+        for _ in range(2):
+            client.submit(new, key=key)
+            client.submit(new, key=key)
+            assert [client.until("done").header["id"] for _ in range(2)] == [first["id"]] * 2
+        client.submit(old)
+        last = client.until("done").header
+        assert last["status"] == "COMPLETED"
+        assert last["id"] != first["id"]
+    assert marks.read_text(encoding="utf-8") == "ran\n" * 2
+    daemon.stop()
+    with sqlite3.connect(daemon.state / "remoted" / "remoted.sqlite3") as db:
+        assert db.execute("SELECT count(*), count(ended_at) FROM jobs").fetchone() == (2, 2)
+        assert db.execute("SELECT count(*) FROM attempts").fetchone() == (2,)
+    db.close()
+    assert not any((daemon.state / "remoted" / "redo").read_bytes()[:4])
 
 
 def test_t61_an_acknowledgement_lost_in_a_crash_gives_one_job(daemon: Host) -> None:
