@@ -30,6 +30,8 @@ _Row = tuple[Any, ...]
 Then = Callable[[Any, Exception | None], None]
 _STATEMENTS = ("add_jobs", "begin_attempts", "add_items", "finish_jobs")
 _ADD, _BEGIN, _ITEM, _FINISH = range(4)
+#: Where an attempt's row has it.
+_TOKEN = 2
 #: A worker that waits for its order hears before a client that waits for the end.
 _SOONEST_FIRST = (_BEGIN, _ADD, _ITEM, _FINISH)
 _COMPLETED = Status.COMPLETED.value  # a look-up of an enum's value is a function call
@@ -71,6 +73,8 @@ class _Page:
         """The places of new jobs that were known."""
         known: set[int] = set()
         for kind, rows in enumerate(self.rows):
+            if known:
+                rows = self._without(known, rows)
             if not rows or db.many(_STATEMENTS[kind], rows) == len(rows):
                 continue
             if kind == _ADD:
@@ -83,6 +87,11 @@ class _Page:
                 used.add(span)
         charge_all(db, used.take())
         return known
+
+    def _without(self, known: set[int], rows: list[_Row]) -> list[_Row]:
+        """What belongs to jobs that are new: the others have had theirs."""
+        doubles = {column for place in known for column in self.rows[_ADD][place][:2]}  # by number or by id
+        return [row for row in rows if row[0] not in doubles]
 
     def parts(self) -> Sequence[_Page]:
         parts = []
@@ -149,6 +158,7 @@ class Docket:
     def _enter(self, kind: int, row: _Row, then: Then, about: Any, needs_disk: bool = True) -> _Page:
         page = self._newest if self._store.newest is self._newest else self._page()
         page.needs_disk |= needs_disk
+        page.fresh = None
         page.rows[kind].append(row)
         page.thens[kind].append((then, about))
         self._await(page, 1)
@@ -164,7 +174,8 @@ class Docket:
         request, spec, page = admitted.request, admitted.spec, self._page()
         page.needs_disk |= needs_disk
         page.first_new = page.first_new or calls[0].seq
-        page.fresh = calls[0] if is_fresh and len(calls) == 1 and not needs_disk else None
+        # Alone, for what it refers to may be on its way to the store too.
+        page.fresh = calls[0] if is_fresh and len(calls) == 1 and not needs_disk and self._store.has_only(page) else None
         self._await(page, len(calls))
         about = (calls[0].name, f"{spec.function.module}:{spec.function.qualname}", spec.pool.name, Status.IN_QUEUE.value)
         content = (request.spec, request.code, request.modules, request.context, request.arguments)
@@ -209,7 +220,7 @@ class Docket:
             self._again(error, self._enter, _ADD, row, partial(self._noted_job_kept, row, then), call)
 
     def _noted_attempt_kept(self, row: _Row, call: Call, error: Exception | None) -> None:
-        if error is None or call.is_double:
+        if error is None or call.is_double or call.token != row[_TOKEN]:
             self._redo.settle()
         else:
             self._again(error, self._enter, _BEGIN, row, partial(self._noted_attempt_kept, row), call)
@@ -226,7 +237,12 @@ class Docket:
             call.run_seconds, result.inline if result else None, call.kept_bytes, call.result_kind, len(call.items), int(call.reconstructed),
             call.error, call.error_type, call.traceback,
         )  # fmt: skip
-        self._enter(_FINISH, row, then, call).spans.append(span)
+        page = self._page()
+        is_put_off = page.may_wait and self._store.puts_off
+        page.spans.append(span)
+        self._enter(_FINISH, row, then, call)
+        if is_put_off:
+            self._store.post()  # nothing else is to be expected of this turn, and its thread takes a while to wake up
 
 
 def _options(options: str, instance: tuple[str, str, str] | None, identity: Any) -> str:

@@ -128,9 +128,23 @@ class Jobs(CallRunner):
             self._doubles[call.id] = told
             call.worker.stop(call.token, Reason.CANCELLED)
             return
+        if call.is_double:
+            self._charge(call)
         if error is not None:
             self._forget(call)
         self._tell_stored(call, told, call.id if error is None or isinstance(error, AlreadyKnown) else error)
+
+    def _end_double(self, call: Call) -> None:
+        """It ran all the same, and that is charged; nothing else of it is kept."""
+        self._charge(call)
+        self._cancel_children(call)
+        self._forget(call)
+        self._tell_stored(call, self._doubles.pop(call.id), call.id)
+
+    def _charge(self, call: Call) -> None:
+        used = Pending()
+        used.add(call.used_until(call.ended_at or self.clock.wall()))
+        self._persisting.spawn(self.records.charge(used))
 
     def _tell_stored(self, call: Call, told: Told, found: str | Exception) -> None:
         told(call.key, found)
@@ -174,9 +188,8 @@ class Jobs(CallRunner):
         worker, call.worker = call.worker, None
         if call.is_double:
             close_payload(end.payload)
-            self._forget(call)
+            self._end_double(call)
             self._let_forget(token, worker)
-            self._tell_stored(call, self._doubles.pop(call.id), call.id)
             return
         if end.kind == "unbegun":
             self._take_back(call, token)
@@ -186,8 +199,13 @@ class Jobs(CallRunner):
         seconds = end.lasted(call.attempt_started, self.clock.wall())
         call.run_seconds += seconds
         self._paces.note(call.request.code, seconds)
-        self.engine.ended(call.id)
-        self._run_ahead(worker)
+        try:
+            self._settle_soon(call, token, end, worker)  # the store's thread wakes up meanwhile
+        finally:
+            self.engine.ended(call.id)
+            self._run_ahead(worker)
+
+    def _settle_soon(self, call: Call, token: AttemptToken, end: AttemptEnd, worker: Worker | None) -> None:
         if isinstance(end.payload, int) or self._keeper.under_way(call) is not None or call.items.problem is not None:
             self._persisting.spawn(self._settle_large(call, token, end, worker))
         else:
@@ -235,6 +253,11 @@ class Jobs(CallRunner):
 
     async def _settle_large(self, call: Call, token: AttemptToken, end: AttemptEnd, worker: Worker | None) -> None:
         """Items and result are files before anything is told of the end."""
+        if not call.is_stored:
+            await self._persisting.settle()  # a file has the job's name, and this may be a double
+        if call.is_double:
+            close_payload(end.payload)
+            return
         if (items := self._keeper.under_way(call)) is not None:
             await asyncio.wait([items])
         call.result_kind, call.result_size = end.kind, end.size
@@ -359,7 +382,7 @@ class Jobs(CallRunner):
 
     def add_item(self, call: Call, token: AttemptToken, number: int, payload: bytes | int, size: int) -> None:
         """One item of a stream: stored, numbered, then told."""
-        if call.token != token or number != len(call.items):
+        if call.token != token or number != len(call.items) or call.is_double:
             close_payload(payload)
             return
         self._keeper.add(call, number, payload, size)

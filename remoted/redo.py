@@ -2,6 +2,7 @@
 
 A note is written into a file and not brought to the disk: it outlives this process, and a power cut takes it along with the worker, the caller and all that nobody had
 been told of. So notes of another boot say nothing. Those of what is stored are written over, and wiped soon: not much later such a job may be forgotten.
+What stays of them behind the newer ones holds users' own bytes, so a note that counts has a number that no user can know.
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
+import secrets
+import sqlite3
 import struct
 import zlib
 from pathlib import Path
@@ -17,9 +21,11 @@ from typing import Any
 
 from remoted.store import SCHEMA_VERSION, Statements
 
+log = logging.getLogger(__name__)
 _Row = tuple[Any, ...]
 #: Generation, bytes of the rows and of the arguments beside them, and a checksum of both.
-_HEAD = struct.Struct("=IIII")
+_HEAD = struct.Struct("=QIII")
+_GENERATION_BYTES = 8
 _WIPED = bytes(_HEAD.size)
 #: Those in the file at once; who finds no room waits for the store.
 _FILE_BYTES = 1 << 20
@@ -36,7 +42,7 @@ class RedoLog:
         self._boot_id = boot_id
         self._fd = -1
         #: All notes that count have the same: those of the one before may still lie behind them.
-        self._generation = 1
+        self._generation = secrets.randbits(62) + 1
         self._end = self._notes = 0
         self._wiping: asyncio.TimerHandle | None = None
         #: The number of the newest job that was put into the store.
@@ -45,15 +51,18 @@ class RedoLog:
     def replay(self, db: Statements) -> None:
         """What is noted and not stored is stored, before anything else."""
         for job, attempt in self._read():
-            if db.many("add_jobs", [job]):
-                db.many("begin_attempts", [attempt])
-                self.last_seq = max(self.last_seq, job[0])
+            try:
+                if db.many("add_jobs", [job]):
+                    db.many("begin_attempts", [attempt])
+                    self.last_seq = max(self.last_seq, job[0])
+            except sqlite3.IntegrityError as error:  # one keeps no daemon from its start
+                log.error("cannot store job %s, which the last daemon had begun: %s", job[1], error)
 
     def _read(self) -> list[tuple[_Row, _Row]]:
         found: list[tuple[_Row, _Row]] = []
         data = self._path.read_bytes() if self._path.exists() else b""
-        first, offset = data[:4], 0
-        while data[offset : offset + 4] == first and len(data) >= offset + _HEAD.size:
+        first, offset = data[:_GENERATION_BYTES], 0
+        while data[offset : offset + _GENERATION_BYTES] == first and len(data) >= offset + _HEAD.size:
             generation, row_bytes, argument_bytes, checksum = _HEAD.unpack_from(data, offset)
             start, middle = offset + _HEAD.size, offset + _HEAD.size + row_bytes
             offset = middle + argument_bytes
@@ -96,7 +105,7 @@ class RedoLog:
         self._notes -= 1
         if self._notes:
             return
-        self._generation = self._generation % 0xFFFF_FFFF + 1
+        self._generation += 1
         self._end = 0
         if self._wiping is None:
             self._wiping = asyncio.get_running_loop().call_later(_WIPE_SECONDS, self._wipe)

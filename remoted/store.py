@@ -228,7 +228,7 @@ class Store:
         """Somebody waits now for what may have been put off."""
         if not self._is_posting:
             self._is_posting = True
-            self._turn.soon(self._post)  # behind all that this turn of the loop brings
+            self._turn.soon(self.post)  # behind all that this turn of the loop brings
 
     def flush(self, then: Callable[[], None]) -> None:
         """Call it when all that was settled is on the disk, which may be now. Never, if that fails."""
@@ -237,7 +237,16 @@ class Store:
         else:
             then()
 
-    def _post(self) -> None:
+    def has_only(self, operation: Operation) -> bool:
+        """Is nothing else on its way?"""
+        return not self._in_hand and self._pending == [operation]
+
+    @property
+    def puts_off(self) -> bool:
+        """Is everything that was asked for put off?"""
+        return bool(self._held_at)
+
+    def post(self) -> None:
         """While the thread has enough to do, what comes is put together: fewer commits, and fewer statements."""
         self._is_posting = False
         if not self._pending or self._in_hand >= _IN_HAND_MOST:
@@ -259,7 +268,7 @@ class Store:
             self._hold()
         elif self._held_at:
             self._pending.append(_Flush(lambda: None))
-            self._post()
+            self.post()
 
     def _hand_over(self) -> None:
         pending, self._pending, self._held_at = self._pending, [], 0.0
@@ -277,7 +286,7 @@ class Store:
         """All that the thread has done, which is nothing where somebody has taken it before."""
         while not self._done.empty():  # nobody takes but the loop
             self._in_hand -= 1
-            self._post()
+            self.post()
             lot = self._done.get()
             self.is_behind = not lot.is_on_disk
             for operation, result in lot.results:

@@ -12,6 +12,10 @@ _SHARE_BYTES = 8 << 20
 _THREADS_MOST = 4
 
 
+#: Our own: others say what arguments the functions of ``ctypes.pythonapi`` take.
+_python = ctypes.PyDLL(None)
+
+
 class _Buffer(ctypes.Structure):
     """``Py_buffer`` (Include/cpython/pybuffer.h, part of the stable ABI since Python 3.11 and the same before)."""
 
@@ -47,30 +51,31 @@ class _Share(threading.Thread):
     def __init__(self, target: memoryview, source: memoryview) -> None:
         super().__init__(name="remoted-copy", daemon=True)
         self._target, self._source = target, source
-        self._is_started = False
+        self._is_over = False
         with contextlib.suppress(RuntimeError):  # this process may have no more threads
             self.start()
-            self._is_started = True
 
     def run(self) -> None:
-        _move(self._target, self._source)
+        with contextlib.suppress(MemoryError):  # tried again by who waits for it
+            _move(self._target, self._source)
+            self._is_over = True
 
     def finish(self) -> None:
-        if self._is_started:
+        if self.ident is not None:
             self.join()
-        else:
-            self.run()
+        if not self._is_over:
+            _move(self._target, self._source)
 
 
 def _move(target: memoryview, source: memoryview) -> None:
     """Without the interpreter's lock, which an assignment of slices holds."""
     into, out_of = _Buffer(), _Buffer()
-    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(target), ctypes.byref(into), 1)  # PyBUF_WRITABLE
+    _python.PyObject_GetBuffer(ctypes.py_object(target), ctypes.byref(into), 1)  # PyBUF_WRITABLE
     try:
-        ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(source), ctypes.byref(out_of), 0)  # PyBUF_SIMPLE
+        _python.PyObject_GetBuffer(ctypes.py_object(source), ctypes.byref(out_of), 0)  # PyBUF_SIMPLE
         try:
             ctypes.memmove(into.buf, out_of.buf, target.nbytes)
         finally:
-            ctypes.pythonapi.PyBuffer_Release(ctypes.byref(out_of))
+            _python.PyBuffer_Release(ctypes.byref(out_of))
     finally:
-        ctypes.pythonapi.PyBuffer_Release(ctypes.byref(into))
+        _python.PyBuffer_Release(ctypes.byref(into))

@@ -80,8 +80,10 @@ class Segment:
                 copy(view[offset : offset + part.nbytes], part)
 
     def close(self) -> None:
-        self._map.close()
+        """Its memory goes when nobody copies into it any more: a thread that Ctrl-C has left behind, or one that is not there in a forked child."""
         os.close(self.fd)
+        with contextlib.suppress(BufferError):
+            self._map.close()
 
 
 def lay_out(parts: list[memoryview], head_bytes: int = 0) -> tuple[bytes, list[int]]:
@@ -177,15 +179,11 @@ class SegmentPool:
         try:
             segment.fill(parts)
         except BaseException:
-            self._drop(segment)
+            with self._lock:
+                del self._lent[segment.number]
+            segment.close()  # it may be written into for some time
             raise
         return segment
-
-    def _drop(self, segment: Segment) -> None:
-        """Nobody has it, and it may be written into for some time: it goes when that is over."""
-        with self._lock:
-            del self._lent[segment.number]
-        os.close(segment.fd)
 
     def _take_free(self, size: int) -> Segment | None:
         """The smallest that will do."""

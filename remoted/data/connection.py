@@ -166,8 +166,14 @@ class Connection:
         admitted = jobs.admit(self.peer, submission.common)
         output = bool(frame.header.get("output", True))
         self._submitting += len(submission.calls)
-        jobs.accept(admitted, submission.calls, "" if detach else self._caller, partial(self._accepted, detach, output), needs_disk=detach or not self._following.folds, is_fresh=frame.header.get("fresh") is True)
+        jobs.accept(admitted, submission.calls, "" if detach else self._caller, partial(self._accepted, detach, output), needs_disk=detach or not self._following.folds, is_fresh=frame.header.get("fresh") is True and self._is_newest)
         return self._contents.backlog.room(self.peer.uid)
+
+    @property
+    def _is_newest(self) -> bool:
+        """Has its process no later connection, over which it would send again what it has sent here?"""
+        known = self._clients.get((self.peer.uid, self._client))
+        return known is not None and known.following is self._following
 
     def _accepted(self, detach: bool, output: bool, key: str, found: str | Exception) -> None:
         self._submitting -= 1
@@ -188,7 +194,7 @@ class Connection:
             self._following.claim(call)
         if not self._transport.is_open:
             return
-        self._following.acknowledge(job_id, key, hurry=detach or call is None)
+        self._following.acknowledge(job_id, key, hurry=detach or call is None, is_over=call is not None and call.ended_at is not None)
         if call is not None:
             self._following.watch(call, output, is_new=True)
         else:
@@ -299,7 +305,8 @@ class Connection:
     # -- the end -------------------------------------------------------------------------------------------
 
     def _on_closed(self) -> None:
-        self._clients.pop((self.peer.uid, self._client), None)
+        if self._is_newest:
+            del self._clients[(self.peer.uid, self._client)]
         if self._lease is not None:
             self._runners.direct.cancel(self._lease, Reason.CALLER_GONE)  # it gave up waiting
         self._following.stop()

@@ -65,23 +65,24 @@ class Following:
         """The ids of the calls that end with this client's process."""
         return list(self._mine)
 
-    def acknowledge(self, call_id: str, key: str, hurry: bool) -> None:
-        """The call is stored. Whoever waits for its end need not be woken for that."""
+    def acknowledge(self, call_id: str, key: str, hurry: bool, is_over: bool) -> None:
+        """The call is stored. Whoever waits for its end need not be woken for that. ``is_over``: its end is told as soon as that is stored."""
         if hurry or not self.folds:
             self._transport.send_call("accepted", [key, call_id], hurry=hurry)
         else:
             self._accepted[call_id] = key
-            self._tell_soon()
+            if not is_over:
+                self._tell_soon()
 
     def watch(self, call: Call, output: bool, offset: int = 0, is_new: bool = False) -> None:
-        """Tell of everything from now on, and of the output from ``offset`` on. Of a new call it is known that it waits."""
+        """Tell of everything from now on, and of the output from ``offset`` on. Of a new call it is known that it waits, and its end comes by itself."""
         call.watchers.add(self)
         self._watching.add(call)
         if output:
             self._followed[call.id] = offset
             if call.log.size > offset:
                 self._pump_output(call)
-        if not is_new or call.reason is not None or call.status is not Status.IN_QUEUE:
+        if not is_new or (call.ended_at is None and (call.reason is not None or call.status is not Status.IN_QUEUE)):
             self.on_state(call)
 
     def stop(self) -> None:

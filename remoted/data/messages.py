@@ -50,6 +50,9 @@ def _parse_common(header: dict[str, Any], arguments: str) -> Request:
     instance = header.get("instance")
     if instance is not None and (len(instance) != 3 or not all(isinstance(part, str) for part in instance)):
         raise BadRequest("BAD_REQUEST", "cannot read the instance: it is not [id, method, constructor]")
+    parent = str(header.get("parent", ""))
+    if not parent.isascii():
+        raise BadRequest("BAD_REQUEST", "cannot read the parent: it is no id of a call")
     return Request(
         key="",
         spec=str(header["spec"]),
@@ -59,7 +62,7 @@ def _parse_common(header: dict[str, Any], arguments: str) -> Request:
         arguments=arguments,
         arguments_inline=None,
         options=parse_options(header.get("options", {})),
-        parent=str(header.get("parent", "")),
+        parent=parent,
         instance=tuple(instance) if instance else None,
         is_plain=bool(header.get("plain")),
     )

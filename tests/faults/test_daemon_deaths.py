@@ -180,6 +180,36 @@ for n in range({rounds}):
     assert ahead, "no body was faster than the store"
 
 
+def test_c09_a_function_that_is_new_to_the_daemon_outlives_it_with_the_job(daemon: Host) -> None:
+    """Its code is on its way to the store when it begins, and the client sends both again."""
+    marks, rounds = daemon.project / "tokens", 5
+    process = daemon.popen(
+        HEAD
+        + f"""
+@remote(queue, max_retries=1)
+def warm(): pass
+for n in range({rounds}):
+    warm().result()
+    while not os.path.islink({str(daemon.project / "pid")!r}): time.sleep(0.01)
+    with open("new%d.py" % n, "w") as file: file.write("import os\\ndef f(pid):\\n    os.kill(pid, 9)\\n    return %d\\n" % n)
+    from importlib import import_module
+    job = remote(queue, max_retries=1)(import_module("new%d" % n).f)(int(os.readlink({str(daemon.project / "pid")!r}))).result()
+    print(json.dumps([job.status, job.error, job.output]), flush=True)
+    with open({str(marks)!r}, "a") as file: file.write("told job\\n")
+"""
+    )
+    for number in range(rounds):
+        assert daemon.process is not None
+        (daemon.project / "pid").symlink_to(str(daemon.process.pid))
+        daemon.process.wait(30)
+        (daemon.project / "pid").unlink()
+        daemon.start()
+        wait_until(lambda seen=number: len(lines_of(marks)) == seen + 1 or process.poll() is not None, 60)  # type: ignore[misc]
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err + daemon.log()
+    assert [json.loads(line) for line in out.splitlines()] == [["COMPLETED", None, n] for n in range(rounds)]
+
+
 def _is_only_noted(daemon: Host, folder: Path, job: str) -> bool:
     """Has a dead daemon left a job in its redo log alone?"""
     state = daemon.state / "remoted"

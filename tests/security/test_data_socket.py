@@ -636,7 +636,7 @@ def test_t61_who_calls_a_known_key_new_hears_of_the_old_job_and_nothing_of_the_o
     old = prepare(note, str(marks), detach=False)
     new = prepare(body, str(daemon.project / "again"), detach=False, max_retries=1)
     with raw(daemon, greet=False) as client:
-        client.send({"op": "hello", "protocol": wire.PROTOCOL, "started": 0, "folds": True})
+        client.send({"op": "hello", "protocol": wire.PROTOCOL, "started": 0, "folds": True, "client": "liar"})
         assert client.next().op == "welcome"
         key = client.submit(old)
         first = client.until("done").header

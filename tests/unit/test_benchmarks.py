@@ -42,7 +42,7 @@ def test_the_json_has_every_bench_contender_and_fact(quick: tuple[str, dict[str,
     assert document["schema"] == command.SCHEMA
     assert document["quick"] is True
     assert set(document["benches"]) == {bench.name for bench in BENCHES}
-    assert set(document["benches"]["latency"]["contenders"]) == {"direct", "method", "queue", "floor", "pool", "loky"}
+    assert set(document["benches"]["latency"]["contenders"]) == {"direct", "method", "queue", "floor", "anywhere", "pool", "loky"}
     for bench in document["benches"].values():
         for stats in bench["contenders"].values():
             assert stats["n"] >= 1

@@ -68,16 +68,16 @@ if (writer := os.fork()) == 0:
         os.write(write, b"line %d\\n" % number)
     os._exit(0)
 os.close(write)
-chance, kills = random.Random(22), 0
+chance, kills, parent = random.Random(22), 0, os.getpid()
 while True:
     if (daemon := os.fork()) == 0:
         log = JobLog(folder, call, 1 << 30, not (folder / f"{call}.log").exists())
         while True:
             if size := _waiting_bytes(read):
                 log.append(1, Unread(read, min(size, 1 << 16)))
-            elif not os.path.exists(f"/proc/{os.getppid()}/task") or os.path.exists(folder / "over"):
+            elif os.getppid() != parent or os.path.exists(folder / "over"):
                 os._exit(0)
-    time.sleep(chance.random() * 0.004)
+    time.sleep(chance.random() * (0.004 + kills * 0.0001))  # on a busy machine none would live long enough to take anything
     if os.waitpid(writer, os.WNOHANG) != (0, 0):
         (folder / "over").touch()
         os.waitpid(daemon, 0)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
+import struct
+import zlib
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ from typing import Any
 import pytest
 
 from remoted.redo import RedoLog
-from remoted.store import Store
+from remoted.store import SCHEMA_VERSION, Store
 
 BOOT = "0f2f6c1c-8a5b-4e6e-9d5b-1f5b5f3f9a10"
 Row = tuple[Any, ...]
@@ -97,6 +100,30 @@ def test_t52_a_note_that_was_changed_is_none(path: Path) -> None:
     assert stored(path.parent) == []
 
 
+@pytest.mark.parametrize("generation", [1, 2, 3])
+def test_t49_what_users_wrote_into_older_notes_is_no_note(path: Path, generation: int) -> None:
+    """Behind a short note lie the arguments of a longer one, and they look like a note of root's."""
+    job, attempt = rows_of(4242)
+    rows = json.dumps((SCHEMA_VERSION, BOOT, [*job[:2], 0, *job[3:12], *job[13:]], attempt)).encode()
+    forged = struct.pack("=QIII", generation, len(rows), 0, zlib.crc32(rows)) + rows
+    size = _size_of(path, rows_of(8))
+
+    async def go_on() -> None:
+        redo = noting(path, rows_of(7, bytes(size - _size_of(path.with_name("other"), rows_of(7, b""))) + forged))
+        redo.settle()
+        assert redo.note(*rows_of(8))
+
+    asyncio.run(go_on())
+    assert path.read_bytes()[size:].startswith(forged)
+    replayed(path)
+    assert [seq for seq, _, _ in stored(path.parent)] == [8]
+
+
+def _size_of(path: Path, rows: tuple[Row, Row]) -> int:
+    noting(path, rows).close()
+    return path.stat().st_size
+
+
 def test_c09_notes_of_what_is_stored_are_written_over_and_do_not_count(path: Path) -> None:
     async def go_on() -> None:
         redo = noting(path, rows_of(7), rows_of(8))
@@ -133,6 +160,13 @@ def test_c09_what_the_store_could_never_take_is_not_noted(path: Path) -> None:
     redo = noting(path)
     assert not redo.note((*job[:3], "\udce4", *job[4:]), attempt)
     redo.close()
+
+
+def test_c09_a_note_that_cannot_be_stored_keeps_no_daemon_from_its_start(path: Path) -> None:
+    job, attempt = rows_of(7)
+    noting(path, (job, (99, *attempt[1:])), rows_of(8)).close()
+    assert replayed(path).last_seq == 8
+    assert [seq for seq, _, _ in stored(path.parent)] == [8]
 
 
 def test_t44_who_finds_no_room_waits_for_the_store(path: Path) -> None:

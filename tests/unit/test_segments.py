@@ -8,6 +8,8 @@ import pickle
 import resource
 import signal
 import struct
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -209,6 +211,26 @@ def test_small_and_scattered_buffers_stay_in_the_pickle() -> None:
     assert all((a == b).all() for a, b in zip(values[:4], back[:4], strict=True))
     assert back[3].flags.f_contiguous
 
+
+
+def test_a_process_that_is_forked_in_the_middle_of_a_copy_lets_go_of_all_segments() -> None:
+    pool, array = SegmentPool(), np.zeros(32 << 20)
+    for _ in range(2):
+        pool.take_back(lend(pool, array).number)
+    pool.take_back(lend(pool, np.zeros(100_000)).number)
+    for _ in range(5):
+        copying = threading.Thread(target=lambda: pool.take_back(lend(pool, array).number))
+        copying.start()
+        time.sleep(0.005)
+        child = os.fork()
+        if child == 0:
+            try:
+                pool.forget()
+            finally:
+                os._exit(0 if pool.used_bytes == 0 else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        copying.join()
+    pool.forget()
 
 
 def _lend_for_ever(pool: SegmentPool, array: np.ndarray) -> None:
