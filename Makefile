@@ -17,7 +17,7 @@ demo: $(DEMO)/.ready
 	-@$(DEMO)/bin/remotectl status
 
 test: $(DEV)/.ready
-	$(DEV)/bin/python -m pytest -m "not root" $(TESTS)
+	$(DEV)/bin/python -m pytest -m "not root" -n 2 --dist loadfile $(TESTS)
 
 test-root: $(DEV)/.ready
 	bash tests/root/setup.sh
