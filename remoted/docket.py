@@ -72,26 +72,23 @@ class _Page:
     def run(self, db: Statements) -> set[int]:
         """The places of new jobs that were known."""
         known: set[int] = set()
+        #: Their numbers and ids: what else is here of them is left out, for these jobs have had theirs.
+        doubles: set[Any] = set()
         for kind, rows in enumerate(self.rows):
-            if known:
-                rows = self._without(known, rows)
-            if not rows or db.many(_STATEMENTS[kind], rows) == len(rows):
+            new = [row for row in rows if row[0] not in doubles] if doubles else rows
+            if not new or db.many(_STATEMENTS[kind], new) == len(new):
                 continue
             if kind == _ADD:
                 known = {place for place, row in enumerate(rows) if _is_other(db, row)}
-            elif kind == _FINISH and any(db.one("has_job", seq=row[0]) is None for row in rows):
+                doubles = {column for place in known for column in rows[place][:2]}
+            elif kind == _FINISH and any(db.one("has_job", seq=row[0]) is None for row in new):
                 raise StoreError("cannot store how a job ended: the job itself is not stored yet")
         used = Pending()
-        for span in self.spans:
-            if span is not None:
+        for row, span in zip(self.rows[_FINISH], self.spans, strict=True):
+            if span is not None and row[0] not in doubles:
                 used.add(span)
         charge_all(db, used.take())
         return known
-
-    def _without(self, known: set[int], rows: list[_Row]) -> list[_Row]:
-        """What belongs to jobs that are new: the others have had theirs."""
-        doubles = {column for place in known for column in self.rows[_ADD][place][:2]}  # by number or by id
-        return [row for row in rows if row[0] not in doubles]
 
     def parts(self) -> Sequence[_Page]:
         parts = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import signal
 import sqlite3
 import time
@@ -142,85 +141,68 @@ print(json.dumps([[o.status, o.output, o.attempts, o.stdout] for o in (h.result(
     assert len(lines_of(marks)) == 5
 
 
+NOTED = """
+import shutil, sqlite3
+state = os.path.dirname(os.environ["REMOTED_SOCKET"]) + "/state/remoted/"
+def pid_of_daemon():
+    return int(open(state + "lock").read().split()[0])
+def is_stored(job):
+    "Is it in the database that a dead daemon has left?"
+    copy = os.path.abspath("copy%d.sqlite3" % os.getpid())
+    for end in ("", "-wal"): shutil.copy(state + "remoted.sqlite3" + end, copy + end)
+    db = sqlite3.connect(copy)
+    try: return db.execute("SELECT count(*) FROM jobs WHERE id = ?", (job,)).fetchone() == (1,)
+    finally: db.close()
+"""
+
+
 @pytest.mark.parametrize("with_worker", [False, True], ids=["daemon", "daemon-and-worker"])
-def test_c09_a_job_that_began_before_it_was_stored_outlives_its_daemon(daemon: Host, tmp_path: Path, with_worker: bool) -> None:
-    """Its body kills the daemon at once, and its client sends it again: it has run, once (docs/decisions/0099)."""
-    marks, rounds = daemon.project / "tokens", 5
-    process = daemon.popen(
+def test_c09_a_job_that_began_before_it_was_stored_outlives_its_daemon(daemon: Host, with_worker: bool) -> None:
+    """Its body kills the daemon at once, and its client starts the next and sends it again: it has run, once (docs/decisions/0099)."""
+    marks, rounds = daemon.project / "tokens", 2
+    result = daemon.run(
         HEAD
+        + NOTED
         + f"""
 @remote(queue, max_retries=0)
 def f(n, pid):
-    if n < 0: return n
+    if not pid: return
     os.kill(pid, signal.SIGKILL)
-    token({str(marks)!r})
+    with open({str(marks)!r}, "a") as file: file.write(f"{{n}} {{is_stored(context.running_call().id)}}\\n")
     if {with_worker}: os.kill(os.getpid(), signal.SIGKILL)
     return n
 for n in range({rounds}):
-    f(-1, 0).result()
-    while not os.path.islink({str(daemon.project / "pid")!r}): time.sleep(0.01)
-    job = f(n, int(os.readlink({str(daemon.project / "pid")!r}))).result()
-    print(json.dumps([job.status, job.state_reason, job.output, job.attempts]), flush=True)
+    f(n, 0).result()
+    job = f(n, pid_of_daemon()).result()
+    print(json.dumps([job.status, job.state_reason, job.output, job.attempts]))
 """
     )
-    ahead = 0
-    for number in range(rounds):
-        assert daemon.process is not None
-        (daemon.project / "pid").symlink_to(str(daemon.process.pid))
-        daemon.process.wait(30)
-        wait_until(lambda seen=number: len(lines_of(marks)) == seen + 1, 20)  # type: ignore[misc]
-        ahead += _is_only_noted(daemon, tmp_path, lines_of(marks)[-1][1])
-        (daemon.project / "pid").unlink()
-        daemon.start()
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err + daemon.log()
+    end_daemon(daemon)
     ends = [["FAILED", "LOST", None, 1] if with_worker else ["COMPLETED", "", n, 1] for n in range(rounds)]
-    assert [json.loads(line) for line in out.splitlines()] == ends
-    assert len(lines_of(marks)) == rounds
-    assert ahead, "no body was faster than the store"
+    assert [json.loads(line) for line in result.out.splitlines()] == ends
+    runs = lines_of(marks)
+    assert [int(n) for n, _ in runs] == list(range(rounds))
+    assert "False" in {stored for _, stored in runs}, "no body was faster than the store"
 
 
 def test_c09_a_function_that_is_new_to_the_daemon_outlives_it_with_the_job(daemon: Host) -> None:
     """Its code is on its way to the store when it begins, and the client sends both again."""
-    marks, rounds = daemon.project / "tokens", 5
-    process = daemon.popen(
+    result = daemon.run(
         HEAD
-        + f"""
+        + NOTED
+        + """
+from importlib import import_module
 @remote(queue, max_retries=1)
 def warm(): pass
-for n in range({rounds}):
+for n in range(2):
     warm().result()
-    while not os.path.islink({str(daemon.project / "pid")!r}): time.sleep(0.01)
     with open("new%d.py" % n, "w") as file: file.write("import os\\ndef f(pid):\\n    os.kill(pid, 9)\\n    return %d\\n" % n)
-    from importlib import import_module
-    job = remote(queue, max_retries=1)(import_module("new%d" % n).f)(int(os.readlink({str(daemon.project / "pid")!r}))).result()
-    print(json.dumps([job.status, job.error, job.output]), flush=True)
-    with open({str(marks)!r}, "a") as file: file.write("told job\\n")
+    job = remote(queue, max_retries=1)(import_module("new%d" % n).f)(pid_of_daemon()).result()
+    print(json.dumps([job.status, job.error, job.output]))
 """
     )
-    for number in range(rounds):
-        assert daemon.process is not None
-        (daemon.project / "pid").symlink_to(str(daemon.process.pid))
-        daemon.process.wait(30)
-        (daemon.project / "pid").unlink()
-        daemon.start()
-        wait_until(lambda seen=number: len(lines_of(marks)) == seen + 1 or process.poll() is not None, 60)  # type: ignore[misc]
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err + daemon.log()
-    assert [json.loads(line) for line in out.splitlines()] == [["COMPLETED", None, n] for n in range(rounds)]
-
-
-def _is_only_noted(daemon: Host, folder: Path, job: str) -> bool:
-    """Has a dead daemon left a job in its redo log alone?"""
-    state = daemon.state / "remoted"
-    for name in ("remoted.sqlite3", "remoted.sqlite3-wal"):
-        shutil.copy(state / name, folder / name)
-    with sqlite3.connect(folder / "remoted.sqlite3") as db:
-        stored = db.execute("SELECT count(*) FROM jobs WHERE id = ?", (job,)).fetchone() == (1,)
-    db.close()
-    noted = job.encode() in (state / "redo").read_bytes()
-    assert stored or noted
-    return not stored
+    end_daemon(daemon)
+    assert [json.loads(line) for line in result.out.splitlines()] == [["COMPLETED", None, n] for n in range(2)]
 
 
 def _orphan(daemon: Host, body: str) -> str:
