@@ -16,7 +16,7 @@ from typing import Any
 from remoted.attempts import Content
 from remoted.backlog import Backlog
 from remoted.blobs import Blobs, memory_bytes
-from remoted.errors import BadRequest, OverLimit, StoreError
+from remoted.errors import BadRequest, OverLimit, StoreBroken, StoreError
 from remoted.limits import Limits
 from remoted.quotas import Held, Quotas
 from remoted.recent import Recents
@@ -35,6 +35,7 @@ _RECENT_COUNT = 4096
 _PARSED_BYTES = 16 << 20
 #: Of one without its texts.
 _OBJECT_BYTES = 2048
+_AGAIN_SECONDS = 0.5
 
 
 class Contents:
@@ -59,6 +60,7 @@ class Contents:
         self._holders: Counter[_Key] = Counter()
         self._specs: Recents[str, JobSpec] = Recents(_PARSED_BYTES)
         self._contexts: Recents[str, Context] = Recents(_PARSED_BYTES)
+        self._unstored = 0
 
     async def put(self, uid: int, digest: str, role: str, frame: wire.Frame, now: float) -> None:
         """Store what a frame carries; a secret is held for the caller then. Raises BadRequest, OverLimit; the frame's descriptors are closed either way."""
@@ -115,7 +117,26 @@ class Contents:
         row = {"uid": uid, "digest": digest, "role": role, "size": len(data), "inline": data, "now": now}
         # Not awaited: whatever refers to it is committed in the same transaction or a later one.
         self.backlog.enter(uid, len(data))
-        self._store.submit(lambda db: db.run("add_content", **row)).add_done_callback(lambda _: self.backlog.leave(uid, len(data)))
+        self._unstored += 1
+        self._store_inline(row)
+
+    def _store_inline(self, row: dict[str, Any]) -> None:
+        """Until it is stored: calls that refer to it are taken already."""
+
+        def stored(done: asyncio.Future[int]) -> None:
+            error = done.exception()
+            if not isinstance(error, StoreError):
+                self._unstored -= 1
+                self.backlog.leave(row["uid"], row["size"])
+            elif not isinstance(error, StoreBroken):
+                asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._store_inline, row)
+
+        self._store.submit(lambda db: db.run("add_content", **row)).add_done_callback(stored)
+
+    @property
+    def is_behind(self) -> bool:
+        """Is anything that a call may refer to not stored yet?"""
+        return self._unstored > 0
 
     async def _put_file(self, uid: int, digest: str, role: str, fd: int, now: float) -> None:
         try:

@@ -135,8 +135,8 @@ class Docket:
         self._turn = turn.current()
         self._seq = max(store.last_seq, redo.last_seq)
         self._newest = _Page()
-        #: Does the store take what has begun? Else nothing begins before it is stored.
-        self._is_taken = True
+        #: Jobs that have begun and that the store does not take. Until it does, nothing begins before it is stored.
+        self._untaken: set[int] = set()
         #: Those of the newest call, as they are stored.
         self._options: tuple[Options | None, str] = (None, "")
 
@@ -172,7 +172,7 @@ class Docket:
         page.needs_disk |= needs_disk
         page.first_new = page.first_new or calls[0].seq
         # Alone, for what it refers to may be on its way to the store too.
-        page.fresh = calls[0] if is_fresh and len(calls) == 1 and not needs_disk and self._store.has_only(page) else None
+        page.fresh = calls[0] if is_fresh and len(calls) == 1 and not needs_disk and not spec.stream and self._store.has_only(page) else None
         self._await(page, len(calls))
         about = (calls[0].name, f"{spec.function.module}:{spec.function.qualname}", spec.pool.name, Status.IN_QUEUE.value)
         content = (request.spec, request.code, request.modules, request.context, request.arguments)
@@ -193,7 +193,7 @@ class Docket:
         process = (call.worker_id, worker.pid, worker.born, self._boot_id)
         row = (call.seq, call.tries, call.token, *process, " ".join(call.devices), call.position, call.attempt_started)
         page = self._page()
-        if page.fresh is call and self._is_taken and self._redo.note(page.rows[_ADD][-1], row):
+        if page.fresh is call and not self._untaken and self._redo.note(page.rows[_ADD][-1], row):
             self._begin_noted(page, call, row, then)
         else:
             self._enter(_BEGIN, row, then, call, needs_disk=not page.is_new(call))
@@ -210,10 +210,11 @@ class Docket:
     def _noted_job_kept(self, row: _Row, then: Then, call: Call, error: Exception | None) -> None:
         """What has begun is not refused any more."""
         call.is_double = isinstance(error, AlreadyKnown)
-        self._is_taken = not isinstance(error, StoreError)
-        if self._is_taken:
+        if not isinstance(error, StoreError):
+            self._untaken.discard(call.seq)
             then(call, error)
         else:
+            self._untaken.add(call.seq)
             self._again(error, self._enter, _ADD, row, partial(self._noted_job_kept, row, then), call)
 
     def _noted_attempt_kept(self, row: _Row, call: Call, error: Exception | None) -> None:

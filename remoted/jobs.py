@@ -87,10 +87,7 @@ class Jobs(CallRunner):
         return found
 
     def accept(self, admitted: Admitted, calls: Sequence[tuple[str, bytes | None]], caller: str, told: Told, needs_disk: bool = True, is_fresh: bool = False) -> None:
-        """Each by its key and arguments. The same key again gives the same id (T61).
-
-        ``needs_disk``: else whoever is ``told`` asks for a flush before its caller is. ``is_fresh``: their keys were never used before.
-        """
+        """Each by its key and arguments. The same key again gives the same id (T61). ``needs_disk``: else whoever is ``told`` asks for a flush before its caller is. ``is_fresh``: their keys were never used before."""
         uid, quotas, size = admitted.uid, self.contents.quotas, 0
         new: list[Call] = []
         room = self.limits.queued_jobs(uid) - self._per_uid[uid]
@@ -111,7 +108,7 @@ class Jobs(CallRunner):
             quotas.add(uid, size)
             self._per_uid[uid] += len(new)
             self.contents.backlog.enter(uid, size)
-            self._docket.add(admitted, new, partial(self._stored, told), needs_disk, is_fresh)
+            self._docket.add(admitted, new, partial(self._stored, told), needs_disk, is_fresh and not self.contents.is_behind)
             self.engine.submit(new[0].ticket, admitted.wanted.policy, self, behind=tuple(call.ticket for call in new[1:]))
 
     def _tell_known(self, call: Call, key: str, told: Told) -> None:
@@ -124,27 +121,25 @@ class Jobs(CallRunner):
         """Committed, or refused; or the key was known from before and this call is a double."""
         call.is_stored = True
         self.contents.backlog.leave(call.uid, ROW_BYTES + len(call.arguments or b""))
-        if call.is_double and call.worker is not None:
-            self._doubles[call.id] = told
-            call.worker.stop(call.token, Reason.CANCELLED)
-            return
         if call.is_double:
-            self._charge(call)
+            self._doubles[call.id] = told
+            if call.worker is None:
+                self._end_double(call)
+            else:
+                call.worker.stop(call.token, Reason.CANCELLED)
+            return
         if error is not None:
             self._forget(call)
         self._tell_stored(call, told, call.id if error is None or isinstance(error, AlreadyKnown) else error)
 
     def _end_double(self, call: Call) -> None:
         """It ran all the same, and that is charged; nothing else of it is kept."""
-        self._charge(call)
-        self._cancel_children(call)
-        self._forget(call)
-        self._tell_stored(call, self._doubles.pop(call.id), call.id)
-
-    def _charge(self, call: Call) -> None:
         used = Pending()
         used.add(call.used_until(call.ended_at or self.clock.wall()))
         self._persisting.spawn(self.records.charge(used))
+        self._cancel_children(call)
+        self._forget(call)
+        self._tell_stored(call, self._doubles.pop(call.id), call.id)
 
     def _tell_stored(self, call: Call, told: Told, found: str | Exception) -> None:
         told(call.key, found)
@@ -253,10 +248,9 @@ class Jobs(CallRunner):
 
     async def _settle_large(self, call: Call, token: AttemptToken, end: AttemptEnd, worker: Worker | None) -> None:
         """Items and result are files before anything is told of the end."""
-        if not call.is_stored:
-            await self._persisting.settle()  # a file has the job's name, and this may be a double
-        if call.is_double:
+        if await self._is_double(call):  # a file has the job's name
             close_payload(end.payload)
+            self._let_forget(token, worker)
             return
         if (items := self._keeper.under_way(call)) is not None:
             await asyncio.wait([items])
@@ -309,7 +303,16 @@ class Jobs(CallRunner):
         """Of an attempt that was lost nobody knows when it ended: it is not charged."""
         return None if end.reason is Reason.LOST else call.used_until(self.clock.wall())
 
+    async def _is_double(self, call: Call) -> bool:
+        """Of one that began before it was stored that is known once it is."""
+        if not call.is_stored:
+            await self._persisting.settle()
+        return call.is_double
+
     async def _requeue(self, call: Call, end: AttemptEnd, reason: Reason | None, then: Callable[[], None]) -> None:
+        if await self._is_double(call):
+            then()
+            return
         now, used = self.clock.wall(), Pending()
         if (span := self._used(call, end)) is not None:
             used.add(span)
@@ -325,6 +328,9 @@ class Jobs(CallRunner):
                 raise StoreError("cannot store that a job waits again: the job itself is not stored yet")
 
         await self._persisting.store(requeue)
+        if call.is_double:
+            then()
+            return
         call.status, call.reason = Status.IN_QUEUE, reason
         for watcher in list(call.watchers):
             watcher.on_state(call)
@@ -363,6 +369,7 @@ class Jobs(CallRunner):
             return
         if error is not None:
             self._persisting.again(error, self._finish, call, status, reason, span, then)
+            self.tell_state(call)  # its end may be long in coming
             return
         call.status, call.reason = status, reason
         self.completed += 1

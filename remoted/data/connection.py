@@ -190,6 +190,8 @@ class Connection:
 
     def _acknowledge(self, key: str, detach: bool, output: bool, job_id: str) -> None:
         call = self._runners.jobs.calls.get(job_id)
+        if call is not None and call.status.is_terminal:
+            call = None  # everybody has been told, and it is forgotten in this turn
         if call is not None and not detach:
             self._following.claim(call)
         if not self._transport.is_open:

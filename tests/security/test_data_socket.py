@@ -619,17 +619,28 @@ def test_t61_a_known_key_among_new_ones_of_a_frame_runs_nothing_again(shared_dae
     assert marks.read_text(encoding="utf-8") == "ran\n" * 3
 
 
-def nap(path: str) -> None:
+def pour(path: str) -> bytes:
     with open(path, "a", encoding="utf-8") as file:
         file.write("begun\n")
-    time.sleep(30)
+    return bytes(1 << 20)
+
+
+def nap(path: str) -> None:
+    is_first = not os.path.exists(path)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write("begun\n")
+    if not is_first:
+        time.sleep(30)
 
 
 def fail(path: str) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write("begun\n")
+    print("what the old job never said")
     raise ValueError(path)
 
 
-@pytest.mark.parametrize("body", [note, nap, fail])
+@pytest.mark.parametrize("body", [note, nap, fail, pour])
 def test_t61_who_calls_a_known_key_new_hears_of_the_old_job_and_nothing_of_the_other_is_kept(daemon: Host, body: Callable[..., Any]) -> None:
     """A client marks what it sends for the first time, and that may begin before it is stored; one that lies has his body run once more."""
     marks = daemon.project / "lied"
@@ -640,19 +651,25 @@ def test_t61_who_calls_a_known_key_new_hears_of_the_old_job_and_nothing_of_the_o
         assert client.next().op == "welcome"
         key = client.submit(old)
         first = client.until("done").header
-        for _ in range(2):
-            client.submit(new, key=key)
-            client.submit(new, key=key)
+        client.submit(new)  # its content is there from now on, and a worker: what follows begins before it is stored
+        client.until("done").close()
+        before = descriptors(daemon)
+        for _ in range(3):
+            for _ in range(2):
+                client.send({**new.common, "calls": [key], "sizes": [len(new.body)]}, new.body)
             assert [client.until("done").header["id"] for _ in range(2)] == [first["id"]] * 2
+        time.sleep(0.5)  # what the store did not take is tried again by then
+        assert descriptors(daemon) <= before
         client.submit(old)
         last = client.until("done").header
         assert last["status"] == "COMPLETED"
         assert last["id"] != first["id"]
+    assert len((daemon.project / "again").read_text(encoding="utf-8").split()) > (1 + (body is fail)), "no body was faster than the store"
     assert marks.read_text(encoding="utf-8") == "ran\n" * 2
     daemon.stop()
     with sqlite3.connect(daemon.state / "remoted" / "remoted.sqlite3") as db:
-        assert db.execute("SELECT count(*), count(ended_at) FROM jobs").fetchone() == (2, 2)
-        assert db.execute("SELECT count(*) FROM attempts").fetchone() == (2,)
+        assert db.execute("SELECT count(*), count(ended_at) FROM jobs").fetchone() == (3, 3)
+        assert db.execute("SELECT count(*) FROM attempts").fetchone() == (3 + (body is fail),)
     db.close()
     assert not any((daemon.state / "remoted" / "redo").read_bytes()[:4])
 
