@@ -18,7 +18,7 @@ class Scale:
     latency_calls: int = 200
     warmup_calls: int = 50
     turn_calls: int = 10
-    jobs: int = 2000
+    jobs: int = 10_000
     map_rounds: int = 3
     cold_rounds: int = 5
     array_mib: int = 100
