@@ -22,7 +22,7 @@ class Scale:
     map_rounds: int = 3
     cold_rounds: int = 5
     array_mib: int = 100
-    array_rounds: int = 3
+    array_rounds: int = 5
     idle_seconds: float = 4.0
     command_rounds: int = 7
 

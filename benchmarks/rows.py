@@ -177,7 +177,7 @@ def _array(setting: Setting) -> list[Contender]:
         actions[name] = functools.partial(setting.peer(name).call, bodies.same)
     for action in actions.values():
         there_and_back(action)
-    return [Contender(name, functools.partial(_listed, there_and_back, action)) for name, action in actions.items()]
+    return [Contender(name, functools.partial(_second, there_and_back, action)) for name, action in actions.items()]
 
 
 # -- what it costs to have ---------------------------------------------------------------------------------
@@ -243,6 +243,12 @@ def _import_seconds(host: BenchHost, statement: str) -> float:
 def _listed(measure: Callable[..., float], *arguments: Any) -> list[float]:
     """One duration that ``measure`` takes itself, as a sample."""
     return [measure(*arguments)]
+
+
+def _second(measure: Callable[..., float], *arguments: Any) -> list[float]:
+    """The same, after one that is not counted: others have had their turn."""
+    measure(*arguments)
+    return _listed(measure, *arguments)
 
 
 def _python(code: str) -> None:
