@@ -89,6 +89,12 @@ def _answers(trace: Path) -> Counter[str]:
     return Counter(re.findall(r"\b(sendto|sendmsg|recvmsg|futex|read|write)\(", trace.read_text(encoding="utf-8", errors="replace")))
 
 
+def _threads_that(trace: Path, call: str, word: str) -> Counter[str]:
+    """How often each thread of a process has sent or received (``call``) a frame that begins with ``word``."""
+    text = trace.read_text(encoding="utf-8", errors="replace")
+    return Counter(re.findall(rf'^(\d+) (?:<\.\.\. )?{call}[( ].*?\{{\\"op\\":\\"{word}\\"', text, re.MULTILINE))
+
+
 def test_a_warm_leased_call_is_one_send_and_one_receive_on_each_side(daemon: Host) -> None:
     """Whoever waits reads, nobody is woken in between, and the daemon hears nothing of it."""
     traces = _trace(daemon, "load-balanced")
@@ -114,9 +120,15 @@ def test_a_warm_durable_call_wakes_one_thread_of_the_client_and_one_of_the_worke
     assert _per_call(calls, "sendto", "sendmsg", "write") == pytest.approx(1.0, abs=0.1), calls
     assert _per_call(calls, "recvfrom") == pytest.approx(2.0, abs=1.0), calls  # a slow machine hears apart that it was accepted
     assert _per_call(calls, "recvmsg", "futex", "epoll_wait") <= 0.5, calls
+    [caller] = _threads_that(traces.client, "sendto", "submit")
+    told = _threads_that(traces.client, "recvfrom", "done")
+    assert told[caller] >= 0.8 * told.total() > CALLS, told
     answers = _answers(traces.worker)
-    assert answers["recvmsg"] <= 1.7 * answers["sendto"] + 20, answers  # now and then what is forgotten is told
-    assert answers["futex"] <= 0.6 * answers["sendto"] + 20, answers
+    assert answers["recvmsg"] <= 2 * answers["sendto"] + 20, answers  # the order, and what is kept of earlier ones
+    # Which may come while a body runs, to the line's own thread: how often the two then wait for the interpreter is the machine's matter.
+    [body] = _threads_that(traces.worker, "sendto", "done")
+    ordered = _threads_that(traces.worker, "recvmsg", "run")
+    assert ordered[body] >= 0.5 * ordered.total() > CALLS / 2, ordered
 
 
 TOLD = """
