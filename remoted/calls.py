@@ -39,6 +39,7 @@ from remoted.workers import Worker
 _NO_TOKEN = AttemptToken("")
 _NO_WORKER = WorkerId("")
 _TOKEN_BYTES, _TOKENS_AT_ONCE = 16, 64
+_NEWEST_MOST = 64
 _C = TypeVar("_C", bound="Call")
 
 
@@ -157,13 +158,14 @@ class Listener:
 
 @dataclass(eq=False, slots=True)
 class Admitted:
-    """A request that may be served, and what it stands for. All calls with the same content are admitted together."""
+    """A request that may be served, and what it stands for. Calls with the same content that come together share one, and may with later ones."""
 
     request: Request
     uid: Uid
     spec: JobSpec
     ancestors: tuple[str, ...]
     wanted: Wanted
+    #: When the newest of them came.
     now: float
     #: What their workers are asked for, once it is known.
     work: Work | None = None
@@ -193,6 +195,8 @@ class CallRunner:
         self.access = Access(os.geteuid())
         self.needs = Needs(engine, contents, kind_key)
         self._tokens: list[AttemptToken] = []
+        #: Of some users the request that was examined last, as it was asked, and what came of it: calls of one function follow one another.
+        self._newest: dict[int, tuple[Request, Admitted]] = {}
 
     # -- in and out ----------------------------------------------------------------------------------------
 
@@ -200,14 +204,29 @@ class CallRunner:
         """Raises Refused."""
         if self.engine.is_stopping:
             raise Conflict("DRAINING", "cannot take new work: the daemon is being stopped; try again when it is back")
-        request = self.identified(peer, request)
+        asked, request = request, self.identified(peer, request)
+        newest, admitted = self._newest.get(peer.uid, (None, None))
+        if admitted is None or newest is not asked or admitted.request.identity != request.identity:
+            admitted = self._examine(peer, asked, request)
+        else:
+            self.contents.require(peer.uid, *request.digests)
+        if self.engine.is_closed_to(admitted.ancestors):
+            self.engine.gate.admit(self.keeps_outcomes)
+        admitted.now = self.clock.wall()
+        return admitted
+
+    def _examine(self, peer: Peer, asked: Request, request: Request) -> Admitted:
+        """And remember it, if that holds for as long as what it refers to is here."""
         spec = self.contents.spec(peer.uid, request.spec)
         if request.instance is not None:
             self.instances.admit(peer.uid, request.instance[0])
         ancestors = self.ancestors_of(peer, request.parent) if request.parent else ()
-        if self.engine.is_closed_to(ancestors):
-            self.engine.gate.admit(self.keeps_outcomes)
-        return Admitted(request, Uid(peer.uid), spec, ancestors, self.needs.of(peer.uid, request, spec), self.clock.wall())
+        admitted = Admitted(request, Uid(peer.uid), spec, ancestors, self.needs.of(peer.uid, request, spec), 0.0)
+        if not (request.instance or request.parent or spec.pool.gpu or spec.pool.workers_min):
+            if len(self._newest) >= _NEWEST_MOST:
+                self._newest.clear()
+            self._newest[peer.uid] = (asked, admitted)
+        return admitted
 
     def new_call(self, kind: type[_C], admitted: Admitted, call_id: str, arguments: bytes | None, **more: Any) -> _C:
         """A call that nobody knows yet; others that were admitted with it have other keys and arguments."""

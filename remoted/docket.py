@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple
 from functools import partial
 from typing import Any
@@ -30,6 +30,8 @@ _Row = tuple[Any, ...]
 Then = Callable[[Any, Exception | None], None]
 _STATEMENTS = ("add_jobs", "begin_attempts", "add_items", "finish_jobs")
 _ADD, _BEGIN, _ITEM, _FINISH = range(4)
+#: Where the row of a job has it, and that of its end.
+_STATUS_OF_JOB, _STATUS_OF_END = 6, 1
 #: Where an attempt's row has it.
 _TOKEN = 2
 #: A worker that waits for its order hears before a client that waits for the end.
@@ -74,9 +76,9 @@ class _Page:
         known: set[int] = set()
         #: Their numbers and ids: what else is here of them is left out, for these jobs have had theirs.
         doubles: set[Any] = set()
-        for kind, rows in enumerate(self.rows):
+        for kind, statement, rows in self._steps():
             new = [row for row in rows if row[0] not in doubles] if doubles else rows
-            if not new or db.many(_STATEMENTS[kind], new) == len(new):
+            if not new or db.many(statement, new) == len(new):
                 continue
             if kind == _ADD:
                 known = {place for place, row in enumerate(rows) if _is_other(db, row)}
@@ -89,6 +91,15 @@ class _Page:
                 used.add(span)
         charge_all(db, used.take())
         return known
+
+    def _steps(self) -> Iterable[tuple[int, str, list[_Row]]]:
+        """Each kind of rows with its statement. A single job that is over already is written once."""
+        jobs, ends = self.rows[_ADD], self.rows[_FINISH]
+        if len(jobs) != 1 or not (ended := [end for end in ends if end[0] == jobs[0][0]]):
+            return zip(range(len(_STATEMENTS)), _STATEMENTS, self.rows, strict=True)
+        whole = jobs[0][:_STATUS_OF_JOB] + ended[0][_STATUS_OF_END : _STATUS_OF_END + 1] + jobs[0][_STATUS_OF_JOB + 1 :] + ended[0][_STATUS_OF_END + 1 :]
+        others = [end for end in ends if end is not ended[0]]
+        return ((_ADD, "add_ended_jobs", [whole]), *((kind, _STATEMENTS[kind], self.rows[kind]) for kind in (_BEGIN, _ITEM)), (_FINISH, _STATEMENTS[_FINISH], others))
 
     def parts(self) -> Sequence[_Page]:
         parts = []

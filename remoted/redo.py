@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from remoted.store import SCHEMA_VERSION, Statements
+from remoted_client import wire
 
 log = logging.getLogger(__name__)
 _Row = tuple[Any, ...]
@@ -84,7 +85,7 @@ class RedoLog:
         if self._fd < 0 or arguments is None:
             return False
         try:
-            rows = json.dumps((SCHEMA_VERSION, self._boot_id, job[:_ARGUMENTS] + job[_ARGUMENTS + 1 :], attempt), ensure_ascii=False).encode()
+            rows = wire.encode_json((SCHEMA_VERSION, self._boot_id, job[:_ARGUMENTS] + job[_ARGUMENTS + 1 :], attempt)).encode()
         except UnicodeEncodeError:  # nor will the store take it
             return False
         content = rows + arguments

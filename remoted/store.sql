@@ -151,6 +151,12 @@ DELETE FROM contents WHERE uid = :uid AND digest = :digest;
 INSERT INTO jobs (seq, id, uid, name, function, pool, status, spec, code, modules, context, arguments, arguments_inline, options, parent, caller, submitted_at)
 VALUES :rows ON CONFLICT (id) DO NOTHING;
 
+-- name: add_ended_jobs
+-- The same of jobs that are over already: each is one row from the start, and in no index of what is not over.
+INSERT INTO jobs (seq, id, uid, name, function, pool, status, spec, code, modules, context, arguments, arguments_inline, options, parent, caller, submitted_at,
+    state_reason, attempts, worker, gpus, started_at, ended_at, run_seconds, result_inline, result_size, result_kind, items, reconstructed, error, error_type, traceback)
+VALUES :rows ON CONFLICT (id) DO NOTHING;
+
 -- name: last_seq
 -- The newest job's number.
 SELECT coalesce(max(seq), 0) AS seq FROM jobs;

@@ -125,7 +125,7 @@ def encode(header: dict[str, Any], body: bytes = b"", fd_count: int = 0) -> byte
 
 
 def encode_header(header: dict[str, Any]) -> bytes:
-    return _encode_json(header).encode("utf-8", "surrogatepass")
+    return encode_json(header).encode("utf-8", "surrogatepass")
 
 
 def _make_encode() -> Callable[[Any], str]:
@@ -138,7 +138,8 @@ def _make_encode() -> Callable[[Any], str]:
     return lambda header: "".join(parts(header, 0))
 
 
-_encode_json = _make_encode()
+#: Of a tree of what JSON knows; as few bytes as can be.
+encode_json = _make_encode()
 
 
 def frame(head: bytes, body: bytes = b"", fd_count: int = 0) -> bytes:

@@ -22,7 +22,7 @@ from remoted.calls import Call
 from remoted.data.callers import Client, Clients, Runners, watch_caller
 from remoted.data.following import Following
 from remoted.data.holding import Holding
-from remoted.data.messages import instance_of, parse_lease, parse_submission
+from remoted.data.messages import SubmissionParser, instance_of, parse_lease
 from remoted.data.publishing import Publishing
 from remoted.data.transport import Transport
 from remoted.errors import BadRequest, NotFound, OverLimit, Refused, RemotedError, StoreError
@@ -53,6 +53,7 @@ class Connection:
         self._caller = ""
         self._client = ""
         self._secrets: list[str] = []
+        self._parser = SubmissionParser()
         #: Submissions that are not committed yet: their calls are not known as ours before.
         self._submitting = 0
         #: What this connection waits to become.
@@ -160,7 +161,7 @@ class Connection:
 
     def _on_submit(self, frame: wire.Frame) -> Awaitable[None] | None:
         """Each call of the frame is accepted or refused for itself; what they have in common is looked at once."""
-        submission = parse_submission(frame)
+        submission = self._parser.parse(frame)
         jobs, detach = self._runners.jobs, submission.common.options.detach
         self._holding.use(submission.common.spec)
         admitted = jobs.admit(self.peer, submission.common)
@@ -203,7 +204,7 @@ class Connection:
             self._loop.create_task(self._following.tell_finished(job_id))
 
     def _on_call(self, frame: wire.Frame) -> None:
-        submission = parse_submission(frame)
+        submission = self._parser.parse(frame)
         self._holding.use(submission.common.spec)
         output = bool(frame.header.get("output", True))
         for request in submission.requests(submission.common):

@@ -17,6 +17,9 @@ from remoted_client import wire
 
 #: JSON bytes that an error and a traceback may each take of a header (wire.HEADER_BYTES holds both).
 _TEXT_BYTES = 24 * 1024
+_OF_EACH_CALL = frozenset({"calls", "sizes", "fresh"})
+#: Of a header that is remembered: there are as many as connections.
+_COMMON_BYTES = 2048
 
 
 class Submission(NamedTuple):
@@ -30,14 +33,27 @@ class Submission(NamedTuple):
             yield common.of_call(key, arguments)
 
 
-def parse_submission(frame: wire.Frame) -> Submission:
-    """Raises KeyError, TypeError, ValueError, BadRequest on anything that is not as it must be."""
-    header = frame.header
-    arguments = str(header.get("arguments", ""))
-    calls: list[tuple[str, bytes | None]] = [(_checked_key(key), None if arguments else body) for key, body in wire.calls_of(frame)]
-    if arguments and len(calls) > 1:
-        raise BadRequest("BAD_REQUEST", "cannot read the calls: arguments of such a size are one call's alone")
-    return Submission(_parse_common(header, arguments), calls)
+class SubmissionParser:
+    """Of one connection: calls of one function follow one another, and have a request in common for as long as only keys and arguments differ."""
+
+    def __init__(self) -> None:
+        self._common: dict[str, Any] = {}
+        self._request: Request | None = None
+
+    def parse(self, frame: wire.Frame) -> Submission:
+        """Raises KeyError, TypeError, ValueError, BadRequest on anything that is not as it must be."""
+        header = frame.header
+        arguments = str(header.get("arguments", ""))
+        calls: list[tuple[str, bytes | None]] = [(_checked_key(key), None if arguments else body) for key, body in wire.calls_of(frame)]
+        if arguments and len(calls) > 1:
+            raise BadRequest("BAD_REQUEST", "cannot read the calls: arguments of such a size are one call's alone")
+        common = {name: value for name, value in header.items() if name not in _OF_EACH_CALL}
+        if self._request is not None and common == self._common:
+            return Submission(self._request, calls)
+        request = _parse_common(header, arguments)
+        if len(wire.encode_header(common)) <= _COMMON_BYTES:
+            self._common, self._request = common, request
+        return Submission(request, calls)
 
 
 def _checked_key(key: object) -> str:
