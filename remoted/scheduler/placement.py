@@ -16,6 +16,7 @@ from remoted.scheduler.fleet import FEW, Fleet
 from remoted.scheduler.ledger import Ledger
 from remoted.scheduler.lifecycle import Lifecycle
 from remoted.scheduler.matching import GpuRequest
+from remoted.scheduler.pools import Pools
 from remoted.scheduler.queue import Queue
 from remoted.scheduler.shares import Shares
 from remoted.scheduler.state import Kind, Lane, Ticket, TicketId, Turns, WorkerState, WorkerView
@@ -29,6 +30,7 @@ class Placement:
     def __init__(
         self,
         cpus: float,
+        pools: Pools,
         queue: Queue,
         fleet: Fleet,
         ledger: Ledger,
@@ -39,6 +41,7 @@ class Placement:
         shares: Shares,
     ) -> None:
         self._cpus = cpus
+        self._pools = pools
         self._queue = queue
         self._fleet = fleet
         self._ledger = ledger
@@ -76,6 +79,21 @@ class Placement:
             return
         while lane.tickets and self._try(lane, step):
             self._queue.end_turn(lane.need.uid, lane.turns)
+
+    def place_alone(self, ticket: Ticket, step: Step) -> bool:
+        """Where nobody waits for anything: what the lane of such a ticket would give it, without making one for a moment."""
+        need = ticket.need
+        if self._queue.users or ticket.ancestors or ticket.cpus or need.gpu is not None or need.instance is not None or need.concurrency > 1:
+            return False
+        kind = self._pools.find(need)
+        if kind is None or self._builds.lacks(need) or self._fleet.has_reached_limit(need.uid, with_starting=False):
+            return False
+        worker = self._last_idle(kind, frozenset())
+        if worker is None or not _has_place(worker):
+            return False
+        self._queue.know(ticket)
+        self._assign(ticket, worker, step)
+        return True
 
     def _take_turns(self, kind: Turns, step: Step) -> None:
         turns = self._queue.turns[kind]

@@ -95,7 +95,7 @@ class Scheduler:
         self._claims = Claims(self._fleet, self.ledger, self._changes, patience_seconds)
         self._crashes = Crashes(*crash_loop)
         self._lifecycle = Lifecycle(self._pools, self._fleet, self.ledger, self._crashes)
-        self._placement = Placement(cpus, self._queue, self._fleet, self.ledger, self._claims, self._builds, self._lifecycle, self._changes, self._shares)
+        self._placement = Placement(cpus, self._pools, self._queue, self._fleet, self.ledger, self._claims, self._builds, self._lifecycle, self._changes, self._shares)
         # For reading. What belongs to whom is said where it is changed.
         self.policies = self._pools.policies
         self.held_until = self._pools.held_until
@@ -138,8 +138,11 @@ class Scheduler:
 
     def _submit(self, event: Submitted, step: Step) -> None:
         """Unless it brings a new policy it changes nothing for the other lanes: they were blocked before and still are."""
+        has_new_policy = self._pools.set_policy(event.ticket.need.pool, event.policy)
+        if not (has_new_policy or event.behind or event.ticket.id in self.tickets) and self._placement.place_alone(event.ticket, step):
+            return
         lane = self._queue.add(event.ticket, *event.behind)
-        if self._pools.set_policy(event.ticket.need.pool, event.policy):
+        if has_new_policy:
             self._changes.in_pool(lane.kind.pool)
             self._placement.place_all(step)
         if lane.tickets:

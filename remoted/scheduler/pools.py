@@ -48,6 +48,11 @@ class Pools:
             kind = pool.kinds[key] = Kind(key, pool)
         return kind
 
+    def find(self, need: Need) -> Kind | None:
+        """The same, if anything serves it or waits for it."""
+        pool = self.index.get(need.pool)
+        return pool.kinds.get((need.kind, need.gpu)) if pool is not None else None
+
     def prune(self, kind: Kind) -> None:
         """Drop it from the index if nothing serves it and nothing waits for it."""
         if kind.lanes or kind.workers:
