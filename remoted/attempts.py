@@ -90,6 +90,11 @@ class AttemptEnd(NamedTuple):
     #: When, as its worker says that no daemon heard (Unix seconds); for show only.
     ended_at: float | None = None
 
+    @property
+    def is_small(self) -> bool:
+        """The body returned, and what it returned is no file."""
+        return self.kind == "returned" and isinstance(self.payload, bytes)
+
     def lasted(self, started_at: float, now: float) -> float:
         """For how many seconds, and no longer than until now."""
         return max(0.0, min(now, self.ended_at or now) - started_at)

@@ -78,6 +78,8 @@ class Engine:
         self._owners: dict[TicketId, TicketOwner] = {}
         self.holders = Holders(self.handle, clock)
         self._told: dict[TicketId, Reason] = {}
+        #: Attempts that are over, of which the scheduler has not been told.
+        self._spent: dict[TicketId, None] = {}
         self._tasks = Tasks("engine")
         self._alarm = turn.Alarm(lambda: self.handle(events.Tick()))
         self._turn = turn.current()
@@ -130,8 +132,16 @@ class Engine:
         elif ticket_id in self.scheduler.tickets or ticket_id in self.gate.held:
             self.withdraw(ticket_id)
 
+    def spent(self, ticket_id: TicketId, worker: Worker | None) -> bool:
+        """As ``ended``, of a call that is forgotten soon: while nobody waits the scheduler hears of it then, or before anything else. False: it must hear now."""
+        if worker is None or self.scheduler.users or worker.ahead_count:
+            return False
+        self._spent[ticket_id] = None
+        return True
+
     def ended(self, ticket_id: TicketId) -> None:
         """The attempt is over; its worker is free."""
+        self._spent.pop(ticket_id, None)
         self._owners.pop(ticket_id, None)
         worker = self.workers.get(self.scheduler.placed.get(ticket_id, WorkerId("")))
         if worker is None or not worker.is_alive or self.is_stopping or not self.scheduler.pass_on(ticket_id):
@@ -222,6 +232,8 @@ class Engine:
         """Feed the scheduler and do what it says."""
         if self.is_stopping:
             return
+        while self._spent:
+            self.ended(next(iter(self._spent)))
         for decision in self.scheduler.handle(event, self._clock.monotonic()):
             self._carry_out(decision)
         if not self._is_step_open:

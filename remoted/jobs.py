@@ -197,8 +197,9 @@ class Jobs(CallRunner):
         try:
             self._settle_soon(call, token, end, worker)  # the store's thread wakes up meanwhile
         finally:
-            self.engine.ended(call.id)
-            self._run_ahead(worker)
+            if call.spec.stream or not end.is_small or not self.engine.spent(call.id, worker):
+                self.engine.ended(call.id)
+                self._run_ahead(worker)
 
     def _settle_soon(self, call: Call, token: AttemptToken, end: AttemptEnd, worker: Worker | None) -> None:
         if isinstance(end.payload, int) or self._keeper.under_way(call) is not None or call.items.problem is not None:
@@ -368,6 +369,7 @@ class Jobs(CallRunner):
             then()
             return
         if error is not None:
+            self.engine.ended(call.id)
             self._persisting.again(error, self._finish, call, status, reason, span, then)
             self.tell_state(call)  # its end may be long in coming
             return

@@ -357,14 +357,14 @@ class Worker:
         if attempt is None:
             frame.close()
         else:
-            self._conclude(attempt, parse_end(frame, attempt.stopped_by), waits)
+            self._conclude(attempt, parse_end(frame, attempt.stopped_by), waits or not (frame.header.get("dry") or self._workload.ahead_count))
         if waits:
             self._tell({"op": "go_on", "attempt": frame.header["attempt"]})
 
     def _conclude(self, attempt: Attempt, end: AttemptEnd, printed: bool = True) -> None:
         """What it printed was flushed before the worker said this; what a stop left running dies first."""
         self.calls_done += 1
-        if printed or not self._workload.ahead_count:
+        if printed:
             self._pipes.drain()
         if attempt.stopped_by is None:
             self._end_attempt(attempt.token, end)

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 
@@ -87,10 +87,12 @@ class Connection:
     def _handle(self, frame: wire.Frame) -> Awaitable[None] | None:
         handler = _HANDLERS.get(frame.op) if self._greeted or frame.op == "hello" else None
         unfinished = None
-        with self._refusals(frame):
+        try:
             if handler is None:
                 raise BadRequest("UNKNOWN_OP", f"cannot handle {frame.op[:40]!r}" + ("" if self._greeted else ": say hello first"))
             unfinished = handler(self, frame)
+        except Exception as error:
+            self._answer_failure(frame, error)
         if unfinished is not None:
             return self._finish(frame, unfinished)
         frame.close()
@@ -98,24 +100,22 @@ class Connection:
 
     async def _finish(self, frame: wire.Frame, unfinished: Awaitable[None]) -> None:
         try:
-            with self._refusals(frame):
-                await unfinished
+            await unfinished
+        except Exception as error:
+            self._answer_failure(frame, error)
         finally:
             frame.close()
 
-    @contextlib.contextmanager
-    def _refusals(self, frame: wire.Frame) -> Iterator[None]:
-        """What cannot be done is told to who asked for it."""
-        try:
-            yield
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-            self._refuse(frame, "BAD_REQUEST", f"cannot read {frame.op[:40]!r}: {type(error).__name__} {error}")
-        except Refused as error:
+    def _answer_failure(self, frame: wire.Frame, error: Exception) -> None:
+        """What cannot be done is told to who asked for it. Whatever it is: the others go on."""
+        if isinstance(error, Refused):
             self._refuse(frame, error.code, str(error))
-        except RemotedError as error:
+        elif isinstance(error, RemotedError):
             self._refuse(frame, "STORE_ERROR" if isinstance(error, StoreError) else "FAILED", str(error))
-        except Exception as error:  # whatever it is: the others go on, and who asked must hear of it
-            log.exception("cannot handle %r", frame.op[:40])
+        elif isinstance(error, (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)):
+            self._refuse(frame, "BAD_REQUEST", f"cannot read {frame.op[:40]!r}: {type(error).__name__} {error}")
+        else:
+            log.error("cannot handle %r", frame.op[:40], exc_info=error)
             self._refuse(frame, "FAILED", f"cannot handle {frame.op[:40]!r}: {type(error).__name__} in the daemon; its log says more")
 
     def _refuse(self, frame: wire.Frame, code: str, message: str) -> None:

@@ -18,6 +18,8 @@ from remoted.limits import Limits
 from remoted_client import wire
 
 _READ_BYTES = 256 * 1024
+#: Everybody's: what has been read is taken out at once.
+_buffer = bytearray(_READ_BYTES)
 #: Frames of one client that wait to be handled; beyond it the daemon stops reading that socket.
 _INBOX_FRAMES = 2048
 _INBOX_BYTES = 8 << 20
@@ -104,7 +106,7 @@ class Transport:
 
     def _read(self) -> None:
         try:
-            data, fds = wire.receive(self._sock, _READ_BYTES)
+            data, fds = wire.receive_into(self._sock, _buffer)
             if not data:
                 self.close()
                 return

@@ -59,11 +59,12 @@ class Reporter:
         except BaseException as error:
             outcome = self._unsendable(error, why)
             payload = self.encode(outcome.value)
-        waits = not (run.is_concurrent or run.inline) and self._streams.take_printed()
+        is_asked = not (run.is_concurrent or run.inline)
+        waits = is_asked and self._streams.take_printed()
         if waits:
             self._waits_for = run.attempt
             self._may_go_on.clear()
-        self._tell_daemon(run, outcome, payload, waits)
+        self._tell_daemon(run, outcome, payload, waits, printed=waits or not is_asked)
         if waits and not self._link.closed:
             self._may_go_on.wait()
         self._waits_for = ""
@@ -178,13 +179,15 @@ class Reporter:
 
     # -- to the daemon -------------------------------------------------------------------------------------
 
-    def _tell_daemon(self, run: Run, outcome: Outcome, payload: Payload, waits: bool) -> None:
+    def _tell_daemon(self, run: Run, outcome: Outcome, payload: Payload, waits: bool, printed: bool) -> None:
         constructed = bool(run.instance and run.instance.get("constructed"))
         header: dict[str, Any] = {"op": "done", "attempt": run.attempt}
         if constructed or outcome.kind != "returned":  # else the daemon knows the rest
             header |= {"exit_code": outcome.exit_code, "constructed": constructed, **_described(outcome)}
         if waits:
             header["waits"] = True
+        elif not printed:
+            header["dry"] = True  # the daemon need not look into the pipes
         # Kept until the daemon has committed it: what lies unread in a dead daemon's socket is lost.
         self._unacknowledged[run.attempt] = (run, header, _copied(payload), time.time())
         self._link.send_payload(header, payload)
@@ -208,7 +211,7 @@ class Reporter:
                 for number, payload in list(kept.items()):
                     self._link.send_payload({"op": "item", "attempt": attempt, "number": number}, _copied(payload))
         for attempt, (_, header, payload, ended_at) in list(self._unacknowledged.items()):
-            said = {name: value for name, value in header.items() if name != "waits" or attempt == self._waits_for}
+            said = {name: value for name, value in header.items() if name != "dry" and (name != "waits" or attempt == self._waits_for)}
             self._link.send_payload({**said, "ended_at": ended_at}, _copied(payload))
 
     def acknowledged(self, attempt: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.faults.test_daemon_deaths import end_daemon
 from tests.harness import Host, host, wait_until
 
 HEAD = """
@@ -267,9 +268,9 @@ print(json.dumps([out.status, out.output, out.attempts]))
     daemon.kill()
     wait_until(lambda: not psutil.pid_exists(server["pid"]), 10)
     assert psutil.pid_exists(worker["pid"])
-    daemon.start()
     gate.touch()
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=30)  # the client starts the next daemon
+    end_daemon(daemon)
 
     assert json.loads(out.splitlines()[-1]) == ["COMPLETED", worker["pid"], 1], err
 
