@@ -228,6 +228,10 @@ class CallRunner:
             self._newest[peer.uid] = (asked, admitted)
         return admitted
 
+    def forget_newest(self, uid: int) -> None:
+        """What was examined last holds its caller's surroundings, and that may have gone."""
+        self._newest.pop(uid, None)
+
     def new_call(self, kind: type[_C], admitted: Admitted, call_id: str, arguments: bytes | None, **more: Any) -> _C:
         """A call that nobody knows yet; others that were admitted with it have other keys and arguments."""
         request, spec = admitted.request, admitted.spec

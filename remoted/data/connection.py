@@ -317,6 +317,8 @@ class Connection:
         self._publishing.stop()
         for digest in self._secrets:
             self._contents.release(self.peer.uid, digest)
+        for runner in (self._runners.jobs, self._runners.direct):
+            runner.forget_newest(self.peer.uid)
         self._on_gone(self)
         self._leave_calls()
 

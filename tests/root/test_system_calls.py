@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from collections import Counter
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.harness import Host, wait_until
+from tests.integration.test_f30_preload import ctl
 
 pytestmark = pytest.mark.root
 
@@ -180,3 +182,48 @@ def test_t49_nobody_is_told_of_what_is_not_on_the_disk(daemon: Host) -> None:
     assert told.count("accepted") >= 3
     assert "output" in told
     assert early, "a first attempt waited for the disk"
+
+
+DISK = """
+import json, os, sys, threading, time
+from remoted_client import remote, CpuLiveServerless
+@remote(CpuLiveServerless(name="disk", workersMax=3))
+def body(name):
+    if name: open(name, "w").close()
+    return os.getpid()
+def begun(name):
+    while not os.path.exists(name): time.sleep(0.001)
+    time.sleep(0.1)  # its body is over by then, and its end not yet on the disk
+first = body("").result().unwrap()
+while not os.path.exists("slow"): time.sleep(0.01)
+found, over = [], []
+def call(name):
+    found.append(body(name).result().unwrap())
+    over.append(name)
+for number in range(3):
+    threads = []
+    for name in ("a%d" % number, "b%d" % number):
+        threads.append(threading.Thread(target=call, args=(name,)))
+        threads[-1].start()
+        if name[0] == "a": begun(name)
+    for thread in threads: thread.join()
+print(json.dumps([set(found) == {first}, over]))
+"""
+
+
+def test_c07_a_worker_is_free_while_what_it_returned_waits_for_the_disk(daemon: Host) -> None:
+    """The scheduler hears of the end before it places anybody: no second worker is started for whom the first could serve."""
+    client = daemon.popen(daemon.write("disk.py", DISK))
+    assert daemon.process is not None
+    wait_until(lambda: ctl(daemon, "workers")["workers"], 30)
+    tracer = subprocess.Popen(["strace", "-qq", "-f", "-o", "/dev/null", "-e", "trace=fdatasync", "-e", "inject=fdatasync:delay_enter=300000", "-p", str(daemon.process.pid)], stdin=subprocess.DEVNULL)
+    wait_until(lambda: _is_traced(daemon.process.pid), 30)
+    (daemon.project / "slow").touch()
+    out, err = client.communicate(timeout=60)
+    workers = ctl(daemon, "workers")["workers"]
+    tracer.terminate()
+    tracer.wait()
+
+    assert client.returncode == 0, err
+    assert json.loads(out) == [True, ["a0", "b0", "a1", "b1", "a2", "b2"]]
+    assert len(workers) == 1

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import socket
 import sqlite3
 import struct
@@ -452,6 +453,25 @@ def test_content_whose_digest_lies_is_refused(shared_daemon: Host, size: int) ->
         key = client.submit(prepare(work, 1), code=claimed)
         frame = client.until("refused", "accepted")
         assert (frame.op, frame.header.get("key"), frame.header.get("code")) == ("refused", key, "MISSING_CONTENT")
+
+
+def test_t40_surroundings_go_with_who_brought_them_whoever_has_called_with_them(daemon: Host) -> None:
+    """A caller's surroundings go with who brought them, whoever has called with them meanwhile (docs/decisions/0104)."""
+    call = prepare(work, 1)
+    with raw(daemon) as other:
+        with raw(daemon) as owner:
+            for upload in call.uploads:
+                owner.upload(upload)
+            owner.ping()
+            for body in (call, call):
+                other.send({**body.common, "calls": [secrets.token_hex(16)], "sizes": [len(body.body)]}, body.body)
+                assert other.until("done", "refused").header["status"] == "COMPLETED"
+        wait_until(lambda: not [path for path in daemon.state.glob("remoted/secrets/**/*") if path.is_file()], 10, daemon.log)
+        other.send({**call.common, "calls": [secrets.token_hex(16)], "sizes": [len(call.body)]}, call.body)
+        refused = other.until("done", "refused").header
+        assert (refused["op"], refused.get("code")) == ("refused", "MISSING_CONTENT")
+        other.submit(call)
+        assert other.until("done", "refused").header["status"] == "COMPLETED"
 
 
 # -- T18: slow and greedy clients ----------------------------------------------------------------------------

@@ -431,3 +431,40 @@ def test_c09_who_runs_a_call_of_another_edition_gets_none_of_that_ahead() -> Non
     desk.feed(events.Submitted(Ticket("t1", need), PoolPolicy(0, 1)))
 
     assert list(desk.scheduler.line_behind(worker)) == []
+
+
+def lone_calls(somebody_waits: bool) -> list[list[events.Decision]]:
+    """What a ticket is given in situations of all kinds; with ``somebody_waits`` another user's waits for ever for a card that is not there."""
+    desk = Desk(gpus=0)
+    if somebody_waits:
+        desk.submit("other", uid=9, gpu=ONE)
+    found = []
+
+    def submit(name: str, **asked: object) -> None:
+        found.append(desk.submit(name, gpu=None, **asked))  # type: ignore[arg-type]
+
+    for name in "abc":
+        desk.run(name, gpu=None)
+    for name, moment in (("b", 1.0), ("a", 2.0), ("c", 2.0)):
+        desk.feed(events.Ended(name), at=moment)
+    submit("last used")  # of those that became idle together the oldest
+    submit("the other of them")
+    submit("too many", most=2)
+    desk.feed(events.Withdrawn("too many"))
+    submit("other kind", kind="l")
+    desk.feed(events.Withdrawn("other kind"))
+    desk.feed(events.SharesSet((), ((Uid(1), 2),), 0))
+    submit("over the limit")
+    desk.feed(events.Withdrawn("over the limit"))
+    desk.feed(events.SharesSet((), (), 0))
+    submit("within it", most=8)
+    submit("one more")
+    return found
+
+
+def test_c07_a_ticket_that_comes_where_nobody_waits_is_given_what_its_lane_would_be_given() -> None:
+    alone, beside = lone_calls(somebody_waits=False), lone_calls(somebody_waits=True)
+
+    assert alone == beside
+    assert [len(decisions) for decisions in alone[:2]] == [1, 1]
+    assert not alone[2]
