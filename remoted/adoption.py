@@ -178,7 +178,7 @@ class Adoption:
     async def _hear(self, worker: AdoptedWorker) -> None:
         """Until it has answered and can be given calls, or runs nothing and never will be of use."""
         answered = await worker.answer()
-        if (view := self._engine.view(worker.id)) is not None:
+        if (view := self._engine.scheduler.workers.get(worker.id)) is not None:
             for instance in worker.instances:
                 self._jobs.instances.remember(worker, view.need.uid, instance)
             await self._resume_leases(worker, view)

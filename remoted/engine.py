@@ -34,7 +34,7 @@ from remoted.owners import TicketOwner
 from remoted.plans import Plans
 from remoted.scheduler import events
 from remoted.scheduler.policy import Scheduler
-from remoted.scheduler.state import Need, PoolPolicy, Ticket, TicketId, Turns, WorkerView
+from remoted.scheduler.state import Need, PoolPolicy, Ticket, TicketId, Turns
 from remoted.spawn import shutdown
 from remoted.spawn.births import Births, Start
 from remoted.spawn.memory import SAMPLE_SECONDS, MemoryKills
@@ -139,6 +139,10 @@ class Engine:
         self._spent[ticket_id] = None
         return True
 
+    def _tell_spent(self) -> None:
+        while self._spent:
+            self.ended(next(iter(self._spent)))
+
     def ended(self, ticket_id: TicketId) -> None:
         """The attempt is over; its worker is free."""
         self._spent.pop(ticket_id, None)
@@ -232,8 +236,7 @@ class Engine:
         """Feed the scheduler and do what it says."""
         if self.is_stopping:
             return
-        while self._spent:
-            self.ended(next(iter(self._spent)))
+        self._tell_spent()
         for decision in self.scheduler.handle(event, self._clock.monotonic()):
             self._carry_out(decision)
         if not self._is_step_open:
@@ -280,14 +283,12 @@ class Engine:
                 self.spawn(self._build(environment, self._plan_of(self.scheduler.tickets[ticket_id].need)))
 
     def _tell_unplaceable(self, ticket_id: TicketId, reason: Reason, message: str, detail: str = "") -> None:
-        owner = self._owners.pop(ticket_id, None)
         self._told.pop(ticket_id, None)
-        if owner is not None:
+        if (owner := self._owners.pop(ticket_id, None)) is not None:
             owner.on_unplaceable(ticket_id, reason, message, detail)
 
     def _set_timer(self) -> None:
-        wakeup = self.scheduler.next_wakeup()
-        if wakeup is not None:
+        if (wakeup := self.scheduler.next_wakeup()) is not None:
             self._alarm.set(wakeup, self._clock.monotonic())
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -371,6 +372,7 @@ class Engine:
             self._forget_worker(worker)
 
     def _forget_worker(self, worker: Worker) -> None:
+        self._tell_spent()
         if self.workers.pop(worker.id, None) is None:
             return
         self.spool.remove(worker.id)
@@ -399,9 +401,6 @@ class Engine:
         self.workers[about.id] = worker
         self.handle(events.WorkerAdopted(about.id, about.need, about.devices, about.policy))
         return worker
-
-    def view(self, worker_id: WorkerId) -> WorkerView | None:
-        return self.scheduler.workers.get(worker_id)
 
     # -- environments --------------------------------------------------------------------------------------
 

@@ -84,7 +84,7 @@ def _view(services: Services, peer: Peer, device: Device, use: DeviceUse | None,
 
 def _holder(services: Services, peer: Peer, worker_id: WorkerId | None) -> schemas.Holder | None:
     """That a device is taken everybody sees; by which user and in which pool as far as users see one another."""
-    view = services.engine.view(worker_id) if worker_id else None
+    view = services.engine.scheduler.workers.get(worker_id) if worker_id else None
     if view is None:
         return None
     if view.need.uid != peer.uid and not others.administers(services, peer):
