@@ -222,7 +222,8 @@ class CallRunner:
             self.instances.admit(peer.uid, request.instance[0])
         ancestors = self.ancestors_of(peer, request.parent) if request.parent else ()
         admitted = Admitted(request, Uid(peer.uid), spec, ancestors, self.needs.of(peer.uid, request, spec), 0.0)
-        if not (request.instance or request.parent or spec.pool.gpu or spec.pool.workers_min):
+        is_common = request.arguments_inline is None and not request.arguments  # one that calls have in common
+        if is_common and not (request.instance or request.parent or spec.pool.gpu or spec.pool.workers_min):
             if len(self._newest) >= _NEWEST_MOST:
                 self._newest.clear()
             self._newest[peer.uid] = (asked, admitted)
@@ -288,6 +289,8 @@ class CallRunner:
         if call.admitted is None or not call.admitted.live:
             for digest in call.request.digests:
                 self.contents.release(call.uid, digest)
+            if not self.contents.has(call.uid, call.request.context):
+                self.forget_newest(call.uid)
         if call.retry_timer is not None:
             call.retry_timer.cancel()
         if call.request.parent and (parent := self.lookup(call.request.parent)) is not None:

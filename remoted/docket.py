@@ -83,6 +83,8 @@ class _Page:
             if kind == _ADD:
                 known = {place for place, row in enumerate(rows) if _is_other(db, row)}
                 doubles = {column for place in known for column in rows[place][:2]}
+                if not known and statement != _STATEMENTS[_ADD]:  # it is here already, and its end is not
+                    db.many(_STATEMENTS[_FINISH], [end for end in self.rows[_FINISH] if end[0] == rows[0][0]])
             elif kind == _FINISH and any(db.one("has_job", seq=row[0]) is None for row in new):
                 raise StoreError("cannot store how a job ended: the job itself is not stored yet")
         used = Pending()

@@ -38,6 +38,7 @@ from remoted.scheduler.state import Need, PoolPolicy, Ticket, TicketId, Turns
 from remoted.spawn import shutdown
 from remoted.spawn.births import Births, Start
 from remoted.spawn.memory import SAMPLE_SECONDS, MemoryKills
+from remoted.spent import Spent
 from remoted.spool import Spool
 from remoted.tasks import Tasks
 from remoted.workers import Worker
@@ -78,8 +79,7 @@ class Engine:
         self._owners: dict[TicketId, TicketOwner] = {}
         self.holders = Holders(self.handle, clock)
         self._told: dict[TicketId, Reason] = {}
-        #: Attempts that are over, of which the scheduler has not been told.
-        self._spent: dict[TicketId, None] = {}
+        self._spent = Spent(self.ended)
         self._tasks = Tasks("engine")
         self._alarm = turn.Alarm(lambda: self.handle(events.Tick()))
         self._turn = turn.current()
@@ -136,16 +136,12 @@ class Engine:
         """As ``ended``, of a call that is forgotten soon: while nobody waits the scheduler hears of it then, or before anything else. False: it must hear now."""
         if worker is None or self.scheduler.users or worker.ahead_count:
             return False
-        self._spent[ticket_id] = None
+        self._spent.add(ticket_id)
         return True
-
-    def _tell_spent(self) -> None:
-        while self._spent:
-            self.ended(next(iter(self._spent)))
 
     def ended(self, ticket_id: TicketId) -> None:
         """The attempt is over; its worker is free."""
-        self._spent.pop(ticket_id, None)
+        self._spent.discard(ticket_id)
         self._owners.pop(ticket_id, None)
         worker = self.workers.get(self.scheduler.placed.get(ticket_id, WorkerId("")))
         if worker is None or not worker.is_alive or self.is_stopping or not self.scheduler.pass_on(ticket_id):
@@ -236,7 +232,7 @@ class Engine:
         """Feed the scheduler and do what it says."""
         if self.is_stopping:
             return
-        self._tell_spent()
+        self._spent.tell()
         for decision in self.scheduler.handle(event, self._clock.monotonic()):
             self._carry_out(decision)
         if not self._is_step_open:
@@ -372,13 +368,14 @@ class Engine:
             self._forget_worker(worker)
 
     def _forget_worker(self, worker: Worker) -> None:
-        self._tell_spent()
+        self._spent.tell()
         if self.workers.pop(worker.id, None) is None:
             return
         self.spool.remove(worker.id)
         self.fdstore.forget(worker.id)
         view = self.scheduler.workers.get(worker.id)
         if view is not None and view.devices:
+            self.handle(events.WorkerClosing(worker.id))  # nobody is given to it meanwhile
             self.spawn(self._free_devices(worker.id))
         else:
             self.handle(events.WorkerEnded(worker.id))

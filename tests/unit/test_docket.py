@@ -66,6 +66,15 @@ def test_other_jobs_that_end_on_its_page_end_too(tmp_path: Path) -> None:
     assert at_once == apart
 
 
+def test_the_end_of_a_job_that_is_stored_already_is_stored(tmp_path: Path) -> None:
+    job, attempt = rows_of(1)
+    end = (1, *ENDS["returned"])
+    _, found = stored(tmp_path / "again", page_of(job, attempt), page_of(job, None, end))
+    _, apart = stored(tmp_path / "apart", page_of(job, attempt), page_of(None, None, end))
+
+    assert found == apart
+
+
 def test_t61_a_job_that_was_known_stays_as_it_is_and_nothing_of_its_double_is_stored(tmp_path: Path) -> None:
     """Not its attempt, its end, its items, nor what it used: that is charged apart."""
     job, attempt = rows_of(1)
