@@ -209,9 +209,8 @@ class CallRunner:
         if admitted is None or newest is not asked or admitted.request.identity != request.identity:
             admitted = self._examine(peer, asked, request)
         else:
+            self._require_open(admitted.ancestors)
             self.contents.require(peer.uid, *request.digests)
-        if self.engine.is_closed_to(admitted.ancestors):
-            self.engine.gate.admit(self.keeps_outcomes)
         admitted.now = self.clock.wall()
         return admitted
 
@@ -221,13 +220,18 @@ class CallRunner:
         if request.instance is not None:
             self.instances.admit(peer.uid, request.instance[0])
         ancestors = self.ancestors_of(peer, request.parent) if request.parent else ()
+        self._require_open(ancestors)
         admitted = Admitted(request, Uid(peer.uid), spec, ancestors, self.needs.of(peer.uid, request, spec), 0.0)
         is_common = request.arguments_inline is None and not request.arguments  # one that calls have in common
         if is_common and not (request.instance or request.parent or spec.pool.gpu or spec.pool.workers_min):
-            if len(self._newest) >= _NEWEST_MOST:
+            if len(self._newest) >= _NEWEST_MOST and peer.uid not in self._newest:
                 self._newest.clear()
             self._newest[peer.uid] = (asked, admitted)
         return admitted
+
+    def _require_open(self, ancestors: tuple[str, ...]) -> None:
+        if self.engine.is_closed_to(ancestors):
+            self.engine.gate.admit(self.keeps_outcomes)
 
     def forget_newest(self, uid: int) -> None:
         """What was examined last holds its caller's surroundings, and that may have gone."""

@@ -23,7 +23,7 @@ class Orders:
         self._limits = limits
         self._known: set[str] = set()
         #: What the newest order shares with its neighbours, in our words and in the worker's.
-        self._newest: tuple[Work | None, bool, dict[str, object]] = (None, False, {})
+        self._newest: tuple[Work | None, tuple[object, ...], dict[str, object]] = (None, (), {})
         self._acknowledged: list[AttemptToken] = []
         self._timer: asyncio.TimerHandle | None = None
 
@@ -46,8 +46,9 @@ class Orders:
 
     def run(self, spec: AttemptSpec, inline: bool) -> None:
         word, inline_arguments = [spec.token, spec.call_id, spec.position], spec.arguments.inline
-        if self._newest[0] is not spec.work or self._newest[1] is not inline:
-            self._newest = (spec.work, inline, self._common(spec.work, inline))
+        beside = (inline, self._limits.stream_items, self._limits.stream_bytes)
+        if self._newest[0] is not spec.work or self._newest[1] != beside:
+            self._newest = (spec.work, beside, self._common(spec.work, inline))
         common = self._newest[2]
         if inline_arguments is not None and len(inline_arguments) <= wire.INLINE_BYTES:
             self._channel.send_call(common, word, inline_arguments)

@@ -35,6 +35,8 @@ from remoted_client import wire
 
 log = logging.getLogger(__name__)
 _ID_DIGITS = 32
+#: Of what a refusal repeats: keys, ids and digests are shorter.
+_NAME_LETTERS = 64
 
 
 class Connection:
@@ -59,7 +61,7 @@ class Connection:
         #: What this connection waits to become.
         self._lease: Call | None = None
         self._pidfd = peer_pidfd(sock, peer.pid)
-        self._transport = Transport(sock, limits, self._handle, self._on_room, self._on_closed, tally.note_refusal, lambda count: rate.owe(peer.uid, count))
+        self._transport = Transport(sock, limits, self._handle, self._on_failure, self._on_room, self._on_closed, tally.note_refusal, lambda count: rate.owe(peer.uid, count))
         self._following = Following(self._transport, runners.jobs.records, peer)
         self._holding = Holding(runners.jobs.engine, runners.jobs.contents, peer)
         self._publishing = Publishing(self._transport, runners.endpoints, peer)
@@ -86,27 +88,11 @@ class Connection:
 
     def _handle(self, frame: wire.Frame) -> Awaitable[None] | None:
         handler = _HANDLERS.get(frame.op) if self._greeted or frame.op == "hello" else None
-        unfinished = None
-        try:
-            if handler is None:
-                raise BadRequest("UNKNOWN_OP", f"cannot handle {frame.op[:40]!r}" + ("" if self._greeted else ": say hello first"))
-            unfinished = handler(self, frame)
-        except Exception as error:
-            self._answer_failure(frame, error)
-        if unfinished is not None:
-            return self._finish(frame, unfinished)
-        frame.close()
-        return None
+        if handler is None:
+            raise BadRequest("UNKNOWN_OP", f"cannot handle {frame.op[:40]!r}" + ("" if self._greeted else ": say hello first"))
+        return handler(self, frame)
 
-    async def _finish(self, frame: wire.Frame, unfinished: Awaitable[None]) -> None:
-        try:
-            await unfinished
-        except Exception as error:
-            self._answer_failure(frame, error)
-        finally:
-            frame.close()
-
-    def _answer_failure(self, frame: wire.Frame, error: Exception) -> None:
+    def _on_failure(self, frame: wire.Frame, error: Exception) -> None:
         """What cannot be done is told to who asked for it. Whatever it is: the others go on."""
         if isinstance(error, Refused):
             self._refuse(frame, error.code, str(error))
@@ -119,7 +105,7 @@ class Connection:
             self._refuse(frame, "FAILED", f"cannot handle {frame.op[:40]!r}: {type(error).__name__} in the daemon; its log says more")
 
     def _refuse(self, frame: wire.Frame, code: str, message: str) -> None:
-        reference = {name: frame.header[name] for name in ("key", "id", "digest") if isinstance(frame.header.get(name), str)}
+        reference = {name: frame.header[name][:_NAME_LETTERS] for name in ("key", "id", "digest") if isinstance(frame.header.get(name), str)}
         calls = frame.header.get("calls")
         keys = [key for key in calls[: wire.FRAME_CALLS] if isinstance(key, str)] if isinstance(calls, list) else []
         for about in [{"key": key[:64]} for key in keys] or [reference]:
@@ -131,7 +117,7 @@ class Connection:
         if self._greeted:
             raise BadRequest("BAD_REQUEST", "cannot greet you: you have said hello already")
         if frame.header["protocol"] != wire.PROTOCOL:
-            message = f"cannot talk: you speak protocol {frame.header['protocol']}, this daemon {wire.PROTOCOL}; install the same remoted on both sides"
+            message = f"cannot talk: you speak protocol {str(frame.header['protocol'])[:20]}, this daemon {wire.PROTOCOL}; install the same remoted on both sides"
             self._transport.refuse_and_close("VERSION_MISMATCH", message)
             return
         try:
@@ -152,12 +138,16 @@ class Connection:
 
     async def _on_put(self, frame: wire.Frame) -> None:
         digest, role = str(frame.header["digest"]), str(frame.header["role"])
+        if len(frame.fds) > 1:
+            raise BadRequest("BAD_CONTENT", "cannot store content: it is one descriptor at most")
         copy = frame._replace(fds=tuple(map(os.dup, frame.fds)))
         await self._contents.put(self.peer.uid, digest, role, copy, self._runners.jobs.clock.wall())
+        if role == "context" and self._transport.is_open:
+            self._secrets.append(digest)
+        elif role == "context":
+            self._contents.release(self.peer.uid, digest)
         if (room := self._contents.backlog.room(self.peer.uid)) is not None:
             await room
-        if role == "context":
-            self._secrets.append(digest)
 
     def _on_submit(self, frame: wire.Frame) -> Awaitable[None] | None:
         """Each call of the frame is accepted or refused for itself; what they have in common is looked at once."""

@@ -43,7 +43,7 @@ class SubmissionParser:
     def parse(self, frame: wire.Frame) -> Submission:
         """Raises KeyError, TypeError, ValueError, BadRequest on anything that is not as it must be."""
         header = frame.header
-        arguments = str(header.get("arguments", ""))
+        arguments = _text(header.get("arguments", ""))
         calls: list[tuple[str, bytes | None]] = [(_checked_key(key), None if arguments else body) for key, body in wire.calls_of(frame)]
         if arguments and len(calls) > 1:
             raise BadRequest("BAD_REQUEST", "cannot read the calls: arguments of such a size are one call's alone")
@@ -56,6 +56,13 @@ class SubmissionParser:
         return Submission(request, calls)
 
 
+def _text(value: object) -> str:
+    """As it is: headers that look alike when compared (1 and true) must mean the same."""
+    if not isinstance(value, str):
+        raise TypeError("a digest or an id is not a text")
+    return value
+
+
 def _checked_key(key: object) -> str:
     if not isinstance(key, str) or not 8 <= len(key) <= 64:
         raise BadRequest("BAD_REQUEST", "cannot use the submission key: it must have 8 to 64 characters")
@@ -64,17 +71,17 @@ def _checked_key(key: object) -> str:
 
 def _parse_common(header: dict[str, Any], arguments: str) -> Request:
     instance = header.get("instance")
-    if instance is not None and (len(instance) != 3 or not all(isinstance(part, str) for part in instance)):
+    if instance is not None and not (isinstance(instance, list) and len(instance) == 3 and all(isinstance(part, str) for part in instance)):
         raise BadRequest("BAD_REQUEST", "cannot read the instance: it is not [id, method, constructor]")
-    parent = str(header.get("parent", ""))
+    parent = _text(header.get("parent", ""))
     if not parent.isascii():
         raise BadRequest("BAD_REQUEST", "cannot read the parent: it is no id of a call")
     return Request(
         key="",
-        spec=str(header["spec"]),
-        code=str(header["code"]),
-        modules=str(header["modules"]),
-        context=str(header["context"]),
+        spec=_text(header["spec"]),
+        code=_text(header["code"]),
+        modules=_text(header["modules"]),
+        context=_text(header["context"]),
         arguments=arguments,
         arguments_inline=None,
         options=parse_options(header.get("options", {})),

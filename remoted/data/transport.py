@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import socket
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from remoted import foreign, turn
@@ -33,13 +33,17 @@ _LEISURE_SECONDS = 0.003
 
 
 class Transport:
-    """``on_frame`` gets one frame after the other, and what it returns is awaited before the next; ``on_room`` is told when the outbox is empty again."""
+    """``on_frame`` gets one frame after the other, and what it returns is awaited before the next: a frame is closed when it was handled.
+
+    ``on_failure`` hears what that has raised; ``on_room`` is told when the outbox is empty again.
+    """
 
     def __init__(
         self,
         sock: socket.socket,
         limits: Limits,
         on_frame: Callable[[wire.Frame], Awaitable[None] | None],
+        on_failure: Callable[[wire.Frame, Exception], None],
         on_room: Callable[[], None],
         on_closed: Callable[[], None],
         on_refusal: Callable[[str], None] = lambda code: None,
@@ -49,7 +53,7 @@ class Transport:
         sock.setblocking(False)
         self._sock = sock
         self._limits = limits
-        self._on_frame, self._on_room, self._on_closed, self._on_refusal = on_frame, on_room, on_closed, on_refusal
+        self._on_frame, self._on_failure, self._on_room, self._on_closed, self._on_refusal = on_frame, on_failure, on_room, on_closed, on_refusal
         self._pace = pace
         self._loop = asyncio.get_running_loop()
         self._turn = turn.current()
@@ -61,7 +65,7 @@ class Transport:
         self._paused = False
         #: Something has to wait, so the task is at it: a frame's end, others' turn, or the client itself.
         self._waits = asyncio.Event()
-        self._unfinished: Awaitable[None] | None = None
+        self._unfinished: tuple[wire.Frame, Awaitable[None]] | None = None
         #: Frames since the others had their turn.
         self._handled = 0
         self._outbox: deque[tuple[bytes, tuple[int, ...]]] = deque()
@@ -185,16 +189,29 @@ class Transport:
                 self._resume()
             self._waits.clear()
 
-    def _handle_next(self) -> Awaitable[None] | None:
+    def _handle_next(self) -> tuple[wire.Frame, Awaitable[None]] | None:
         frame = self._inbox.popleft()
         self._handled += _weight(frame)
-        return self._on_frame(frame)
+        unfinished = None
+        try:
+            unfinished = self._on_frame(frame)
+        except Exception as error:
+            self._on_failure(frame, error)
+        finally:
+            if unfinished is None:
+                frame.close()
+        return None if unfinished is None else (frame, unfinished)
 
     async def _finish(self) -> None:
         """What has begun; and others have their turn."""
-        unfinished, self._unfinished = self._unfinished, None
-        if unfinished is not None:
-            await unfinished
+        if self._unfinished is not None:
+            (frame, unfinished), self._unfinished = self._unfinished, None
+            try:
+                await unfinished
+            except Exception as error:
+                self._on_failure(frame, error)
+            finally:
+                frame.close()
         if self._handled >= _TURN_FRAMES:
             handled, self._handled = self._handled, 0
             await asyncio.sleep(self._pace(handled))
@@ -342,6 +359,11 @@ class Transport:
         self._loop.remove_reader(self._sock.fileno())
         self._loop.remove_writer(self._sock.fileno())
         self._reader.close()
+        if self._unfinished is not None:  # nobody will come to it
+            (frame, unfinished), self._unfinished = self._unfinished, None
+            if isinstance(unfinished, Coroutine):
+                unfinished.close()
+            frame.close()
         for frame in self._inbox:
             frame.close()
         for _, fds in self._outbox:

@@ -550,3 +550,22 @@ def test_c07_devices_are_named_by_uuid_in_the_status(gpu_host: GpuHost) -> None:
     (host.project / "x").touch()
     process.communicate(timeout=20)
     assert (shown["uuid"], shown["free"]) == (uuid, False)
+
+
+def test_c07_a_call_that_comes_while_an_idle_worker_dies_gets_another_one(gpu_host: GpuHost) -> None:
+    """Its card is looked at before it is lent again, and nobody is given to the dead worker meanwhile."""
+    gpu_host.board.add_gpu()
+    found = run(
+        gpu_host.start().host,
+        """
+@remote(gpu, max_retries=1)
+def pid(): return os.getpid()
+pids = []
+for number in range(30):
+    pids.append(pid().result(timeout=20).unwrap())
+    os.kill(pids[-1], 9)
+    time.sleep(number * 0.001)
+print(json.dumps(len(set(pids))))
+""",
+    )
+    assert found == 30

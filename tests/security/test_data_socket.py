@@ -256,7 +256,7 @@ async def test_t18_the_frames_of_one_client_are_paced_and_others_have_turns_betw
         paced.append((count, len(handled)))
         return 0.0
 
-    transport = Transport(theirs, Limits(), handle, lambda: None, lambda: None, pace=pace)
+    transport = Transport(theirs, Limits(), handle, lambda frame, error: None, lambda: None, lambda: None, pace=pace)
     mine.sendall(b"".join(wire.encode({"op": "ping", "n": number}) for number in range(100)))
     while len(handled) < 100:
         await asyncio.sleep(0)
@@ -436,6 +436,28 @@ def test_t21_only_a_plain_file_is_content(shared_daemon: Host, how: str) -> None
     for number in (fd, *extra):
         os.close(number)
     assert_works(shared_daemon)
+
+
+@pytest.mark.parametrize("how", ["unknown", "greeting", "left"])
+def test_t20_descriptors_of_frames_that_nobody_can_answer_are_closed(shared_daemon: Host, how: str) -> None:
+    """The refusal would be larger than a frame may be; or its sender goes in the moment in which a frame is begun."""
+    assert_works(shared_daemon)
+    before = descriptors(shared_daemon)
+    fds = tuple(wire.memfd("test") for _ in range(4))
+    for _ in range(20):
+        client = RawClient(shared_daemon, greet=how == "left")
+        if how == "unknown":
+            client.send({"op": "zz", "key": "x" * 65_500}, fds=fds)
+        elif how == "greeting":
+            client.send({"op": "hello", "protocol": "x" * 65_500}, fds=fds)
+        else:
+            client.send_raw(wire.encode({"op": "ping"}) + wire.encode({"op": "put", "digest": "0" * 64, "role": "code"}, b"", 4), fds)
+        client.close()
+    wait_until(lambda: descriptors(shared_daemon) <= before, 5, lambda: f"{descriptors(shared_daemon)} > {before}")
+    wire.close_all(fds)
+    assert_works(shared_daemon)
+    assert "Traceback" not in shared_daemon.log()
+    assert "never awaited" not in shared_daemon.log()
 
 
 @pytest.mark.parametrize("size", [10, 200_000], ids=["inline", "file"])
