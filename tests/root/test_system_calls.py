@@ -94,7 +94,7 @@ def _answers(trace: Path) -> Counter[str]:
 def _threads_that(trace: Path, call: str, word: str) -> Counter[str]:
     """How often each thread of a process has sent or received (``call``) a frame that begins with ``word``."""
     text = trace.read_text(encoding="utf-8", errors="replace")
-    return Counter(re.findall(rf'^(\d+) (?:<\.\.\. )?{call}[( ].*?\{{\\"op\\":\\"{word}\\"', text, re.MULTILINE))
+    return Counter(re.findall(rf'^(\d+) +(?:<\.\.\. )?{call}[( ].*?\{{\\"op\\":\\"{word}\\"', text, re.MULTILINE))
 
 
 def test_a_warm_leased_call_is_one_send_and_one_receive_on_each_side(daemon: Host) -> None:
