@@ -375,7 +375,7 @@ class Engine:
         self.fdstore.forget(worker.id)
         view = self.scheduler.workers.get(worker.id)
         if view is not None and view.devices:
-            self.handle(events.WorkerClosing(worker.id))  # nobody is given to it meanwhile
+            self.handle(events.WorkerClosing(worker.id, is_dead=True))  # nobody is given to it meanwhile
             self.spawn(self._free_devices(worker.id))
         else:
             self.handle(events.WorkerEnded(worker.id))

@@ -200,6 +200,9 @@ class Transport:
         finally:
             if unfinished is None:
                 frame.close()
+        if unfinished is not None and not self._open:
+            _drop(frame, unfinished)
+            unfinished = None
         return None if unfinished is None else (frame, unfinished)
 
     async def _finish(self) -> None:
@@ -360,15 +363,20 @@ class Transport:
         self._loop.remove_writer(self._sock.fileno())
         self._reader.close()
         if self._unfinished is not None:  # nobody will come to it
-            (frame, unfinished), self._unfinished = self._unfinished, None
-            if isinstance(unfinished, Coroutine):
-                unfinished.close()
-            frame.close()
+            _drop(*self._unfinished)
+            self._unfinished = None
         for frame in self._inbox:
             frame.close()
         for _, fds in self._outbox:
             wire.close_all(fds)
         self._wake_drain_waiters()
+
+
+def _drop(frame: wire.Frame, unfinished: Awaitable[None]) -> None:
+    """It has not begun, and will not."""
+    if isinstance(unfinished, Coroutine):
+        unfinished.close()
+    frame.close()
 
 
 def _weight(frame: wire.Frame) -> int:

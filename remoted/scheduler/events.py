@@ -70,9 +70,10 @@ class WorkerReady:
 
 @dataclass(frozen=True, slots=True)
 class WorkerClosing:
-    """The worker takes no more calls: it is stale, or it is being ended from outside the scheduler."""
+    """The worker takes no more calls: it is stale, it is being ended from outside the scheduler, or it ``is_dead`` and its devices are not seen to be empty yet."""
 
     worker: WorkerId
+    is_dead: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,12 +166,12 @@ class Scheduler:
                 self._fleet.block(ticket_id, waiting)
             case WorkerReady(worker_id):
                 self._set_state(worker_id, WorkerState.IDLE, step)
-            case WorkerClosing(worker_id):
+            case WorkerClosing(worker_id, is_dead):
+                if is_dead:
+                    self._note_death(worker_id, step)
                 self._set_state(worker_id, WorkerState.ENDING, step)
             case WorkerEnded(worker_id):
-                worker = self.workers.get(worker_id)
-                if worker is not None and worker.state is not WorkerState.ENDING:
-                    self._crashes.note(worker.need.pool, step.now)
+                self._note_death(worker_id, step)
                 for ticket_id in self._fleet.forget(worker_id):
                     self._queue.forget(ticket_id)
             case WorkerAdopted(worker_id, need, devices, policy):
@@ -218,6 +218,12 @@ class Scheduler:
         if worker is not None:
             self._queue.put_back(self.tickets[ticket_id])
             self._lifecycle.stop_lost((worker,), step)
+
+    def _note_death(self, worker_id: WorkerId, step: Step) -> None:
+        """Of one that nobody had told to end."""
+        worker = self.workers.get(worker_id)
+        if worker is not None and worker.state is not WorkerState.ENDING:
+            self._crashes.note(worker.need.pool, step.now)
 
     def _set_state(self, worker_id: WorkerId, state: WorkerState, step: Step) -> None:
         worker = self.workers.get(worker_id)

@@ -468,3 +468,31 @@ def test_c07_a_ticket_that_comes_where_nobody_waits_is_given_what_its_lane_would
     assert alone == beside
     assert [len(decisions) for decisions in alone[:2]] == [1, 1]
     assert not alone[2]
+
+
+def starts_of(ends: list[events.Event]) -> int:
+    """How many workers of a pool with ``workersMin`` are started in the first seconds, when each that has started is told so of."""
+    desk = Desk(gpus=1)
+    need = Need(Uid(1), (1, "LiveServerless", "kept"), "kept", ONE)
+    desk.feed(events.PoolHeld(need.pool, 1000.0))
+    found = [*desk.feed(events.Submitted(Ticket("first", need), PoolPolicy(workers_min=1)))]
+    started = 0
+    for second in range(20):
+        starts = [decision for decision in found if isinstance(decision, events.StartWorker)]
+        started += len(starts)
+        found = []
+        for start in starts:
+            if not second:
+                desk.feed(events.WorkerReady(start.worker))
+                desk.feed(events.Ended("first"))
+            for end in ends:
+                found += desk.feed(replace(end, worker=start.worker), at=float(second))  # type: ignore[arg-type, call-arg]
+    return started
+
+
+def test_c05_a_worker_that_is_dead_before_its_card_is_looked_at_counts_as_one_that_died() -> None:
+    """Else a pool whose workers die at once would start one after another for ever."""
+    dead, ended = events.WorkerClosing(WorkerId(""), is_dead=True), events.WorkerEnded(WorkerId(""))
+
+    assert starts_of([ended]) == starts_of([dead, ended]) == 5
+    assert starts_of([events.WorkerClosing(WorkerId("")), ended]) == 20
