@@ -182,7 +182,9 @@ print(json.dumps([values[0], values[-1]]))
     assert shared_daemon.run(script, "here", "3").json == [1, 3]
     assert shared_daemon.run(script, "elsewhere", "2").json == [4, 5]
     several = [shared_daemon.popen(script, "here", "100") for _ in range(3)]
-    assert max(json.loads(process.communicate(timeout=60)[0])[1] for process in several) == 305
+    said = [(*process.communicate(timeout=60), process.returncode) for process in several]
+    assert [code for _, _, code in said] == [0, 0, 0], said
+    assert max(json.loads(out)[1] for out, _, _ in said) == 305
 
 
 def test_f20_generators_coroutines_arrays_and_output_of_methods(shared_daemon: Host) -> None:
