@@ -294,7 +294,8 @@ class CallRunner:
             for digest in call.request.digests:
                 self.contents.release(call.uid, digest)
             if not self.contents.has(call.uid, call.request.context):
-                self.forget_newest(call.uid)
+                for runner in self.others:
+                    runner.forget_newest(call.uid)
         if call.retry_timer is not None:
             call.retry_timer.cancel()
         if call.request.parent and (parent := self.lookup(call.request.parent)) is not None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 from collections import Counter
 from typing import Any
 
@@ -61,17 +60,32 @@ class Contents:
         self._specs: Recents[str, JobSpec] = Recents(_PARSED_BYTES)
         self._contexts: Recents[str, Context] = Recents(_PARSED_BYTES)
         self._unstored = 0
+        self._storing: set[asyncio.Task[None]] = set()
 
     async def put(self, uid: int, digest: str, role: str, frame: wire.Frame, now: float) -> None:
-        """Store what a frame carries; a secret is held for the caller then. Raises BadRequest, OverLimit; the frame's descriptors are closed either way."""
-        fds = list(frame.fds)
+        """Store what a frame carries; a secret is held for the caller then. Raises BadRequest, OverLimit; the frame's descriptors are closed either way.
+
+        Who is cancelled holds nothing, and what has begun ends all the same: no file is left that nobody knows of.
+        """
+        storing = asyncio.get_running_loop().create_task(self._put(uid, digest, role, frame, now))
+        self._storing.add(storing)
+        storing.add_done_callback(self._storing.discard)
+        try:
+            await asyncio.shield(storing)
+        except asyncio.CancelledError:
+            if role == _SECRET:
+                storing.add_done_callback(lambda done: None if done.cancelled() or done.exception() else self.release(uid, digest))
+            raise
+
+    async def _put(self, uid: int, digest: str, role: str, frame: wire.Frame, now: float) -> None:
+        fds = list(frame.fds)  # those that nobody has taken over yet
         try:
             if role not in ROLES or len(fds) > 1:
                 raise BadRequest("BAD_CONTENT", f"cannot store content with role {role[:40]!r}")
             if role == _SECRET:
-                await self._put_secret(uid, digest, fds.pop() if fds else None, frame.body)
+                await self._put_secret(uid, digest, fds, frame.body)
             elif fds:
-                await self._put_file(uid, digest, role, fds.pop(), now)
+                await self._put_file(uid, digest, role, fds, now)
             else:
                 self._put_inline(uid, digest, role, frame.body, now)
         except (OverLimit, StoreError):
@@ -81,23 +95,24 @@ class Contents:
         finally:
             wire.close_all(fds)
 
-    async def _put_secret(self, uid: int, digest: str, fd: int | None, data: bytes) -> None:
+    async def _put_secret(self, uid: int, digest: str, fds: list[int], data: bytes) -> None:
         """Held before its file is written: whoever holds the same one from before and ends meanwhile must not take the new file along."""
-        if fd is None:
+        is_inline = not fds
+        if is_inline:
             _require_digest(data, digest)
         self.hold(uid, digest)
         try:
-            size = len(data) if fd is None else memory_bytes(fd, digest)
+            size = len(data) if is_inline else memory_bytes(fds[0], digest)
             self._require_small(digest, size)
             self.quotas.take(uid, size)
             path = self._blobs.secret_path(uid, digest)
-            await (self._blobs.store_bytes(uid, data, path) if fd is None else self._blobs.store_descriptor(uid, fd, path, digest))
+            await (self._blobs.store_bytes(uid, data, path) if is_inline else self._blobs.store_descriptor(uid, fds.pop(), path, digest))
         except BaseException as error:
             if isinstance(error, (OverLimit, StoreError)) and (uid, digest) in self._secrets:
-                return  # as in ``put``
+                return  # as in ``_put``
             self.release(uid, digest)
             raise
-        is_kept = fd is None and self._secret_bytes[uid] + len(data) <= _RECENT_BYTES
+        is_kept = is_inline and self._secret_bytes[uid] + len(data) <= _RECENT_BYTES
         self._keep_secret((uid, digest), data if is_kept else None)
 
     def _keep_secret(self, key: _Key, data: bytes | None) -> None:
@@ -138,15 +153,12 @@ class Contents:
         """Is anything that a call may refer to not stored yet?"""
         return self._unstored > 0
 
-    async def _put_file(self, uid: int, digest: str, role: str, fd: int, now: float) -> None:
-        try:
-            if (size := memory_bytes(fd, digest)) > self._limits.content_bytes:
-                raise OverLimit("OVER_LIMIT", f"cannot store {size} bytes of content: the limit content_bytes is {self._limits.content_bytes}")
-            self.quotas.take(uid, size)
-        except BaseException:
-            os.close(fd)
-            raise
-        size = await self._blobs.store_descriptor(uid, fd, self._blobs.content_path(uid, digest), digest)
+    async def _put_file(self, uid: int, digest: str, role: str, fds: list[int], now: float) -> None:
+        path = self._blobs.content_path(uid, digest)
+        if (size := memory_bytes(fds[0], digest)) > self._limits.content_bytes:
+            raise OverLimit("OVER_LIMIT", f"cannot store {size} bytes of content: the limit content_bytes is {self._limits.content_bytes}")
+        self.quotas.take(uid, size)
+        size = await self._blobs.store_descriptor(uid, fds.pop(), path, digest)
         row = {"uid": uid, "digest": digest, "role": role, "size": size, "inline": None, "now": now}
         await self._store.submit(lambda db: db.run("add_content", **row))
         self._files.add((uid, digest))  # only now: a call that comes behind content that was refused is refused too

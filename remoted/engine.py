@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterator, Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ class Engine:
         self._owners: dict[TicketId, TicketOwner] = {}
         self.holders = Holders(self.handle, clock)
         self._told: dict[TicketId, Reason] = {}
-        self._spent = Spent(self.ended)
+        self._spent = Spent(partial(self.ended, has_returned=True))
         self._tasks = Tasks("engine")
         self._alarm = turn.Alarm(lambda: self.handle(events.Tick()))
         self._turn = turn.current()
@@ -139,13 +140,13 @@ class Engine:
         self._spent.add(ticket_id)
         return True
 
-    def ended(self, ticket_id: TicketId) -> None:
+    def ended(self, ticket_id: TicketId, has_returned: bool = False) -> None:
         """The attempt is over; its worker is free."""
         self._spent.discard(ticket_id)
         self._owners.pop(ticket_id, None)
         worker = self.workers.get(self.scheduler.placed.get(ticket_id, WorkerId("")))
         if worker is None or not worker.is_alive or self.is_stopping or not self.scheduler.pass_on(ticket_id):
-            self._close_useless(ticket_id)
+            self._close_useless(ticket_id, has_returned)
             self.handle(events.Ended(ticket_id))
 
     def returned(self, ticket_id: TicketId, owner: TicketOwner) -> bool:
@@ -163,11 +164,11 @@ class Engine:
             self.handle(events.Returned(ticket_id))
         return True
 
-    def _close_useless(self, ticket_id: TicketId) -> None:
-        """Nobody else is given to the dead, nor to one that is full of what its calls have left behind."""
+    def _close_useless(self, ticket_id: TicketId, has_returned: bool = False) -> None:
+        """Nobody else is given to the dead, nor to one that is full of what its calls have left behind. ``has_returned``: it did not die of this call."""
         worker = self.workers.get(self.scheduler.placed.get(ticket_id, WorkerId("")))
         if worker is not None and not worker.is_alive:
-            self.handle(events.WorkerClosing(worker.id))
+            self.handle(events.WorkerClosing(worker.id, is_dead=has_returned))
         elif worker is not None and not worker.has_attempts and worker.family.is_full:
             self.retire(worker, "its processes take up what it may have")
 

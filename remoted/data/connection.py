@@ -142,10 +142,8 @@ class Connection:
             raise BadRequest("BAD_CONTENT", "cannot store content: it is one descriptor at most")
         copy = frame._replace(fds=tuple(map(os.dup, frame.fds)))
         await self._contents.put(self.peer.uid, digest, role, copy, self._runners.jobs.clock.wall())
-        if role == "context" and self._transport.is_open:
+        if role == "context":
             self._secrets.append(digest)
-        elif role == "context":
-            self._contents.release(self.peer.uid, digest)
         if (room := self._contents.backlog.room(self.peer.uid)) is not None:
             await room
 

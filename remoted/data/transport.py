@@ -179,9 +179,10 @@ class Transport:
         while True:
             await self._waits.wait()
             await self._finish()
-            while self._inbox:
-                while self._open and self.is_full:
+            while self._inbox:  # nothing is left there where the connection has ended meanwhile
+                if self.is_full:
                     await self.drained()  # who does not take its answers is not asked for more
+                    continue
                 self._unfinished = self._handle_next()
                 await self._finish()
             self._inbox_bytes = self._inbox_fds = 0
@@ -365,10 +366,10 @@ class Transport:
         if self._unfinished is not None:  # nobody will come to it
             _drop(*self._unfinished)
             self._unfinished = None
-        for frame in self._inbox:
-            frame.close()
-        for _, fds in self._outbox:
-            wire.close_all(fds)
+        while self._inbox:
+            self._inbox.popleft().close()
+        while self._outbox:
+            wire.close_all(self._outbox.popleft()[1])
         self._wake_drain_waiters()
 
 
@@ -376,6 +377,8 @@ def _drop(frame: wire.Frame, unfinished: Awaitable[None]) -> None:
     """It has not begun, and will not."""
     if isinstance(unfinished, Coroutine):
         unfinished.close()
+    elif isinstance(unfinished, asyncio.Future):
+        unfinished.cancel()  # else whoever wakes one of those that wait takes it for one of them
     frame.close()
 
 

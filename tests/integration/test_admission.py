@@ -137,3 +137,42 @@ async def test_t40_surroundings_go_with_a_connection_that_ends_while_they_come(d
 
     assert gone == [connection]
     assert not list((daemon.paths.state / "secrets").rglob(digest))
+
+
+@pytest.mark.parametrize("is_inline", [False, True], ids=["file", "inline"])
+async def test_t40_surroundings_that_nobody_waits_for_any_more_leave_no_file(daemon: Daemon, is_inline: bool) -> None:
+    """Their connection ends while a thread writes them."""
+    data = secrets.token_bytes(1 << 16)
+    digest = hashlib.sha256(data).hexdigest()
+    frame = wire.Frame({}, data) if is_inline else wire.Frame({}, b"", (wire.memfd("test", data),))
+    putting = asyncio.ensure_future(daemon.contents.put(ME.uid, digest, "context", frame, 0.0))
+    while not daemon.contents._holders[(ME.uid, digest)]:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    putting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await putting
+    while daemon.contents._storing:
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0)
+
+    assert not daemon.contents.has(ME.uid, digest)
+    assert not daemon.contents._holders[(ME.uid, digest)]
+    assert not list((daemon.paths.state / "secrets").rglob(f"{digest}*"))
+
+
+async def test_content_that_nobody_waits_for_any_more_is_stored_all_the_same(daemon: Daemon) -> None:
+    """A file without a row would be nobody's, and would stay."""
+    data = secrets.token_bytes(1 << 16)
+    digest = hashlib.sha256(data).hexdigest()
+    putting = asyncio.ensure_future(daemon.contents.put(ME.uid, digest, "arguments", wire.Frame({}, b"", (wire.memfd("test", data),)), 0.0))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    putting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await putting
+    while daemon.contents._storing:
+        await asyncio.sleep(0.001)
+
+    assert daemon.contents.has(ME.uid, digest)
+    assert await daemon.store.submit(lambda db: db.one("get_content", uid=ME.uid, digest=digest))

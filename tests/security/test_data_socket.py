@@ -461,6 +461,49 @@ def test_t20_descriptors_of_frames_that_nobody_can_answer_are_closed(shared_daem
     assert "never awaited" not in shared_daemon.log()
 
 
+@pytest.mark.parametrize(("role", "digest", "size"), [("arguments", "zz", 10), ("context", "zz", 10), ("context", "0" * 64, 10), ("context", "0" * 64, (1 << 20) + 1), ("nothing", "0" * 64, 10)])
+def test_t20_descriptors_of_content_that_is_refused_are_closed(shared_daemon: Host, role: str, digest: str, size: int) -> None:
+    assert_works(shared_daemon)
+    before = descriptors(shared_daemon)
+    with raw(shared_daemon) as client:
+        fd = wire.memfd("test", bytes(size))
+        for _ in range(20):
+            client.send({"op": "put", "digest": digest, "role": role}, fds=(fd,))
+            assert client.until("refused").header["about"] == "put"
+        os.close(fd)
+    wait_until(lambda: descriptors(shared_daemon) <= before, 5, lambda: f"{descriptors(shared_daemon)} > {before}")
+
+
+async def test_t20_what_lies_behind_the_last_frame_of_a_connection_is_closed_once_and_not_handled() -> None:
+    """A descriptor's number is somebody else's as soon as it is closed."""
+    mine, theirs = socket.socketpair()
+    handled: list[str] = []
+    others: list[int] = []
+
+    async def turn_away() -> None:
+        transport.refuse_and_close("VERSION_MISMATCH", "no")
+
+    def handle(frame: wire.Frame) -> Any:
+        handled.append(frame.op)
+        return turn_away()
+
+    def on_closed() -> None:
+        others.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(4))
+
+    fds = tuple(wire.memfd("test") for _ in range(2))
+    wire.send(mine, wire.encode({"op": "hello"}))
+    wire.send(mine, wire.encode({"op": "put"}, b"", 2), fds)
+    transport = Transport(theirs, Limits(), handle, lambda frame, error: None, lambda: None, on_closed)
+    while not others:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
+
+    assert handled == ["hello"]
+    for fd in (*others, *fds):
+        os.close(fd)  # each is still ours
+    mine.close()
+
+
 @pytest.mark.parametrize("size", [10, 200_000], ids=["inline", "file"])
 def test_content_whose_digest_lies_is_refused(shared_daemon: Host, size: int) -> None:
     data, claimed = os.urandom(size), hashlib.sha256(b"something else").hexdigest()
