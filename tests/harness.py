@@ -111,9 +111,12 @@ class Host:
     # -- scripts -------------------------------------------------------------------------------------------
 
     def write(self, name: str, text: str) -> Path:
+        """Whole or not at all: a process that was started a moment ago may just be reading what it was before."""
         path = self.project / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(textwrap.dedent(text), encoding="utf-8")
+        new = path.with_name(f"{path.name}.new")
+        new.write_text(textwrap.dedent(text), encoding="utf-8")
+        new.replace(path)
         return path
 
     def popen(self, script: str | Path, *arguments: str, python: str = sys.executable, **environ: str) -> subprocess.Popen[str]:

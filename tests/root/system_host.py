@@ -63,9 +63,10 @@ class User:
         }
 
     def popen(self, program: str, *arguments: str, python: str | None = None, **environ: str) -> subprocess.Popen[str]:
-        path = self.home / "script.py"
-        path.write_text(textwrap.dedent(program), encoding="utf-8")
-        os.chown(path, self.uid, self.gid)
+        path, new = self.home / "script.py", self.home / "script.py.new"
+        new.write_text(textwrap.dedent(program), encoding="utf-8")
+        os.chown(new, self.uid, self.gid)
+        new.replace(path)  # the one before may just be read
         return self.popen_command([python or str(self.host.python), str(path), *arguments], **environ)
 
     def popen_command(self, command: list[str], **environ: str) -> subprocess.Popen[str]:
