@@ -148,7 +148,6 @@ async def test_t40_surroundings_that_nobody_waits_for_any_more_leave_no_file(dae
     putting = asyncio.ensure_future(daemon.contents.put(ME.uid, digest, "context", frame, 0.0))
     while not daemon.contents._holders[(ME.uid, digest)]:
         await asyncio.sleep(0)
-    await asyncio.sleep(0)
     putting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await putting

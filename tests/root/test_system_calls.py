@@ -193,7 +193,7 @@ def body(name):
     return os.getpid()
 def begun(name):
     while not os.path.exists(name): time.sleep(0.001)
-    time.sleep(0.1)  # its body is over by then, and its end not yet on the disk
+    time.sleep(0.3)  # its body is over by then, and its end not yet on the disk
 first = body("").result().unwrap()
 while not os.path.exists("slow"): time.sleep(0.01)
 found, over = [], []
@@ -216,7 +216,7 @@ def test_c07_a_worker_is_free_while_what_it_returned_waits_for_the_disk(daemon: 
     client = daemon.popen(daemon.write("disk.py", DISK))
     assert daemon.process is not None
     wait_until(lambda: ctl(daemon, "workers")["workers"], 30)
-    tracer = subprocess.Popen(["strace", "-qq", "-f", "-o", "/dev/null", "-e", "trace=fdatasync", "-e", "inject=fdatasync:delay_enter=300000", "-p", str(daemon.process.pid)], stdin=subprocess.DEVNULL)
+    tracer = subprocess.Popen(["strace", "-qq", "-f", "-o", "/dev/null", "-e", "trace=fdatasync", "-e", "inject=fdatasync:delay_enter=900000", "-p", str(daemon.process.pid)], stdin=subprocess.DEVNULL)
     wait_until(lambda: _is_traced(daemon.process.pid), 30)
     (daemon.project / "slow").touch()
     out, err = client.communicate(timeout=60)
