@@ -53,8 +53,6 @@ def _limit(line: Line, found: dict[str, Stats]) -> float | None:
         return None
     if line.budget.of == "floor":
         return line.budget.amount * found["floor"].p50
-    if line.budget.of == "own p50":
-        return line.budget.amount * found[line.ours].p50
     return line.budget.amount
 
 
