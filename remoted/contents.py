@@ -80,7 +80,7 @@ class Contents:
     async def _put(self, uid: int, digest: str, role: str, frame: wire.Frame, now: float) -> None:
         fds = list(frame.fds)  # those that nobody has taken over yet
         try:
-            if role not in ROLES or len(fds) > 1:
+            if role not in ROLES:
                 raise BadRequest("BAD_CONTENT", f"cannot store content with role {role[:40]!r}")
             if role == _SECRET:
                 await self._put_secret(uid, digest, fds, frame.body)

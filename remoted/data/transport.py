@@ -201,10 +201,12 @@ class Transport:
         finally:
             if unfinished is None:
                 frame.close()
-        if unfinished is not None and not self._open:
-            _drop(frame, unfinished)
-            unfinished = None
-        return None if unfinished is None else (frame, unfinished)
+        if unfinished is None:
+            return None
+        if self._open:
+            return frame, unfinished
+        _drop(frame, unfinished)
+        return None
 
     async def _finish(self) -> None:
         """What has begun; and others have their turn."""

@@ -39,13 +39,13 @@ class Pools:
 
     def kind(self, need: Need) -> Kind:
         """The kind of worker that such tickets run in."""
+        if (kind := self.find(need)) is not None:
+            return kind
         pool = self.index.get(need.pool)
         if pool is None:
             pool = self.index[need.pool] = Pool(need.pool, self.policies.get(need.pool, PoolPolicy()))
         key = (need.kind, need.gpu)
-        kind = pool.kinds.get(key)
-        if kind is None:
-            kind = pool.kinds[key] = Kind(key, pool)
+        kind = pool.kinds[key] = Kind(key, pool)
         return kind
 
     def find(self, need: Need) -> Kind | None:

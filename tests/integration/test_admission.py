@@ -139,6 +139,15 @@ async def test_t40_surroundings_go_with_a_connection_that_ends_while_they_come(d
     assert not list((daemon.paths.state / "secrets").rglob(digest))
 
 
+async def _abandon(daemon: Daemon, putting: asyncio.Future[None]) -> None:
+    """Until what it has begun is over."""
+    putting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await putting
+    while daemon.contents._storing:
+        await asyncio.sleep(0.001)
+
+
 @pytest.mark.parametrize("is_inline", [False, True], ids=["file", "inline"])
 async def test_t40_surroundings_that_nobody_waits_for_any_more_leave_no_file(daemon: Daemon, is_inline: bool) -> None:
     """Their connection ends while a thread writes them."""
@@ -148,11 +157,7 @@ async def test_t40_surroundings_that_nobody_waits_for_any_more_leave_no_file(dae
     putting = asyncio.ensure_future(daemon.contents.put(ME.uid, digest, "context", frame, 0.0))
     while not daemon.contents._holders[(ME.uid, digest)]:
         await asyncio.sleep(0)
-    putting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await putting
-    while daemon.contents._storing:
-        await asyncio.sleep(0.001)
+    await _abandon(daemon, putting)
     await asyncio.sleep(0)
 
     assert not daemon.contents.has(ME.uid, digest)
@@ -167,11 +172,7 @@ async def test_content_that_nobody_waits_for_any_more_is_stored_all_the_same(dae
     putting = asyncio.ensure_future(daemon.contents.put(ME.uid, digest, "arguments", wire.Frame({}, b"", (wire.memfd("test", data),)), 0.0))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    putting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await putting
-    while daemon.contents._storing:
-        await asyncio.sleep(0.001)
+    await _abandon(daemon, putting)
 
     assert daemon.contents.has(ME.uid, digest)
     assert await daemon.store.submit(lambda db: db.one("get_content", uid=ME.uid, digest=digest))
